@@ -1,0 +1,141 @@
+package hoststate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Compare orders keys for dumps: by network, table, then address.
+func (k Key) Compare(l Key) int {
+	return cmp.Or(
+		cmp.Compare(k.VNI, l.VNI),
+		cmp.Compare(k.Table, l.Table),
+		cmp.Compare(string(k.MAC[:]), string(l.MAC[:])),
+		k.IP.Compare(l.IP),
+		cmp.Compare(k.Port, l.Port),
+	)
+}
+
+var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router"}
+
+// String lists the flags' words, joined by commas.
+func (f Flags) String() string {
+	var s []string
+	for i, n := range flagNames {
+		if f&(1<<i) != 0 {
+			s = append(s, n)
+		}
+	}
+	return strings.Join(s, ",")
+}
+
+// String is the row with interfaces by index; State.String has their names.
+func (r Row) String() string {
+	return r.text(func(i int32) string { return fmt.Sprintf("if%d", i) })
+}
+
+func (r Row) text(name func(int32) string) string {
+	k, v := r.Key, r.Val
+	switch k.Table {
+	case TableVTEP:
+		return fmt.Sprintf("vtep %s", k.IP)
+	case TableMember:
+		return fmt.Sprintf("member %s", name(k.Port))
+	case TableFDB:
+		return fmt.Sprintf("fdb %d %s dst %s %s", k.VNI, k.MAC, v.Dst, v.Flags)
+	case TableMaster:
+		port := k.VNI.VXLAN()
+		if v.Port != 0 {
+			port = name(v.Port)
+		}
+		return fmt.Sprintf("master %d %s dev %s %s", k.VNI, k.MAC, port, v.Flags)
+	case TableRepl:
+		return fmt.Sprintf("repl %d dst %s", k.VNI, k.IP)
+	case TableNeigh:
+		return fmt.Sprintf("neigh %d %s lladdr %s %s", k.VNI, k.IP, v.MAC, v.Flags)
+	}
+	return "unknown row"
+}
+
+// SortedRows is m as rows in the order of Key.Compare.
+func SortedRows(m map[Key]Val) []Row {
+	rows := make([]Row, 0, len(m))
+	for k, v := range m {
+		rows = append(rows, Row{k, v})
+	}
+	slices.SortFunc(rows, func(a, b Row) int { return a.Key.Compare(b.Key) })
+	return rows
+}
+
+// String dumps links and rows, a line each, sorted, without anything that
+// differs from run to run (no ifindex, no MAC of our own devices).
+func (s *State) String() string {
+	var b strings.Builder
+	names := map[int32]string{}
+	for _, l := range s.Links {
+		names[l.Index] = l.Name
+	}
+	links := slices.Clone(s.Links)
+	slices.SortFunc(links, func(a, b Link) int { return cmp.Or(cmp.Compare(a.VNI, b.VNI), strings.Compare(a.Name, b.Name)) })
+	for _, l := range links {
+		b.WriteString(l.text(names) + "\n")
+	}
+	for _, r := range SortedRows(s.Rows) {
+		b.WriteString(r.text(func(i int32) string {
+			if n, ok := names[i]; ok {
+				return n
+			}
+			return "gone"
+		}) + "\n")
+	}
+	return b.String()
+}
+
+func (l Link) text(names map[int32]string) string {
+	up := "down"
+	if l.Up {
+		up = "up"
+	}
+	switch l.Kind {
+	case LinkBridge:
+		iso := "open"
+		if l.Isolated {
+			iso = "isolated"
+		}
+		return fmt.Sprintf("bridge %s %s mtu %d %s altnames %s", l.Name, up, l.MTU, iso, strings.Join(l.AltNames, ","))
+	case LinkVXLAN:
+		df := "set"
+		if l.DF != 0 {
+			df = "inherit"
+		}
+		return fmt.Sprintf("vxlan %s vni %d %s mtu %d master %s local %s port %d df %s dove %t flood %t learning %t",
+			l.Name, l.VXVNI, up, l.MTU, names[l.Master], l.Local, l.UDPPort, df, l.DOVE, l.Flood, l.Learns)
+	}
+	state := "blocked"
+	if l.State == StateForwarding {
+		state = "forwarding"
+	}
+	return fmt.Sprintf("port %s %s master %s %s flood %t learning %t alias %q", l.Name, up, names[l.Master], state, l.Flood, l.Learns, l.Alias)
+}
+
+// Diff lists what turns have into want, deletions after additions within the
+// order of tables, so that nothing is unreachable in between. Rows that are
+// equal yield nothing. Both maps must cover the same scope.
+func Diff(have, want map[Key]Val) []Op {
+	var set, del []Op
+	for _, r := range SortedRows(want) {
+		if v, ok := have[r.Key]; !ok || v != r.Val {
+			set = append(set, Op{Kind: OpSet, Row: r})
+		}
+	}
+	for _, r := range SortedRows(have) {
+		if _, ok := want[r.Key]; !ok {
+			del = append(del, Op{Kind: OpDel, Row: r})
+		}
+	}
+	slices.SortStableFunc(set, func(a, b Op) int { return cmp.Compare(a.Row.Key.Table, b.Row.Key.Table) })
+	slices.SortStableFunc(del, func(a, b Op) int { return cmp.Compare(b.Row.Key.Table, a.Row.Key.Table) })
+	return append(set, del...)
+}

@@ -1,0 +1,190 @@
+// Package hoststate is a pure picture of what one host's kernel holds of the
+// overlay: links, forwarding databases, neighbours, replication lists and the
+// nftables sets of our own table. The kernel edge fills it, the plan says what
+// it should be, and the difference of the two is a list of operations.
+//
+// It knows nothing of netlink. Two edges implement it, the Linux one and the
+// model kernel of tests, and both must agree with the same contract suite.
+package hoststate
+
+import (
+	"net/netip"
+
+	"culvert/internal/overlay"
+)
+
+// Table is one kernel table that Culvert owns rows of.
+type Table uint8
+
+// The tables. The order is the order in which rows of one endpoint are added;
+// they are deleted in the opposite order (FDB before neighbour when adding, so
+// that the proxy never answers for a MAC that cannot be sent to).
+const (
+	// TableVTEP is the set of outer addresses from which UDP to the VXLAN port
+	// is taken (nftables, inet). Key: IP. VNI is 0.
+	TableVTEP Table = 1
+	// TableFDB is the VXLAN device's own FDB ("self"): MAC -> VTEP.
+	TableFDB Table = 2
+	// TableMaster is the bridge's FDB ("master"): MAC -> bridge port.
+	TableMaster Table = 3
+	// TableRepl is the destination list of the all-zero FDB entry: key IP, one
+	// row a VTEP.
+	TableRepl Table = 4
+	// TableNeigh is the VXLAN device's neighbour table: IP -> MAC.
+	TableNeigh Table = 5
+	// TableMember is the set of bridge ports that may pass frames (nftables,
+	// bridge). Key: Port. A device that joins one of our bridges passes nothing
+	// to or from a member until it is in this set.
+	TableMember Table = 6
+)
+
+// String is the table's name in dumps.
+func (t Table) String() string {
+	switch t {
+	case TableVTEP:
+		return "vtep"
+	case TableFDB:
+		return "fdb"
+	case TableMaster:
+		return "master"
+	case TableRepl:
+		return "repl"
+	case TableNeigh:
+		return "neigh"
+	case TableMember:
+		return "member"
+	}
+	return "unknown"
+}
+
+// Key is a row's identity in the kernel.
+type Key struct {
+	Table Table
+	VNI   overlay.VNI
+	MAC   overlay.MAC // TableFDB, TableMaster
+	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP
+	Port  int32       // TableMember: ifindex
+}
+
+// Flags are the kernel's properties of a row that must be as planned.
+type Flags uint8
+
+// Row flags.
+const (
+	// Static: NUD_NOARP, never ages (FDB).
+	Static Flags = 1 << iota
+	// Extern: NTF_EXT_LEARNED (FDB).
+	Extern
+	// Sticky: NTF_STICKY, does not move when seen on another port (master).
+	Sticky
+	// Permanent: NUD_PERMANENT (neighbour, all-zero FDB entry).
+	Permanent
+	// Ours: the neighbour carries our protocol number (NDA_PROTOCOL).
+	Ours
+	// Router: NTF_ROUTER; planned never in push networks, read to notice.
+	Router
+)
+
+// Val is what a row says. Which fields count depends on the table.
+type Val struct {
+	Dst   netip.Addr  // TableFDB: outer address; invalid elsewhere
+	MAC   overlay.MAC // TableNeigh
+	Port  int32       // TableMaster: ifindex of the bridge port; 0 means the network's VXLAN device
+	Flags Flags
+}
+
+// Row is a key with its value.
+type Row struct {
+	Key Key
+	Val Val
+}
+
+// LinkKind tells the links that matter here apart.
+type LinkKind uint8
+
+// Kinds of links.
+const (
+	LinkOther  LinkKind = 0 // a VM's tap or veth, or anything else
+	LinkBridge LinkKind = 1
+	LinkVXLAN  LinkKind = 2
+)
+
+// PortState is a bridge port's STP state (include/uapi/linux/if_bridge.h).
+type PortState uint8
+
+// Port states; only StateForwarding passes frames.
+const (
+	StateDisabled   PortState = 0
+	StateListening  PortState = 1
+	StateLearning   PortState = 2
+	StateForwarding PortState = 3
+	StateBlocking   PortState = 4
+)
+
+// Link is one network device as read from the kernel. Links that are neither
+// ours nor a port of one of our bridges are not reported.
+type Link struct {
+	Index    int32
+	Name     string
+	Kind     LinkKind
+	VNI      overlay.VNI // of the name, for our bridge and VXLAN devices; 0 otherwise
+	Master   int32       // ifindex of the bridge it is a port of; 0 if none
+	MTU      uint32
+	MAC      overlay.MAC
+	Up       bool
+	Alias    string   // IFLA_IFALIAS
+	AltNames []string // sorted
+
+	// Bridge ports.
+	State         PortState
+	Flood, Learns bool // IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_LEARNING
+
+	// Bridges.
+	Isolated bool // our nftables netdev chain with policy drop stands on it
+
+	// VXLAN devices.
+	VXVNI   overlay.VNI // the device's VNI, which must equal VNI
+	Local   netip.Addr
+	UDPPort uint16
+	DF      overlay.DF
+	DOVE    bool // proxy, l2miss, l3miss, rsc all set and learning off
+}
+
+// Device is what a network needs on a host.
+type Device struct {
+	VNI     overlay.VNI
+	Local   netip.Addr // our VTEP
+	UDPPort uint16     // 4789 (RFC 7348 section 5)
+	MTU     uint32     // of bridge and VXLAN device, bytes
+	DF      overlay.DF
+	Alias   string // see DeviceAlias
+	AltName string // "<tenant>.<network>", on the bridge
+}
+
+// State is all that was read. Rows covers only the scopes that were read.
+type State struct {
+	Links []Link // sorted by Index
+	Rows  map[Key]Val
+	// Base reports that our nftables tables, chains and rules stand as
+	// OpBase makes them.
+	Base bool
+	// Strangers counts datagrams to the VXLAN port from no known VTEP,
+	// dropped by TableVTEP's rule; valid when links were read.
+	Strangers uint64
+}
+
+// Scope says what to read. The zero Scope reads nothing.
+type Scope struct {
+	Links bool        // all links that matter, Base, TableVTEP, TableMember
+	VNI   overlay.VNI // TableFDB, TableMaster, TableRepl and TableNeigh of this network's devices
+}
+
+// Doorbell says that something changed. It is a reason to look, never the
+// truth itself; Row lets the core recognise the echo of its own writes.
+type Doorbell struct {
+	Overflow bool        // events were lost: anything may have changed
+	Links    bool        // a link or an nftables object of ours changed
+	VNI      overlay.VNI // with Row: the network whose table changed
+	Row      Row         // what the event said
+	Deleted  bool        // the event was a deletion of Row
+}

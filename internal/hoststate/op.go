@@ -1,0 +1,160 @@
+package hoststate
+
+import (
+	"fmt"
+	"strings"
+
+	"culvert/internal/overlay"
+)
+
+// OpKind is what an operation does.
+type OpKind uint8
+
+// The operations. Each is one kernel change (or one unavoidable group of
+// them) that can succeed or be refused by itself.
+const (
+	// OpSet writes Row: creates it or replaces what stands under its key.
+	// TableRepl rows are appended; one that is there already is no error.
+	OpSet OpKind = 1
+	// OpDel deletes the row under Row.Key. TableFDB and TableMaster compare:
+	// nothing is deleted unless the value is still Row.Val. An absent row is
+	// ClassNotFound, which callers take as done.
+	OpDel OpKind = 2
+	// OpBase makes our nftables tables, sets, chains and rules, empty sets
+	// included, in one transaction. Existing set elements are kept.
+	OpBase OpKind = 3
+	// OpMakeBridge creates Dev's bridge, down, isolates it, then sets it up.
+	// ClassExists if a device of that name is there.
+	OpMakeBridge OpKind = 4
+	// OpMakeVXLAN creates Dev's VXLAN device, makes it a port of the bridge
+	// with flood and learning off, and leaves it down: rows are written first
+	// (kernel-facts 2: "fill first, then up"). ClassExists if it is there.
+	OpMakeVXLAN OpKind = 5
+	// OpUp sets the link Index up.
+	OpUp OpKind = 6
+	// OpTune changes what may be changed on a live device of Dev (MTU, DF,
+	// local, alias, altname, port flags) and isolates the bridge if it is not.
+	OpTune OpKind = 7
+	// OpPort makes the VM port Index as a VM port must be: flood off,
+	// learning off, IPv6 off.
+	OpPort OpKind = 8
+	// OpDelLink deletes the link Index. ClassGone if it is not there.
+	OpDelLink OpKind = 9
+	// OpAttach makes link Name a port of Dev.VNI's bridge, with Alias.
+	OpAttach OpKind = 10
+	// OpDetach takes link Name off its bridge and clears its alias.
+	OpDetach OpKind = 11
+	// OpAnnounce tells the guests behind VM ports of VNI that IP is at MAC: a
+	// gratuitous ARP reply or an unsolicited neighbour advertisement with the
+	// override flag, sent out of each member port. No kernel state changes.
+	OpAnnounce OpKind = 12
+)
+
+// String is the operation's word in dumps and logs.
+func (k OpKind) String() string {
+	names := [...]string{"none", "set", "del", "base", "make-bridge", "make-vxlan", "up", "tune", "port", "del-link", "attach", "detach", "announce"}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return "unknown"
+}
+
+// Op is one operation. ID is the caller's and comes back in the Result.
+type Op struct {
+	ID    uint64
+	Kind  OpKind
+	Row   Row    // OpSet, OpDel; OpAnnounce (Key.VNI, Key.IP, Val.MAC)
+	Dev   Device // OpMakeBridge, OpMakeVXLAN, OpTune, OpAttach (VNI)
+	Index int32  // OpUp, OpPort, OpDelLink
+	Name  string // OpAttach, OpDetach
+	Alias string // OpAttach
+}
+
+// Class is what an error means to the core, whatever the kernel called it.
+type Class uint8
+
+// Error classes. None ends the daemon.
+const (
+	ClassOK        Class = 0
+	ClassExists    Class = 1 // EEXIST where a new thing was wanted
+	ClassNotFound  Class = 2 // ENOENT, ESRCH: the row is not there
+	ClassGone      Class = 3 // ENODEV, ENXIO: the device is not there
+	ClassFull      Class = 4 // ENOSPC, ENOBUFS on a table, EXFULL, ENOMEM
+	ClassTransient Class = 5 // EINTR, EAGAIN, EBUSY, interrupted dump, socket overflow
+	ClassRefused   Class = 6 // EPERM, EACCES, EOPNOTSUPP, EAFNOSUPPORT, EINVAL, ERANGE: trying again won't help
+	ClassUnknown   Class = 7 // anything else
+)
+
+// String is the class's word in logs and metrics.
+func (c Class) String() string {
+	names := [...]string{"ok", "exists", "not-found", "gone", "full", "transient", "refused", "unknown"}
+	if int(c) < len(names) {
+		return names[c]
+	}
+	return "unknown"
+}
+
+// Result is what became of an operation.
+type Result struct {
+	Op    Op
+	Class Class
+	Text  string // the kernel's words, for people; empty when ClassOK
+
+	// Read back after the operation, for OpSet and OpDel: what the kernel now
+	// holds under Row.Key. Valid when Verified.
+	Verified bool
+	Present  bool
+	Have     Val
+}
+
+// DeviceAlias is what the alias of a bridge and a VXLAN device of ours says:
+// whose it is and which network it was made for. A device whose alias names
+// another network's UID is not adopted.
+func DeviceAlias(cluster string, network overlay.UID) string {
+	return "culvert cluster=" + cluster + " network=" + network.String()
+}
+
+// ParseDeviceAlias reads what DeviceAlias wrote. ok is false for anything else.
+func ParseDeviceAlias(alias string) (cluster string, network overlay.UID, ok bool) {
+	f := strings.Split(alias, " ")
+	if len(f) != 3 || f[0] != "culvert" {
+		return "", overlay.UID{}, false
+	}
+	cluster, okC := strings.CutPrefix(f[1], "cluster=")
+	uid, okU := strings.CutPrefix(f[2], "network=")
+	network, err := overlay.ParseUID(uid)
+	return cluster, network, okC && okU && err == nil
+}
+
+// PortAlias is what `culvert attach` writes on a VM's device, and what a
+// hypervisor may write there itself.
+func PortAlias(tenant, port string) string { return "culvert port=" + tenant + "/" + port }
+
+// ParsePortAlias reads what PortAlias wrote. ok is false for anything else,
+// names that are no names included.
+func ParsePortAlias(alias string) (tenant, port string, ok bool) {
+	s, found := strings.CutPrefix(alias, "culvert port=")
+	if !found {
+		return "", "", false
+	}
+	tenant, port, found = strings.Cut(s, "/")
+	if !found || overlay.CheckName("tenant", tenant) != nil || overlay.CheckName("port", port) != nil {
+		return "", "", false
+	}
+	return tenant, port, true
+}
+
+// String is a line for logs and test failures.
+func (o Op) String() string {
+	switch o.Kind {
+	case OpSet, OpDel:
+		return o.Kind.String() + " " + o.Row.String()
+	case OpAnnounce:
+		return fmt.Sprintf("announce vni %d %s at %s", o.Row.Key.VNI, o.Row.Key.IP, o.Row.Val.MAC)
+	case OpMakeBridge, OpMakeVXLAN, OpTune:
+		return fmt.Sprintf("%s vni %d", o.Kind, o.Dev.VNI)
+	case OpAttach, OpDetach:
+		return fmt.Sprintf("%s %s vni %d", o.Kind, o.Name, o.Dev.VNI)
+	}
+	return fmt.Sprintf("%s %d", o.Kind, o.Index)
+}

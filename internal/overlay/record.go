@@ -1,0 +1,214 @@
+package overlay
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// Kind tells records apart, in the store, on the wire and in a log.
+type Kind uint8
+
+// The kinds of records. Numbers are wire and store format: never reuse one.
+const (
+	KindTenant   Kind = 1
+	KindNetwork  Kind = 2
+	KindPort     Kind = 3
+	KindHost     Kind = 4
+	KindEndpoint Kind = 5
+)
+
+// String is the kind's noun in the API, in lower case.
+func (k Kind) String() string {
+	switch k {
+	case KindTenant:
+		return "tenant"
+	case KindNetwork:
+		return "network"
+	case KindPort:
+		return "port"
+	case KindHost:
+		return "host"
+	case KindEndpoint:
+		return "endpoint"
+	}
+	return "unknown"
+}
+
+// Meta is what every declared record carries.
+type Meta struct {
+	UID    UID
+	Name   string
+	Tenant UID // zero for kinds that no tenant owns
+	Labels []Label
+	// Cause says who made the last change and by what ("operator admin: port
+	// create"), so that every kernel entry has a reason (invariant 11).
+	Cause string
+	// Changed is when, in Unix nanoseconds, for people; it orders nothing.
+	Changed int64
+}
+
+// Label is one key and value; labels are kept sorted by key.
+type Label struct{ Key, Value string }
+
+// Tenant owns networks and ports.
+type Tenant struct {
+	Meta
+	MaxNetworks      uint32 // quota; 0 means the default, DefaultMaxNetworks
+	MaxPorts         uint32 // quota over all networks; 0 means DefaultMaxPorts
+	MaxPortAddresses uint32 // addresses a port; 0 means DefaultMaxPortAddresses
+}
+
+// Default quotas of a tenant.
+const (
+	DefaultMaxNetworks      = 1000
+	DefaultMaxPorts         = 100_000
+	DefaultMaxPortAddresses = 16
+)
+
+// Flood says how a network treats broadcast, unknown unicast and multicast.
+type Flood uint8
+
+// Flood modes. FloodMulticast is refused by name until its issue builds it.
+const (
+	FloodHER  Flood = 0 // head-end replication: one copy a VTEP
+	FloodNone Flood = 1
+)
+
+// DF says what the outer IPv4 header's don't-fragment bit is (ip-link(8)).
+type DF uint8
+
+// DF modes.
+const (
+	DFSet     DF = 0
+	DFInherit DF = 1
+)
+
+// Subnet is one prefix of a network with its gateway address.
+type Subnet struct {
+	Prefix  netip.Prefix // masked
+	Gateway netip.Addr   // inside Prefix; invalid means none
+}
+
+// Network is one VXLAN segment.
+type Network struct {
+	Meta
+	WantVNI VNI // what the user asked for, 0 if allocated
+	VNI     VNI // in force
+	Subnets []Subnet
+	WantMTU uint16 // bytes; 0 means derived from the underlay's 1500
+	MTU     uint16 // bytes in force, told to guests
+	DF      DF
+	Flood   Flood
+	Hosts   []string // names of hosts that may serve it, sorted; empty means all
+	Blocked bool     // being deleted: its ports pass no traffic any more
+}
+
+// SelectsHost reports whether the host of that name may serve the network.
+func (n *Network) SelectsHost(name string) bool {
+	if len(n.Hosts) == 0 {
+		return true
+	}
+	_, ok := slices.BinarySearch(n.Hosts, name)
+	return ok
+}
+
+// Port is a declared attachment: a VM's NIC in a network.
+type Port struct {
+	Meta
+	Network       UID
+	WantMAC       MAC // zero if allocated
+	MAC           MAC // in force
+	WantAddresses []netip.Addr
+	Addresses     []netip.Addr // in force, sorted
+	VM            string       // name of the VM, for people and the hypervisor's hook
+	Hosts         []string     // names of hosts it may appear on, sorted; empty means all
+}
+
+// Host is a machine with an agent and a VTEP.
+type Host struct {
+	Meta
+	VTEP    netip.Addr // outer address; invalid until the agent reported it
+	Session uint64     // number of the newest session; claims of older ones are void
+	BootID  string
+}
+
+// Evidence says what made an agent claim an endpoint. Higher ranks win a
+// dispute (design 3.1).
+type Evidence uint8
+
+// Ranks of evidence. Gaps are left for hypervisor, DHCP and ARP sources.
+const (
+	EvidenceNone   Evidence = 0
+	EvidenceFrame  Evidence = 10 // a bare frame with a declared MAC
+	EvidenceDevice Evidence = 50 // a device that names its port, forwarding in the bridge
+)
+
+// String is the evidence's word in the API.
+func (e Evidence) String() string {
+	switch e {
+	case EvidenceFrame:
+		return "frame"
+	case EvidenceDevice:
+		return "device"
+	}
+	return "none"
+}
+
+// Endpoint is where a (network, MAC) is now. Its address on the underlay is
+// the host's VTEP: records refer, they do not repeat.
+type Endpoint struct {
+	Network   UID
+	MAC       MAC
+	Port      UID // declared port; never zero while undeclared endpoints are not admitted
+	Host      UID
+	Addresses []netip.Addr // sorted
+	Evidence  Evidence
+	Cause     string
+	Since     int64 // Unix nanoseconds, for people
+}
+
+// SortAddrs sorts and de-duplicates a in place and returns it.
+func SortAddrs(a []netip.Addr) []netip.Addr {
+	slices.SortFunc(a, netip.Addr.Compare)
+	return slices.Compact(a)
+}
+
+// SortLabels sorts l by key in place and returns it.
+func SortLabels(l []Label) []Label {
+	slices.SortFunc(l, func(a, b Label) int { return cmp.Compare(a.Key, b.Key) })
+	return l
+}
+
+// DefaultMTU is what guests get over an underlay of 1500 bytes with an outer
+// IPv4 header: 1500 - 20 (IP) - 8 (UDP) - 8 (VXLAN) - 14 (inner Ethernet).
+const DefaultMTU = 1450
+
+// Limits of a network's MTU in bytes: IPv6 needs 1280 inside (RFC 8200
+// section 5); a VXLAN device takes at most 65535 - 50.
+const (
+	MinMTU = 1280
+	MaxMTU = 65485
+)
+
+// Record is any of *Tenant, *Network, *Port, *Host and *Endpoint. A record
+// that has been published is never changed; a change is a new record.
+type Record interface {
+	// Kind tells which of the five it is.
+	Kind() Kind
+}
+
+// Kind is KindTenant.
+func (*Tenant) Kind() Kind { return KindTenant }
+
+// Kind is KindNetwork.
+func (*Network) Kind() Kind { return KindNetwork }
+
+// Kind is KindPort.
+func (*Port) Kind() Kind { return KindPort }
+
+// Kind is KindHost.
+func (*Host) Kind() Kind { return KindHost }
+
+// Kind is KindEndpoint.
+func (*Endpoint) Kind() Kind { return KindEndpoint }

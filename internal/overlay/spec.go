@@ -1,0 +1,39 @@
+package overlay
+
+import "net/netip"
+
+// Doc is one document that a user wrote, parsed and checked field by field,
+// with names not yet resolved. Exactly one of the specs is set, as Kind says.
+type Doc struct {
+	Kind    Kind
+	Tenant  string // empty for KindTenant
+	Name    string
+	Labels  []Label // sorted by key
+	Quotas  TenantSpec
+	Network NetworkSpec
+	Port    PortSpec
+}
+
+// TenantSpec is what a user may say of a tenant; 0 means the default.
+type TenantSpec struct {
+	MaxNetworks, MaxPorts, MaxPortAddresses uint32
+}
+
+// NetworkSpec is what a user may say of a network.
+type NetworkSpec struct {
+	VNI     VNI // 0: allocate
+	Subnets []Subnet
+	MTU     uint16 // 0: derive
+	DF      DF
+	Flood   Flood
+	Hosts   []string // sorted; empty: all
+}
+
+// PortSpec is what a user may say of a port.
+type PortSpec struct {
+	Network   string       // name within the tenant
+	MAC       MAC          // zero: allocate
+	Addresses []netip.Addr // sorted; empty: allocate one a subnet
+	VM        string
+	Hosts     []string // sorted; empty: all that the network selects
+}
