@@ -132,6 +132,7 @@ type Link struct {
 	MTU      uint32
 	MAC      overlay.MAC
 	Up       bool
+	IPv6     bool     // disable_ipv6 is 0: wanted on VXLAN devices (kernel-facts 10), unwanted elsewhere
 	Alias    string   // IFLA_IFALIAS
 	AltNames []string // sorted
 

@@ -16,6 +16,8 @@ const (
 	KindPort     Kind = 3
 	KindHost     Kind = 4
 	KindEndpoint Kind = 5
+	KindSession  Kind = 6 // internal: never in a log or the API
+	KindFloor    Kind = 7 // internal: never in a log or the API
 )
 
 // String is the kind's noun in the API, in lower case.
@@ -31,6 +33,10 @@ func (k Kind) String() string {
 		return "host"
 	case KindEndpoint:
 		return "endpoint"
+	case KindSession:
+		return "session"
+	case KindFloor:
+		return "floor"
 	}
 	return "unknown"
 }
@@ -93,15 +99,18 @@ type Subnet struct {
 // Network is one VXLAN segment.
 type Network struct {
 	Meta
-	WantVNI VNI // what the user asked for, 0 if allocated
-	VNI     VNI // in force
-	Subnets []Subnet
-	WantMTU uint16 // bytes; 0 means derived from the underlay's 1500
-	MTU     uint16 // bytes in force, told to guests
-	DF      DF
-	Flood   Flood
-	Hosts   []string // names of hosts that may serve it, sorted; empty means all
-	Blocked bool     // being deleted: its ports pass no traffic any more
+	// TenantName is its tenant's name, which never changes: agents know no
+	// tenants, and devices are named after it.
+	TenantName string
+	WantVNI    VNI // what the user asked for, 0 if allocated
+	VNI        VNI // in force
+	Subnets    []Subnet
+	WantMTU    uint16 // bytes; 0 means derived from the underlay's 1500
+	MTU        uint16 // bytes in force, told to guests
+	DF         DF
+	Flood      Flood
+	Hosts      []string // names of hosts that may serve it, sorted; empty means all
+	Blocked    bool     // being deleted: its ports pass no traffic any more
 }
 
 // SelectsHost reports whether the host of that name may serve the network.
@@ -128,9 +137,22 @@ type Port struct {
 // Host is a machine with an agent and a VTEP.
 type Host struct {
 	Meta
-	VTEP    netip.Addr // outer address; invalid until the agent reported it
-	Session uint64     // number of the newest session; claims of older ones are void
-	BootID  string
+	VTEP netip.Addr // outer address; invalid until the agent reported it
+}
+
+// Session is the small record of one agent's stream. It has a key of its own,
+// so that an agent's restart is no news for the other hosts.
+type Session struct {
+	Host   UID
+	N      uint64 // counts up for ever; messages of a lower number are void
+	BootID string
+}
+
+// Floor says how far the tombstones of a network's log have been thrown away:
+// a reader that is below it needs a full pass.
+type Floor struct {
+	Network UID // zero for the fleet log
+	Rev     Rev
 }
 
 // Evidence says what made an agent claim an endpoint. Higher ranks win a
@@ -191,7 +213,8 @@ const (
 	MaxMTU = 65485
 )
 
-// Record is any of *Tenant, *Network, *Port, *Host and *Endpoint. A record
+// Record is any of *Tenant, *Network, *Port, *Host, *Endpoint, *Session and
+// *Floor. A record
 // that has been published is never changed; a change is a new record.
 type Record interface {
 	// Kind tells which of the five it is.
@@ -212,3 +235,9 @@ func (*Host) Kind() Kind { return KindHost }
 
 // Kind is KindEndpoint.
 func (*Endpoint) Kind() Kind { return KindEndpoint }
+
+// Kind is KindSession.
+func (*Session) Kind() Kind { return KindSession }
+
+// Kind is KindFloor.
+func (*Floor) Kind() Kind { return KindFloor }

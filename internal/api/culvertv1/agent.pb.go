@@ -23,6 +23,334 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type AttachPortRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"` // empty: the tenant named default
+	Port          string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachPortRequest) Reset() {
+	*x = AttachPortRequest{}
+	mi := &file_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachPortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachPortRequest) ProtoMessage() {}
+
+func (x *AttachPortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachPortRequest.ProtoReflect.Descriptor instead.
+func (*AttachPortRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AttachPortRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AttachPortRequest) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *AttachPortRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+type AttachPortResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Action        string                 `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"` // attached, unchanged
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Bridge        string                 `protobuf:"bytes,3,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Mac           string                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Addresses     []string               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachPortResponse) Reset() {
+	*x = AttachPortResponse{}
+	mi := &file_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachPortResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachPortResponse) ProtoMessage() {}
+
+func (x *AttachPortResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachPortResponse.ProtoReflect.Descriptor instead.
+func (*AttachPortResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AttachPortResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AttachPortResponse) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *AttachPortResponse) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *AttachPortResponse) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *AttachPortResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+type DetachPortRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Port          string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachPortRequest) Reset() {
+	*x = DetachPortRequest{}
+	mi := &file_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachPortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachPortRequest) ProtoMessage() {}
+
+func (x *DetachPortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachPortRequest.ProtoReflect.Descriptor instead.
+func (*DetachPortRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DetachPortRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DetachPortRequest) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+type DetachPortResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Action        string                 `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"` // detached, unchanged
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"` // empty if there was none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachPortResponse) Reset() {
+	*x = DetachPortResponse{}
+	mi := &file_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachPortResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachPortResponse) ProtoMessage() {}
+
+func (x *DetachPortResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachPortResponse.ProtoReflect.Descriptor instead.
+func (*DetachPortResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DetachPortResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *DetachPortResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+type TablesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vni           uint32                 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"` // 0: all networks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TablesRequest) Reset() {
+	*x = TablesRequest{}
+	mi := &file_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TablesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TablesRequest) ProtoMessage() {}
+
+func (x *TablesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TablesRequest.ProtoReflect.Descriptor instead.
+func (*TablesRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TablesRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+type TablesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TablesResponse) Reset() {
+	*x = TablesResponse{}
+	mi := &file_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TablesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TablesResponse) ProtoMessage() {}
+
+func (x *TablesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TablesResponse.ProtoReflect.Descriptor instead.
+func (*TablesResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TablesResponse) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type JoinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TokenId       []byte                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
@@ -36,7 +364,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +376,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +389,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{0}
+	return file_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JoinRequest) GetTokenId() []byte {
@@ -112,7 +440,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -124,7 +452,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -137,7 +465,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{1}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -192,7 +520,7 @@ type Up struct {
 
 func (x *Up) Reset() {
 	*x = Up{}
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -204,7 +532,7 @@ func (x *Up) String() string {
 func (*Up) ProtoMessage() {}
 
 func (x *Up) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -217,7 +545,7 @@ func (x *Up) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Up.ProtoReflect.Descriptor instead.
 func (*Up) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Up) GetBody() isUp_Body {
@@ -336,7 +664,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +676,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +689,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -423,7 +751,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +763,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +776,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -476,7 +804,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +816,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +829,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -535,7 +863,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +875,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +888,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -622,7 +950,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +962,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +975,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -675,7 +1003,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +1015,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +1028,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -720,7 +1048,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +1060,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +1073,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -768,7 +1096,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1108,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1121,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Report) GetProblems() []string {
@@ -839,7 +1167,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1179,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1192,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -950,7 +1278,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1290,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1303,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1010,17 +1338,20 @@ func (x *Welcome) GetCluster() string {
 // that nothing at or below it that concerns this agent is unsent; it is absent
 // while something is.
 type Items struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Item                `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
-	UpTo          *Rev                   `protobuf:"bytes,2,opt,name=up_to,json=upTo,proto3" json:"up_to,omitempty"`
-	Ends          []*LogEnd              `protobuf:"bytes,3,rep,name=ends,proto3" json:"ends,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Items []*Item                `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	UpTo  *Rev                   `protobuf:"bytes,2,opt,name=up_to,json=upTo,proto3" json:"up_to,omitempty"`
+	Ends  []*LogEnd              `protobuf:"bytes,3,rep,name=ends,proto3" json:"ends,omitempty"`
+	// begins names the logs (empty: the fleet's) of which a full pass begins
+	// with this message, before its items.
+	Begins        [][]byte `protobuf:"bytes,4,rep,name=begins,proto3" json:"begins,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1363,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1376,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -1069,6 +1400,13 @@ func (x *Items) GetEnds() []*LogEnd {
 	return nil
 }
 
+func (x *Items) GetBegins() [][]byte {
+	if x != nil {
+		return x.Begins
+	}
+	return nil
+}
+
 // LogEnd says that the pass over a log has reached up_to of the message. full
 // is set when the pass began at the log's start: what it did not name is not.
 // sum is the manager's own sum over the log's live keys and revisions.
@@ -1084,7 +1422,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1434,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1447,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -1152,7 +1490,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1502,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1515,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1217,7 +1555,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1567,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1580,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -1267,7 +1605,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1617,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1630,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Refusal) GetCode() string {
@@ -1340,7 +1678,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1690,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1703,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -1393,7 +1731,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1743,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1756,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -1446,7 +1784,27 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x10culvert.agent.v1\x1a\frecord.proto\"\x99\x01\n" +
+	"\vagent.proto\x12\x10culvert.agent.v1\x1a\frecord.proto\"W\n" +
+	"\x11AttachPortRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\"\x8e\x01\n" +
+	"\x12AttachPortResponse\x12\x16\n" +
+	"\x06action\x18\x01 \x01(\tR\x06action\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x16\n" +
+	"\x06bridge\x18\x03 \x01(\tR\x06bridge\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\x05 \x03(\tR\taddresses\"?\n" +
+	"\x11DetachPortRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\"D\n" +
+	"\x12DetachPortResponse\x12\x16\n" +
+	"\x06action\x18\x01 \x01(\tR\x06action\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\"!\n" +
+	"\rTablesRequest\x12\x10\n" +
+	"\x03vni\x18\x01 \x01(\rR\x03vni\"$\n" +
+	"\x0eTablesResponse\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"\x99\x01\n" +
 	"\vJoinRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\fR\atokenId\x12!\n" +
 	"\ftoken_secret\x18\x02 \x01(\fR\vtokenSecret\x12\x10\n" +
@@ -1512,11 +1870,12 @@ const file_agent_proto_rawDesc = "" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\rR\x05epoch\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster\"\x91\x01\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\"\xa9\x01\n" +
 	"\x05Items\x12-\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.culvert.record.v1.ItemR\x05items\x12+\n" +
 	"\x05up_to\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x04upTo\x12,\n" +
-	"\x04ends\x18\x03 \x03(\v2\x18.culvert.agent.v1.LogEndR\x04ends\"t\n" +
+	"\x04ends\x18\x03 \x03(\v2\x18.culvert.agent.v1.LogEndR\x04ends\x12\x16\n" +
+	"\x06begins\x18\x04 \x03(\fR\x06begins\"t\n" +
 	"\x06LogEnd\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x10\n" +
@@ -1546,7 +1905,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Attach\x12\x14.culvert.agent.v1.Up\x1a\x16.culvert.agent.v1.Down(\x010\x01\x12N\n" +
 	"\aResolve\x12 .culvert.agent.v1.ResolveRequest\x1a!.culvert.agent.v1.ResolveResponse2P\n" +
 	"\aJoining\x12E\n" +
-	"\x04Join\x12\x1d.culvert.agent.v1.JoinRequest\x1a\x1e.culvert.agent.v1.JoinResponseB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
+	"\x04Join\x12\x1d.culvert.agent.v1.JoinRequest\x1a\x1e.culvert.agent.v1.JoinResponse2\x86\x02\n" +
+	"\x05Local\x12W\n" +
+	"\n" +
+	"AttachPort\x12#.culvert.agent.v1.AttachPortRequest\x1a$.culvert.agent.v1.AttachPortResponse\x12W\n" +
+	"\n" +
+	"DetachPort\x12#.culvert.agent.v1.DetachPortRequest\x1a$.culvert.agent.v1.DetachPortResponse\x12K\n" +
+	"\x06Tables\x12\x1f.culvert.agent.v1.TablesRequest\x1a .culvert.agent.v1.TablesResponseB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -1560,63 +1925,75 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_agent_proto_goTypes = []any{
-	(*JoinRequest)(nil),     // 0: culvert.agent.v1.JoinRequest
-	(*JoinResponse)(nil),    // 1: culvert.agent.v1.JoinResponse
-	(*Up)(nil),              // 2: culvert.agent.v1.Up
-	(*Hello)(nil),           // 3: culvert.agent.v1.Hello
-	(*LogPosition)(nil),     // 4: culvert.agent.v1.LogPosition
-	(*Interest)(nil),        // 5: culvert.agent.v1.Interest
-	(*Claim)(nil),           // 6: culvert.agent.v1.Claim
-	(*Claims)(nil),          // 7: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),    // 8: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),             // 9: culvert.agent.v1.Ack
-	(*Report)(nil),          // 10: culvert.agent.v1.Report
-	(*Down)(nil),            // 11: culvert.agent.v1.Down
-	(*Welcome)(nil),         // 12: culvert.agent.v1.Welcome
-	(*Items)(nil),           // 13: culvert.agent.v1.Items
-	(*LogEnd)(nil),          // 14: culvert.agent.v1.LogEnd
-	(*Answer)(nil),          // 15: culvert.agent.v1.Answer
-	(*Answers)(nil),         // 16: culvert.agent.v1.Answers
-	(*Refusal)(nil),         // 17: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),  // 18: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil), // 19: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),             // 20: culvert.record.v1.Rev
-	(*Item)(nil),            // 21: culvert.record.v1.Item
+	(*AttachPortRequest)(nil),  // 0: culvert.agent.v1.AttachPortRequest
+	(*AttachPortResponse)(nil), // 1: culvert.agent.v1.AttachPortResponse
+	(*DetachPortRequest)(nil),  // 2: culvert.agent.v1.DetachPortRequest
+	(*DetachPortResponse)(nil), // 3: culvert.agent.v1.DetachPortResponse
+	(*TablesRequest)(nil),      // 4: culvert.agent.v1.TablesRequest
+	(*TablesResponse)(nil),     // 5: culvert.agent.v1.TablesResponse
+	(*JoinRequest)(nil),        // 6: culvert.agent.v1.JoinRequest
+	(*JoinResponse)(nil),       // 7: culvert.agent.v1.JoinResponse
+	(*Up)(nil),                 // 8: culvert.agent.v1.Up
+	(*Hello)(nil),              // 9: culvert.agent.v1.Hello
+	(*LogPosition)(nil),        // 10: culvert.agent.v1.LogPosition
+	(*Interest)(nil),           // 11: culvert.agent.v1.Interest
+	(*Claim)(nil),              // 12: culvert.agent.v1.Claim
+	(*Claims)(nil),             // 13: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),       // 14: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                // 15: culvert.agent.v1.Ack
+	(*Report)(nil),             // 16: culvert.agent.v1.Report
+	(*Down)(nil),               // 17: culvert.agent.v1.Down
+	(*Welcome)(nil),            // 18: culvert.agent.v1.Welcome
+	(*Items)(nil),              // 19: culvert.agent.v1.Items
+	(*LogEnd)(nil),             // 20: culvert.agent.v1.LogEnd
+	(*Answer)(nil),             // 21: culvert.agent.v1.Answer
+	(*Answers)(nil),            // 22: culvert.agent.v1.Answers
+	(*Refusal)(nil),            // 23: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),     // 24: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),    // 25: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                // 26: culvert.record.v1.Rev
+	(*Item)(nil),               // 27: culvert.record.v1.Item
 }
 var file_agent_proto_depIdxs = []int32{
-	3,  // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	5,  // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	7,  // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	8,  // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	9,  // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	10, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	20, // 6: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	4,  // 7: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	20, // 8: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	4,  // 9: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	20, // 10: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	6,  // 11: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	20, // 12: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	12, // 13: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	13, // 14: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	16, // 15: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	17, // 16: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	21, // 17: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	20, // 18: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	14, // 19: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	20, // 20: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	20, // 21: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	15, // 22: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	2,  // 23: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	18, // 24: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	0,  // 25: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	11, // 26: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	19, // 27: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	1,  // 28: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	26, // [26:29] is the sub-list for method output_type
-	23, // [23:26] is the sub-list for method input_type
+	9,  // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	11, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	13, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	14, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	15, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	16, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	26, // 6: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	10, // 7: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	26, // 8: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	10, // 9: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	26, // 10: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	12, // 11: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	26, // 12: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	18, // 13: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	19, // 14: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	22, // 15: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	23, // 16: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	27, // 17: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	26, // 18: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	20, // 19: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	26, // 20: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	26, // 21: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	21, // 22: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	8,  // 23: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	24, // 24: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	6,  // 25: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 26: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 27: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 28: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	17, // 29: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	25, // 30: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	7,  // 31: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 32: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 33: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 34: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	29, // [29:35] is the sub-list for method output_type
+	23, // [23:29] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
 	23, // [23:23] is the sub-list for extension extendee
 	0,  // [0:23] is the sub-list for field type_name
@@ -1628,7 +2005,7 @@ func file_agent_proto_init() {
 		return
 	}
 	file_record_proto_init()
-	file_agent_proto_msgTypes[2].OneofWrappers = []any{
+	file_agent_proto_msgTypes[8].OneofWrappers = []any{
 		(*Up_Hello)(nil),
 		(*Up_Interest)(nil),
 		(*Up_Claims)(nil),
@@ -1636,7 +2013,7 @@ func file_agent_proto_init() {
 		(*Up_Ack)(nil),
 		(*Up_Report)(nil),
 	}
-	file_agent_proto_msgTypes[11].OneofWrappers = []any{
+	file_agent_proto_msgTypes[17].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
@@ -1648,9 +2025,9 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   26,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_agent_proto_goTypes,
 		DependencyIndexes: file_agent_proto_depIdxs,

@@ -292,6 +292,7 @@ type NetworkRecord struct {
 	Flood         uint32                 `protobuf:"varint,8,opt,name=flood,proto3" json:"flood,omitempty"`
 	Hosts         []string               `protobuf:"bytes,9,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	Blocked       bool                   `protobuf:"varint,10,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	TenantName    string                 `protobuf:"bytes,11,opt,name=tenant_name,json=tenantName,proto3" json:"tenant_name,omitempty"` // tenants are never renamed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -394,6 +395,13 @@ func (x *NetworkRecord) GetBlocked() bool {
 		return x.Blocked
 	}
 	return false
+}
+
+func (x *NetworkRecord) GetTenantName() string {
+	if x != nil {
+		return x.TenantName
+	}
+	return ""
 }
 
 type SubnetRecord struct {
@@ -560,8 +568,6 @@ type HostRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
 	Vtep          []byte                 `protobuf:"bytes,2,opt,name=vtep,proto3" json:"vtep,omitempty"`
-	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
-	BootId        string                 `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -610,18 +616,116 @@ func (x *HostRecord) GetVtep() []byte {
 	return nil
 }
 
-func (x *HostRecord) GetSession() uint64 {
+type SessionRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          []byte                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	N             uint64                 `protobuf:"varint,2,opt,name=n,proto3" json:"n,omitempty"`
+	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionRecord) Reset() {
+	*x = SessionRecord{}
+	mi := &file_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionRecord) ProtoMessage() {}
+
+func (x *SessionRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[8]
 	if x != nil {
-		return x.Session
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
+func (*SessionRecord) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SessionRecord) GetHost() []byte {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *SessionRecord) GetN() uint64 {
+	if x != nil {
+		return x.N
 	}
 	return 0
 }
 
-func (x *HostRecord) GetBootId() string {
+func (x *SessionRecord) GetBootId() string {
 	if x != nil {
 		return x.BootId
 	}
 	return ""
+}
+
+type FloorRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"` // empty for the fleet log
+	Rev           *Rev                   `protobuf:"bytes,2,opt,name=rev,proto3" json:"rev,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FloorRecord) Reset() {
+	*x = FloorRecord{}
+	mi := &file_record_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FloorRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FloorRecord) ProtoMessage() {}
+
+func (x *FloorRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FloorRecord.ProtoReflect.Descriptor instead.
+func (*FloorRecord) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FloorRecord) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *FloorRecord) GetRev() *Rev {
+	if x != nil {
+		return x.Rev
+	}
+	return nil
 }
 
 type EndpointRecord struct {
@@ -640,7 +744,7 @@ type EndpointRecord struct {
 
 func (x *EndpointRecord) Reset() {
 	*x = EndpointRecord{}
-	mi := &file_record_proto_msgTypes[8]
+	mi := &file_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +756,7 @@ func (x *EndpointRecord) String() string {
 func (*EndpointRecord) ProtoMessage() {}
 
 func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[8]
+	mi := &file_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +769,7 @@ func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRecord.ProtoReflect.Descriptor instead.
 func (*EndpointRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{8}
+	return file_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EndpointRecord) GetNetwork() []byte {
@@ -736,6 +840,8 @@ type Record struct {
 	//	*Record_Port
 	//	*Record_Host
 	//	*Record_Endpoint
+	//	*Record_Session
+	//	*Record_Floor
 	Body          isRecord_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -743,7 +849,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_record_proto_msgTypes[9]
+	mi := &file_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +861,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[9]
+	mi := &file_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +874,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{9}
+	return file_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Record) GetGone() bool {
@@ -830,6 +936,24 @@ func (x *Record) GetEndpoint() *EndpointRecord {
 	return nil
 }
 
+func (x *Record) GetSession() *SessionRecord {
+	if x != nil {
+		if x, ok := x.Body.(*Record_Session); ok {
+			return x.Session
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetFloor() *FloorRecord {
+	if x != nil {
+		if x, ok := x.Body.(*Record_Floor); ok {
+			return x.Floor
+		}
+	}
+	return nil
+}
+
 type isRecord_Body interface {
 	isRecord_Body()
 }
@@ -854,6 +978,14 @@ type Record_Endpoint struct {
 	Endpoint *EndpointRecord `protobuf:"bytes,6,opt,name=endpoint,proto3,oneof"`
 }
 
+type Record_Session struct {
+	Session *SessionRecord `protobuf:"bytes,7,opt,name=session,proto3,oneof"`
+}
+
+type Record_Floor struct {
+	Floor *FloorRecord `protobuf:"bytes,8,opt,name=floor,proto3,oneof"`
+}
+
 func (*Record_Tenant) isRecord_Body() {}
 
 func (*Record_Network) isRecord_Body() {}
@@ -863,6 +995,10 @@ func (*Record_Port) isRecord_Body() {}
 func (*Record_Host) isRecord_Body() {}
 
 func (*Record_Endpoint) isRecord_Body() {}
+
+func (*Record_Session) isRecord_Body() {}
+
+func (*Record_Floor) isRecord_Body() {}
 
 // Item is one entry of a log.
 type Item struct {
@@ -875,7 +1011,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_record_proto_msgTypes[10]
+	mi := &file_record_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1023,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[10]
+	mi := &file_record_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1036,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{10}
+	return file_record_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Item) GetRev() *Rev {
@@ -940,7 +1076,7 @@ const file_record_proto_rawDesc = "" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12!\n" +
 	"\fmax_networks\x18\x02 \x01(\rR\vmaxNetworks\x12\x1b\n" +
 	"\tmax_ports\x18\x03 \x01(\rR\bmaxPorts\x12,\n" +
-	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xad\x02\n" +
+	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xce\x02\n" +
 	"\rNetworkRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x19\n" +
 	"\bwant_vni\x18\x02 \x01(\rR\awantVni\x12\x10\n" +
@@ -952,7 +1088,9 @@ const file_record_proto_rawDesc = "" +
 	"\x05flood\x18\b \x01(\rR\x05flood\x12\x14\n" +
 	"\x05hosts\x18\t \x03(\tR\x05hosts\x12\x18\n" +
 	"\ablocked\x18\n" +
-	" \x01(\bR\ablocked\"V\n" +
+	" \x01(\bR\ablocked\x12\x1f\n" +
+	"\vtenant_name\x18\v \x01(\tR\n" +
+	"tenantName\"V\n" +
 	"\fSubnetRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x18\n" +
@@ -966,13 +1104,18 @@ const file_record_proto_rawDesc = "" +
 	"\x0ewant_addresses\x18\x05 \x03(\fR\rwantAddresses\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\fR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\a \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\b \x03(\tR\x05hosts\"\x86\x01\n" +
+	"\x05hosts\x18\b \x03(\tR\x05hosts\"S\n" +
 	"\n" +
 	"HostRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x12\n" +
-	"\x04vtep\x18\x02 \x01(\fR\x04vtep\x12\x18\n" +
-	"\asession\x18\x03 \x01(\x04R\asession\x12\x17\n" +
-	"\aboot_id\x18\x04 \x01(\tR\x06bootId\"\xca\x01\n" +
+	"\x04vtep\x18\x02 \x01(\fR\x04vtep\"J\n" +
+	"\rSessionRecord\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\fR\x04host\x12\f\n" +
+	"\x01n\x18\x02 \x01(\x04R\x01n\x12\x17\n" +
+	"\aboot_id\x18\x03 \x01(\tR\x06bootId\"Q\n" +
+	"\vFloorRecord\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12(\n" +
+	"\x03rev\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\"\xca\x01\n" +
 	"\x0eEndpointRecord\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x12\n" +
@@ -981,14 +1124,16 @@ const file_record_proto_rawDesc = "" +
 	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x1a\n" +
 	"\bevidence\x18\x06 \x01(\rR\bevidence\x12\x14\n" +
 	"\x05cause\x18\a \x01(\tR\x05cause\x12\x14\n" +
-	"\x05since\x18\b \x01(\x10R\x05since\"\xc8\x02\n" +
+	"\x05since\x18\b \x01(\x10R\x05since\"\xbe\x03\n" +
 	"\x06Record\x12\x12\n" +
 	"\x04gone\x18\x01 \x01(\bR\x04gone\x129\n" +
 	"\x06tenant\x18\x02 \x01(\v2\x1f.culvert.record.v1.TenantRecordH\x00R\x06tenant\x12<\n" +
 	"\anetwork\x18\x03 \x01(\v2 .culvert.record.v1.NetworkRecordH\x00R\anetwork\x123\n" +
 	"\x04port\x18\x04 \x01(\v2\x1d.culvert.record.v1.PortRecordH\x00R\x04port\x123\n" +
 	"\x04host\x18\x05 \x01(\v2\x1d.culvert.record.v1.HostRecordH\x00R\x04host\x12?\n" +
-	"\bendpoint\x18\x06 \x01(\v2!.culvert.record.v1.EndpointRecordH\x00R\bendpointB\x06\n" +
+	"\bendpoint\x18\x06 \x01(\v2!.culvert.record.v1.EndpointRecordH\x00R\bendpoint\x12<\n" +
+	"\asession\x18\a \x01(\v2 .culvert.record.v1.SessionRecordH\x00R\asession\x126\n" +
+	"\x05floor\x18\b \x01(\v2\x1e.culvert.record.v1.FloorRecordH\x00R\x05floorB\x06\n" +
 	"\x04body\"c\n" +
 	"\x04Item\x12(\n" +
 	"\x03rev\x18\x01 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\x121\n" +
@@ -1006,7 +1151,7 @@ func file_record_proto_rawDescGZIP() []byte {
 	return file_record_proto_rawDescData
 }
 
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_record_proto_goTypes = []any{
 	(*Rev)(nil),            // 0: culvert.record.v1.Rev
 	(*MetaRecord)(nil),     // 1: culvert.record.v1.MetaRecord
@@ -1016,9 +1161,11 @@ var file_record_proto_goTypes = []any{
 	(*SubnetRecord)(nil),   // 5: culvert.record.v1.SubnetRecord
 	(*PortRecord)(nil),     // 6: culvert.record.v1.PortRecord
 	(*HostRecord)(nil),     // 7: culvert.record.v1.HostRecord
-	(*EndpointRecord)(nil), // 8: culvert.record.v1.EndpointRecord
-	(*Record)(nil),         // 9: culvert.record.v1.Record
-	(*Item)(nil),           // 10: culvert.record.v1.Item
+	(*SessionRecord)(nil),  // 8: culvert.record.v1.SessionRecord
+	(*FloorRecord)(nil),    // 9: culvert.record.v1.FloorRecord
+	(*EndpointRecord)(nil), // 10: culvert.record.v1.EndpointRecord
+	(*Record)(nil),         // 11: culvert.record.v1.Record
+	(*Item)(nil),           // 12: culvert.record.v1.Item
 }
 var file_record_proto_depIdxs = []int32{
 	2,  // 0: culvert.record.v1.MetaRecord.labels:type_name -> culvert.record.v1.LabelRecord
@@ -1027,18 +1174,21 @@ var file_record_proto_depIdxs = []int32{
 	5,  // 3: culvert.record.v1.NetworkRecord.subnets:type_name -> culvert.record.v1.SubnetRecord
 	1,  // 4: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	1,  // 5: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	3,  // 6: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
-	4,  // 7: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
-	6,  // 8: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
-	7,  // 9: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
-	8,  // 10: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
-	0,  // 11: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
-	9,  // 12: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	0,  // 6: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
+	3,  // 7: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
+	4,  // 8: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
+	6,  // 9: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
+	7,  // 10: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
+	10, // 11: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
+	8,  // 12: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
+	9,  // 13: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
+	0,  // 14: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
+	11, // 15: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_record_proto_init() }
@@ -1046,12 +1196,14 @@ func file_record_proto_init() {
 	if File_record_proto != nil {
 		return
 	}
-	file_record_proto_msgTypes[9].OneofWrappers = []any{
+	file_record_proto_msgTypes[11].OneofWrappers = []any{
 		(*Record_Tenant)(nil),
 		(*Record_Network)(nil),
 		(*Record_Port)(nil),
 		(*Record_Host)(nil),
 		(*Record_Endpoint)(nil),
+		(*Record_Session)(nil),
+		(*Record_Floor)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1059,7 +1211,7 @@ func file_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

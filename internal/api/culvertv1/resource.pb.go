@@ -811,6 +811,7 @@ type PortStatus struct {
 	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // declared, up, displaced
 	Since         string                 `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Traffic       *Traffic               `protobuf:"bytes,7,opt,name=traffic,proto3" json:"traffic,omitempty"` // absent if nobody has measured it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -887,6 +888,66 @@ func (x *PortStatus) GetReason() string {
 	return ""
 }
 
+func (x *PortStatus) GetTraffic() *Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// Traffic of a VM's device since it was plugged in, in bytes, seen by the VM.
+type Traffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReceivedBytes uint64                 `protobuf:"varint,1,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
+	SentBytes     uint64                 `protobuf:"varint,2,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_resource_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_resource_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_resource_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Traffic) GetReceivedBytes() uint64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetSentBytes() uint64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
 type Host struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
@@ -900,7 +961,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_resource_proto_msgTypes[12]
+	mi := &file_resource_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +973,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[12]
+	mi := &file_resource_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +986,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{12}
+	return file_resource_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Host) GetApiVersion() string {
@@ -971,7 +1032,7 @@ type HostSpec struct {
 
 func (x *HostSpec) Reset() {
 	*x = HostSpec{}
-	mi := &file_resource_proto_msgTypes[13]
+	mi := &file_resource_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1044,7 @@ func (x *HostSpec) String() string {
 func (*HostSpec) ProtoMessage() {}
 
 func (x *HostSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[13]
+	mi := &file_resource_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1057,7 @@ func (x *HostSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostSpec.ProtoReflect.Descriptor instead.
 func (*HostSpec) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{13}
+	return file_resource_proto_rawDescGZIP(), []int{14}
 }
 
 type HostStatus struct {
@@ -1016,7 +1077,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_resource_proto_msgTypes[14]
+	mi := &file_resource_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1089,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[14]
+	mi := &file_resource_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1102,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{14}
+	return file_resource_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HostStatus) GetVtep() string {
@@ -1119,7 +1180,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_resource_proto_msgTypes[15]
+	mi := &file_resource_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1192,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[15]
+	mi := &file_resource_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1205,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{15}
+	return file_resource_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Endpoint) GetApiVersion() string {
@@ -1191,7 +1252,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_resource_proto_msgTypes[16]
+	mi := &file_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1264,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[16]
+	mi := &file_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1277,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{16}
+	return file_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EndpointStatus) GetNetwork() string {
@@ -1291,7 +1352,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_resource_proto_msgTypes[17]
+	mi := &file_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1364,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[17]
+	mi := &file_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1377,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{17}
+	return file_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Resource) GetBody() isResource_Body {
@@ -1475,7 +1536,7 @@ const file_resource_proto_rawDesc = "" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\x04 \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"\x94\x01\n" +
+	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"\xc9\x01\n" +
 	"\n" +
 	"PortStatus\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x1c\n" +
@@ -1483,7 +1544,12 @@ const file_resource_proto_rawDesc = "" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x14\n" +
 	"\x05since\x18\x05 \x01(\tR\x05since\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xd9\x01\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x123\n" +
+	"\atraffic\x18\a \x01(\v2\x19.culvert.v1alpha1.TrafficR\atraffic\"O\n" +
+	"\aTraffic\x12%\n" +
+	"\x0ereceived_bytes\x18\x01 \x01(\x04R\rreceivedBytes\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\x02 \x01(\x04R\tsentBytes\"\xd9\x01\n" +
 	"\x04Host\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
@@ -1539,7 +1605,7 @@ func file_resource_proto_rawDescGZIP() []byte {
 	return file_resource_proto_rawDescData
 }
 
-var file_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_resource_proto_goTypes = []any{
 	(*Metadata)(nil),       // 0: culvert.v1alpha1.Metadata
 	(*Tenant)(nil),         // 1: culvert.v1alpha1.Tenant
@@ -1553,16 +1619,17 @@ var file_resource_proto_goTypes = []any{
 	(*Port)(nil),           // 9: culvert.v1alpha1.Port
 	(*PortSpec)(nil),       // 10: culvert.v1alpha1.PortSpec
 	(*PortStatus)(nil),     // 11: culvert.v1alpha1.PortStatus
-	(*Host)(nil),           // 12: culvert.v1alpha1.Host
-	(*HostSpec)(nil),       // 13: culvert.v1alpha1.HostSpec
-	(*HostStatus)(nil),     // 14: culvert.v1alpha1.HostStatus
-	(*Endpoint)(nil),       // 15: culvert.v1alpha1.Endpoint
-	(*EndpointStatus)(nil), // 16: culvert.v1alpha1.EndpointStatus
-	(*Resource)(nil),       // 17: culvert.v1alpha1.Resource
-	nil,                    // 18: culvert.v1alpha1.Metadata.LabelsEntry
+	(*Traffic)(nil),        // 12: culvert.v1alpha1.Traffic
+	(*Host)(nil),           // 13: culvert.v1alpha1.Host
+	(*HostSpec)(nil),       // 14: culvert.v1alpha1.HostSpec
+	(*HostStatus)(nil),     // 15: culvert.v1alpha1.HostStatus
+	(*Endpoint)(nil),       // 16: culvert.v1alpha1.Endpoint
+	(*EndpointStatus)(nil), // 17: culvert.v1alpha1.EndpointStatus
+	(*Resource)(nil),       // 18: culvert.v1alpha1.Resource
+	nil,                    // 19: culvert.v1alpha1.Metadata.LabelsEntry
 }
 var file_resource_proto_depIdxs = []int32{
-	18, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
+	19, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
 	0,  // 1: culvert.v1alpha1.Tenant.metadata:type_name -> culvert.v1alpha1.Metadata
 	2,  // 2: culvert.v1alpha1.Tenant.spec:type_name -> culvert.v1alpha1.TenantSpec
 	4,  // 3: culvert.v1alpha1.Tenant.status:type_name -> culvert.v1alpha1.TenantStatus
@@ -1574,21 +1641,22 @@ var file_resource_proto_depIdxs = []int32{
 	0,  // 9: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
 	10, // 10: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
 	11, // 11: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
-	0,  // 12: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
-	13, // 13: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
-	14, // 14: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
-	0,  // 15: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
-	16, // 16: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
-	1,  // 17: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
-	5,  // 18: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
-	9,  // 19: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
-	12, // 20: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
-	15, // 21: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	12, // 12: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
+	0,  // 13: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
+	14, // 14: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
+	15, // 15: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
+	0,  // 16: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
+	17, // 17: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
+	1,  // 18: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
+	5,  // 19: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
+	9,  // 20: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
+	13, // 21: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
+	16, // 22: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_resource_proto_init() }
@@ -1596,7 +1664,7 @@ func file_resource_proto_init() {
 	if File_resource_proto != nil {
 		return
 	}
-	file_resource_proto_msgTypes[17].OneofWrappers = []any{
+	file_resource_proto_msgTypes[18].OneofWrappers = []any{
 		(*Resource_Tenant)(nil),
 		(*Resource_Network)(nil),
 		(*Resource_Port)(nil),
@@ -1609,7 +1677,7 @@ func file_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_resource_proto_rawDesc), len(file_resource_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -17,6 +17,8 @@ const (
 	AgentsName = "culvert.agent.v1.Agents"
 	// JoiningName is the fully-qualified name of the Joining service.
 	JoiningName = "culvert.agent.v1.Joining"
+	// LocalName is the fully-qualified name of the Local service.
+	LocalName = "culvert.agent.v1.Local"
 )
 
 // These constants are the procedure names of the RPCs defined in this package. They're exposed at
@@ -33,6 +35,12 @@ const (
 	AgentsResolveProcedure = "/culvert.agent.v1.Agents/Resolve"
 	// JoiningJoinProcedure is the procedure name of the Joining's Join RPC.
 	JoiningJoinProcedure = "/culvert.agent.v1.Joining/Join"
+	// LocalAttachPortProcedure is the procedure name of the Local's AttachPort RPC.
+	LocalAttachPortProcedure = "/culvert.agent.v1.Local/AttachPort"
+	// LocalDetachPortProcedure is the procedure name of the Local's DetachPort RPC.
+	LocalDetachPortProcedure = "/culvert.agent.v1.Local/DetachPort"
+	// LocalTablesProcedure is the procedure name of the Local's Tables RPC.
+	LocalTablesProcedure = "/culvert.agent.v1.Local/Tables"
 )
 
 var (
@@ -257,6 +265,147 @@ func (h joiningHandler) join(ctx context.Context, _ connect.Spec, stream connect
 		return err
 	}
 	res, err := h.svc.Join(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	localAttachPortSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     culvertv1.File_agent_proto.Services().ByName("Local").Methods().ByName("AttachPort"),
+			Procedure:  LocalAttachPortProcedure,
+		}
+	})
+	localDetachPortSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     culvertv1.File_agent_proto.Services().ByName("Local").Methods().ByName("DetachPort"),
+			Procedure:  LocalDetachPortProcedure,
+		}
+	})
+	localTablesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     culvertv1.File_agent_proto.Services().ByName("Local").Methods().ByName("Tables"),
+			Procedure:  LocalTablesProcedure,
+		}
+	})
+)
+
+// LocalClient is a client for the culvert.agent.v1.Local service.
+type LocalClient interface {
+	// AttachPort ties a device of this host to a declared port.
+	AttachPort(context.Context, *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error)
+	// DetachPort unties whatever device the port has here.
+	DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error)
+	// Tables dumps what the kernel of this host holds, as text.
+	Tables(context.Context, *culvertv1.TablesRequest) (*culvertv1.TablesResponse, error)
+}
+
+// NewLocalClient constructs a client for the culvert.agent.v1.Local service. Multiple service
+// clients may share a single connect.Client.
+func NewLocalClient(client *connect.Client) LocalClient {
+	return &localClient{client: client}
+}
+
+// LocalHandler is an implementation of the culvert.agent.v1.Local service.
+type LocalHandler interface {
+	// AttachPort ties a device of this host to a declared port.
+	AttachPort(context.Context, *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error)
+	// DetachPort unties whatever device the port has here.
+	DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error)
+	// Tables dumps what the kernel of this host holds, as text.
+	Tables(context.Context, *culvertv1.TablesRequest) (*culvertv1.TablesResponse, error)
+}
+
+// RegisterLocalHandler registers svc as the culvert.agent.v1.Local implementation on server.
+func RegisterLocalHandler(server *connect.Server, svc LocalHandler) {
+	adapter := localHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: localAttachPortSpec(), Handler: adapter.attachPort},
+		connect.Method{Spec: localDetachPortSpec(), Handler: adapter.detachPort},
+		connect.Method{Spec: localTablesSpec(), Handler: adapter.tables},
+	)
+}
+
+// UnimplementedLocalHandler returns CodeUnimplemented from all methods.
+type UnimplementedLocalHandler struct{}
+
+func (UnimplementedLocalHandler) AttachPort(context.Context, *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.agent.v1.Local.AttachPort is not implemented")
+}
+
+func (UnimplementedLocalHandler) DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.agent.v1.Local.DetachPort is not implemented")
+}
+
+func (UnimplementedLocalHandler) Tables(context.Context, *culvertv1.TablesRequest) (*culvertv1.TablesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.agent.v1.Local.Tables is not implemented")
+}
+
+type localClient struct {
+	client *connect.Client
+}
+
+func (c *localClient) AttachPort(ctx context.Context, req *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error) {
+	var res culvertv1.AttachPortResponse
+	if err := c.client.CallUnary(ctx, localAttachPortSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *localClient) DetachPort(ctx context.Context, req *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error) {
+	var res culvertv1.DetachPortResponse
+	if err := c.client.CallUnary(ctx, localDetachPortSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *localClient) Tables(ctx context.Context, req *culvertv1.TablesRequest) (*culvertv1.TablesResponse, error) {
+	var res culvertv1.TablesResponse
+	if err := c.client.CallUnary(ctx, localTablesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type localHandler struct{ svc LocalHandler }
+
+func (h localHandler) attachPort(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req culvertv1.AttachPortRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AttachPort(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h localHandler) detachPort(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req culvertv1.DetachPortRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DetachPort(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h localHandler) tables(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req culvertv1.TablesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Tables(ctx, &req)
 	if err != nil {
 		return err
 	}

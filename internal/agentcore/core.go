@@ -1,0 +1,312 @@
+// Package agentcore is the thinking of an agent: which devices, rows and
+// claims follow from the manager's logs and from what the kernel was read to
+// hold, and what is still to be done about it.
+//
+// It is a state machine without goroutine, clock, lock or I/O. Events go in
+// with the time and only change state; the driver pulls work when it has room:
+// NextRead, NextOps, NextUp. It is level-triggered: kernel events are
+// doorbells, which at most cause a read; only what a read or an operation's
+// read-back showed counts as held.
+//
+//	logs -----> endpoints --+
+//	                        +-> plan.Rows -> wanted rows --+-> NextOps -> kernel
+//	links ----> taps -------+                              |
+//	tables read ------------------------> held rows -------+-> ack, claims -> NextUp
+//
+// Nothing is deleted before the pass over the log that would name it has
+// ended, and nothing that does not carry our mark is ever touched.
+package agentcore
+
+import (
+	"net/netip"
+	"slices"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// Time is Unix nanoseconds, from the driver.
+type Time int64
+
+// Durations, in nanoseconds.
+const (
+	millisecond Time = 1e6
+	second      Time = 1e9
+)
+
+// Config is what does not change while an agent runs.
+type Config struct {
+	Cluster string
+	Self    overlay.UID // of this host
+	Name    string      // of this host
+	VTEP    netip.Addr  // of this host
+	UDPPort uint16
+	Grace   Time // how long a network without member ports keeps its VXLAN device
+	Verify  Time // how often each network's tables are read on no other reason
+}
+
+// Core is the state machine. It has one owner.
+type Core struct {
+	cfg Config
+	now Time
+
+	session   uint64 // 0 while there is no stream
+	inventory bool   // InventoryEnd was sent in this session
+	upTo      overlay.Rev
+	held      overlay.Rev // the kernel was seen to hold all up to here
+	ackSent   overlay.Rev
+
+	hosts map[overlay.UID]*hostEntry
+	nets  map[overlay.UID]*network
+	byVNI map[overlay.VNI]*network
+	fleet logState
+
+	links     map[int32]hoststate.Link
+	linksRead bool // at least once
+	base      bool
+	baseBusy  bool
+
+	needLinks   bool
+	lookOrphans bool
+	readAgain   Time // links are not read before
+
+	alarm Time // the earliest time at which something is due
+
+	global   *rowSet // TableVTEP, TableMember
+	work     ledger
+	delayed  []delayedRow
+	nextID   uint64
+	inflight map[uint64]flight
+	orders   []hoststate.Op // attach and detach, from the local API
+
+	claims   map[uint64]claimRef
+	problems map[string]Time // text -> since
+	stats    Stats
+}
+
+// Stats counts what an operator wants to see, and what must never happen.
+type Stats struct {
+	Repairs    uint64 // rows or devices that somebody else had changed
+	Written    uint64 // rows set or deleted
+	Overflows  uint64 // doorbells lost
+	SumWrong   uint64 // a log's sum differed from the manager's: cured by a full pass
+	Stale      uint64 // items older than what was known
+	Reads      uint64
+	OpsRefused uint64
+	Strangers  uint64
+	Announced  uint64
+}
+
+type hostEntry struct {
+	rec  *overlay.Host
+	rev  overlay.Rev
+	gone bool
+}
+
+// logState is how far one log has been received.
+type logState struct {
+	sent     overlay.Rev
+	complete bool // a full pass has ended at some time: deletions may be made
+	sum      overlay.Sum
+	named    map[overlay.Key]bool // during a full pass; nil otherwise
+	wantFull bool
+}
+
+// New makes a core that knows nothing yet.
+func New(cfg Config) *Core {
+	return &Core{
+		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{},
+		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(), inflight: map[uint64]flight{},
+		claims: map[uint64]claimRef{}, problems: map[string]Time{},
+	}
+}
+
+// Stats is a copy of the counters.
+func (c *Core) Stats() Stats { return c.stats }
+
+// Event is one of Items, Connected, Disconnected, Answered, Read, Applied,
+// Bell, Order and Tick.
+type Event interface{ event() }
+
+// Item is one entry of a log.
+type Item struct {
+	Rev  overlay.Rev
+	Gone bool
+	Rec  overlay.Record
+}
+
+// End says that a pass over a log has reached its end at Sent.
+type End struct {
+	Network overlay.UID // zero for the fleet log
+	Full    bool
+	Sum     overlay.Sum
+	Sent    overlay.Rev
+}
+
+// Items is one message of the manager, or of the agent's own journal.
+type Items struct {
+	// Begins names the logs (zero: the fleet's) of which a full pass begins
+	// here, before the items.
+	Begins []overlay.UID
+	Items  []Item
+	Ends   []End
+	UpTo   overlay.Rev // zero while something is unsent
+}
+
+// Connected says that a stream was opened as session N.
+type Connected struct{ Session uint64 }
+
+// Disconnected says that the stream has ended.
+type Disconnected struct{}
+
+// Answered is the manager's answer to one claim.
+type Answered struct {
+	ID       uint64
+	Accepted bool
+	Binding  overlay.Rev
+	Reason   string
+}
+
+// Read is the outcome of a NextRead. State is nil if it failed.
+type Read struct {
+	Scope hoststate.Scope
+	State *hoststate.State
+	Took  Time
+}
+
+// Applied is the outcome of operations that NextOps gave.
+type Applied struct{ Results []hoststate.Result }
+
+// Bell is a doorbell of the kernel.
+type Bell struct{ hoststate.Doorbell }
+
+// Order is an attach or a detach from the local API. Its result comes back in
+// Applied like any other; ID is the caller's.
+type Order struct{ Op hoststate.Op }
+
+// Tick only tells the time.
+type Tick struct{}
+
+func (Items) event()        {}
+func (Connected) event()    {}
+func (Disconnected) event() {}
+func (Answered) event()     {}
+func (Read) event()         {}
+func (Applied) event()      {}
+func (Bell) event()         {}
+func (Order) event()        {}
+func (Tick) event()         {}
+
+// Step takes one event and returns when the core wants a Tick at the latest;
+// zero means never.
+func (c *Core) Step(now Time, e Event) (wake Time) {
+	c.now = now
+	switch e := e.(type) {
+	case Items:
+		c.items(e)
+	case Connected:
+		c.connected(e)
+	case Disconnected:
+		c.disconnected()
+	case Answered:
+		c.answered(e)
+	case Read:
+		c.read(e)
+	case Applied:
+		c.applied(e)
+	case Bell:
+		c.bell(e.Doorbell)
+	case Order:
+		c.orders = append(c.orders, e.Op)
+	case Tick:
+	}
+	c.due()
+	return c.alarm
+}
+
+// alarmAt asks to be woken at t; zero asks for nothing.
+func (c *Core) alarmAt(t Time) {
+	if t != 0 && (c.alarm == 0 || t < c.alarm) {
+		c.alarm = t
+	}
+}
+
+// due moves what has waited long enough back to where it is pulled from. It
+// costs nothing before the earliest alarm.
+func (c *Core) due() {
+	if c.alarm == 0 || c.now < c.alarm {
+		return
+	}
+	c.alarm = 0
+	keep := c.delayed[:0]
+	for _, d := range c.delayed {
+		if d.at > c.now {
+			keep = append(keep, d)
+			c.alarmAt(d.at)
+			continue
+		}
+		if rs := d.set.rows[d.key]; rs != nil && !rs.settled() {
+			d.set.enqueue(d.key, rs)
+		}
+	}
+	c.delayed = keep
+	for _, n := range c.sortedNets() {
+		c.dueNet(n)
+	}
+	if c.needLinks {
+		c.alarmAt(c.readAgain)
+	}
+}
+
+func (c *Core) dueNet(n *network) {
+	for _, at := range []*Time{&n.graceEnd, &n.retryAt} {
+		if *at != 0 && *at <= c.now {
+			*at = 0
+			c.touch(n)
+		}
+		c.alarmAt(*at)
+	}
+	if n.serving && n.tablesRead && c.cfg.Verify > 0 {
+		if n.verifiedAt+c.cfg.Verify <= c.now {
+			n.needRead = true
+		} else {
+			c.alarmAt(n.verifiedAt + c.cfg.Verify)
+		}
+	}
+	if n.needRead {
+		c.alarmAt(n.readAgain)
+	}
+	for _, t := range n.taps { // order-free: the least of all
+		if t.retryAt > c.now {
+			c.alarmAt(t.retryAt)
+		}
+	}
+}
+
+func (c *Core) sortedNets() []*network {
+	out := make([]*network, 0, len(c.nets))
+	for _, n := range c.nets { // order-free: sorted below
+		out = append(out, n)
+	}
+	slices.SortFunc(out, func(a, b *network) int { return a.uid.Compare(b.uid) })
+	return out
+}
+
+// problem keeps a text that status shows until it is solved.
+func (c *Core) problem(text string) {
+	if _, ok := c.problems[text]; !ok && len(c.problems) < 64 {
+		c.problems[text] = c.now
+	}
+}
+
+func (c *Core) solved(text string) { delete(c.problems, text) }
+
+// Problems lists what is wrong now, sorted.
+func (c *Core) Problems() []string {
+	var out []string
+	for p := range c.problems { // order-free: sorted below
+		out = append(out, p)
+	}
+	slices.Sort(out)
+	return out
+}

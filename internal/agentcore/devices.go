@@ -1,0 +1,554 @@
+package agentcore
+
+import (
+	"fmt"
+	"slices"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// touch marks a network whose devices are to be looked at.
+func (c *Core) touch(n *network) {
+	n.dirty = true
+	if !n.open {
+		n.open, n.gen = true, c.work.open()
+	}
+}
+
+// settle takes a network whose devices are as they should be off the ledger.
+func (c *Core) settle(n *network) {
+	n.dirty = false
+	if n.open {
+		n.open = false
+		c.work.done(n.gen)
+	}
+}
+
+// bell takes a doorbell. One that says what is wanted anyway is the echo of
+// our own write, or of somebody who did the same; anything else causes a read.
+func (c *Core) bell(b hoststate.Doorbell) {
+	if b.Overflow {
+		c.stats.Overflows++
+		c.needLinks = true
+		for _, n := range c.nets { // order-free: each by itself
+			n.needRead = true
+		}
+		return
+	}
+	if b.Links {
+		c.needLinks = true
+		return
+	}
+	n := c.byVNI[b.VNI]
+	if n == nil {
+		return
+	}
+	rs := n.rows.rows[b.Row.Key]
+	switch {
+	case rs == nil || !rs.wanted():
+		if b.Deleted {
+			return // nobody wants it, and it is gone
+		}
+	case !b.Deleted && b.Row.Val == rs.want():
+		return
+	}
+	if rs != nil && rs.busy {
+		rs.recheck = true
+		return
+	}
+	c.wantRead(n.uid)
+}
+
+func (c *Core) wantRead(uid overlay.UID) {
+	if n := c.nets[uid]; n != nil {
+		n.needRead = true
+		c.alarmAt(max(n.readAgain, c.now+1))
+	} else {
+		c.needLinks = true
+	}
+}
+
+// NextRead is what to read next. Reads are single-flight and take at most a
+// tenth of the time: after one that took d, the same is not read again for 9 d.
+func (c *Core) NextRead() (hoststate.Scope, bool) {
+	if c.needLinks && c.readAgain <= c.now {
+		c.needLinks = false
+		return hoststate.Scope{Links: true}, true
+	}
+	for _, n := range c.sortedNets() {
+		if n.needRead && n.readAgain <= c.now && n.rec != nil && n.vxlan != 0 {
+			n.needRead = false
+			return hoststate.Scope{VNI: n.rec.VNI}, true
+		}
+	}
+	return hoststate.Scope{}, false
+}
+
+func (c *Core) read(e Read) {
+	c.stats.Reads++
+	if e.Scope.Links {
+		c.readAgain = c.now + 9*e.Took
+		if e.State == nil {
+			c.needLinks, c.readAgain = true, c.now+100*millisecond
+			c.alarmAt(c.readAgain)
+			return
+		}
+		c.readLinks(e.State)
+		return
+	}
+	n := c.byVNI[e.Scope.VNI]
+	if n == nil {
+		return
+	}
+	n.readAgain = c.now + 9*e.Took
+	if e.State == nil {
+		n.needRead, n.readAgain = true, c.now+100*millisecond
+		c.alarmAt(n.readAgain)
+		return
+	}
+	n.verifiedAt = c.now
+	if c.cfg.Verify > 0 {
+		c.alarmAt(c.now + c.cfg.Verify)
+	}
+	c.compare(n.rows, e.State.Rows, n.log.complete, func(k hoststate.Key, v hoststate.Val) bool { return c.learned(n, k, v) })
+	if !n.tablesRead {
+		n.tablesRead = true
+		c.touch(n)
+	}
+}
+
+// learned takes an entry that the bridge learned from a frame on a device that
+// is not known yet: it may say which port it is. Such entries are not ours.
+func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
+	if k.Table != hoststate.TableMaster || v.Flags != 0 {
+		return false
+	}
+	t := n.taps[v.Port]
+	if t == nil || !t.port.IsZero() {
+		return false
+	}
+	if _, declared := n.byMAC[k.MAC]; declared {
+		t.seen = k.MAC
+		c.identify(n, t)
+	}
+	return true
+}
+
+// compare takes what tables were read to hold. A difference in a row that was
+// held is somebody else's doing and counts as a repair.
+func (c *Core) compare(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelete bool, skip func(hoststate.Key, hoststate.Val) bool) {
+	var differ []hoststate.Key
+	for k, rs := range s.rows { // order-free: sorted below
+		v, present := have[k]
+		if rs.busy {
+			continue // its read-back comes
+		}
+		held := rs.settled()
+		rs.known, rs.present, rs.have = true, present, v
+		switch {
+		case rs.settled():
+			if rs.open {
+				differ = append(differ, k)
+			}
+		default:
+			differ = append(differ, k)
+			if held {
+				c.stats.Repairs++
+			}
+		}
+	}
+	for k, v := range have { // order-free: sorted below
+		if rs := s.rows[k]; rs != nil || !mayDelete || skip(k, v) {
+			continue
+		}
+		rs := s.row(k)
+		rs.known, rs.present, rs.have = true, true, v
+		differ = append(differ, k)
+		c.stats.Repairs++
+	}
+	slices.SortFunc(differ, hoststate.Key.Compare)
+	for _, k := range differ {
+		if rs := s.rows[k]; rs != nil {
+			c.changed(s, k, rs)
+		}
+	}
+}
+
+func (c *Core) readLinks(st *hoststate.State) {
+	if c.linksRead && c.base && !st.Base {
+		c.stats.Repairs++
+	}
+	c.base, c.stats.Strangers = st.Base, st.Strangers
+	old := c.links
+	c.links = make(map[int32]hoststate.Link, len(st.Links))
+	byName := map[string]int32{}
+	for _, l := range st.Links {
+		c.links[l.Index] = l
+		byName[l.Name] = l.Index
+	}
+	for _, n := range c.sortedNets() {
+		if n.rec != nil {
+			c.netLinks(n, old, byName)
+		}
+	}
+	if st.Base {
+		c.compare(c.global, st.Rows, c.tapsKnown(), func(hoststate.Key, hoststate.Val) bool { return false })
+	} else {
+		c.compare(c.global, nil, false, nil)
+	}
+	c.linksRead, c.lookOrphans = true, true
+}
+
+// netLinks takes what was read of one network's devices.
+func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[string]int32) {
+	bridge, vxlan := byName[n.rec.VNI.Bridge()], byName[n.rec.VNI.VXLAN()]
+	if n.vxlan != 0 && (vxlan != n.vxlan || old[n.vxlan].Up && !c.links[vxlan].Up) {
+		// Deleted, made anew, or down for a moment: neighbours are gone.
+		n.filled = false
+		if vxlan != n.vxlan {
+			c.stats.Repairs++
+			n.tablesRead = false
+		}
+		n.needRead = true
+	}
+	if vxlan != 0 && n.vxlan == 0 && !n.tablesRead {
+		n.needRead = true
+	}
+	if n.vxlan != 0 && vxlan != n.vxlan {
+		c.remove(c.global, memberKey(n.vxlan), memberBy(n))
+		c.forgetHeld(n)
+	}
+	if n.vxlan != 0 && vxlan == 0 && !n.serving {
+		c.drop(n.rows)
+	}
+	if vxlan != 0 && vxlan != n.vxlan {
+		c.add(c.global, hoststate.Row{Key: memberKey(vxlan)}, memberBy(n), overlay.Rev{})
+	}
+	differs := n.waitLinks && n.flying == 0 || bridge != n.bridge || vxlan != n.vxlan || !sameLink(old[bridge], c.links[bridge]) || !sameLink(old[vxlan], c.links[vxlan])
+	n.waitLinks = n.waitLinks && n.flying > 0
+	n.bridge, n.vxlan = bridge, vxlan
+	for _, idx := range sortedTaps(n.taps) {
+		if l, ok := c.links[idx]; !ok || bridge == 0 || l.Master != bridge {
+			c.tapWent(n, n.taps[idx])
+		} else if t := n.taps[idx]; t.name != l.Name || t.alias != l.Alias || t.state != l.State || t.tuned != (!l.Flood && !l.Learns) {
+			c.tapChanged(n, t, l)
+		}
+	}
+	c.findTaps(n)
+	if differs {
+		c.touch(n)
+	}
+}
+
+func sameLink(a, b hoststate.Link) bool {
+	return a.Index == b.Index && a.Up == b.Up && a.MTU == b.MTU && a.Master == b.Master && a.Alias == b.Alias && a.Isolated == b.Isolated &&
+		a.Local == b.Local && a.DF == b.DF && a.DOVE == b.DOVE && a.Flood == b.Flood && a.Learns == b.Learns && slices.Equal(a.AltNames, b.AltNames)
+}
+
+// forgetHeld marks all rows of a network as unknown: its device is another.
+func (c *Core) forgetHeld(n *network) {
+	var keys []hoststate.Key
+	for k, rs := range n.rows.rows { // order-free: sorted below
+		rs.known, rs.present, rs.busy = false, false, false
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, hoststate.Key.Compare)
+	for _, k := range keys {
+		c.changed(n.rows, k, n.rows.rows[k])
+	}
+}
+
+// device is what the network wants of its devices on this host.
+func (c *Core) device(n *network) hoststate.Device {
+	return hoststate.Device{
+		VNI: n.rec.VNI, Local: c.cfg.VTEP, UDPPort: c.cfg.UDPPort, MTU: deviceMTU(n.rec), DF: n.rec.DF,
+		Alias: hoststate.DeviceAlias(c.cfg.Cluster, n.uid), AltName: n.rec.TenantName + "." + n.rec.Name,
+	}
+}
+
+// deviceMTU is the MTU of bridge and VXLAN device: not below the guests', so
+// that the VXLAN device itself answers "too big" (kernel-facts 6); 1500 at
+// least, since guests may have been configured for it.
+func deviceMTU(n *overlay.Network) uint32 { return max(uint32(n.MTU), 1500) }
+
+// wantServing decides whether the network wants a VXLAN device: from its first
+// member port on, and for a while after its last.
+func (c *Core) wantServing(n *network) bool {
+	if !n.live() {
+		return false
+	}
+	for _, t := range n.taps { // order-free: any will do
+		if !t.port.IsZero() {
+			n.graceEnd = 0
+			return true
+		}
+	}
+	if !n.serving {
+		return false
+	}
+	if n.graceEnd == 0 {
+		n.graceEnd = c.now + c.cfg.Grace
+		c.alarmAt(n.graceEnd)
+	}
+	return n.graceEnd > c.now
+}
+
+// NextOps appends at most max operations (a few more of devices) to buf and
+// marks them as under way. The driver gives the outcome in Applied, in one
+// call or several. Nothing is given before the links were read.
+func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
+	if !c.linksRead {
+		return buf
+	}
+	if !c.base {
+		if !c.baseBusy {
+			c.baseBusy = true
+			buf = append(buf, hoststate.Op{Kind: hoststate.OpBase, ID: c.fly(flight{base: true, kind: hoststate.OpBase})})
+		}
+		return buf
+	}
+	buf = c.takeRows(c.global, overlay.UID{}, c.tapsKnown(), max, buf)
+	buf = c.orphans(buf)
+	for _, n := range c.sortedNets() {
+		if n.dirty && n.flying == 0 && !n.waitLinks && n.retryAt <= c.now {
+			buf = c.deviceOps(n, buf)
+		}
+		if len(buf) >= max {
+			return buf
+		}
+		if n.vxlan != 0 && n.tablesRead && len(n.rows.queue) > 0 {
+			buf = c.takeRows(n.rows, n.uid, n.log.complete, max-len(buf), buf)
+		}
+	}
+	for _, op := range c.orders {
+		buf = append(buf, op)
+	}
+	c.orders = nil
+	return buf
+}
+
+// tapsKnown reports whether every device in our bridges could be recognised:
+// the fleet's log is complete, and so is that of each network with devices.
+// Before, nothing may be taken from a port, and no inventory has an end.
+func (c *Core) tapsKnown() bool {
+	if !c.fleet.complete || !c.linksRead {
+		return false
+	}
+	for _, n := range c.nets { // order-free: all must be
+		if n.live() && len(n.taps) > 0 && !n.log.complete {
+			return false
+		}
+	}
+	return true
+}
+
+// orphans appends the deletion of devices with our cluster's mark whose
+// network the complete fleet log does not know.
+func (c *Core) orphans(buf []hoststate.Op) []hoststate.Op {
+	if !c.lookOrphans || !c.fleet.complete {
+		return buf
+	}
+	c.lookOrphans = false
+	for _, idx := range sortedLinks(c.links) {
+		l := c.links[idx]
+		cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
+		if !ok || cluster != c.cfg.Cluster || l.Kind == hoststate.LinkOther || c.nets[of] != nil {
+			continue
+		}
+		buf = append(buf, hoststate.Op{Kind: hoststate.OpDelLink, Index: idx, ID: c.fly(flight{kind: hoststate.OpDelLink})})
+	}
+	return buf
+}
+
+// deviceOps appends what is to be done about a network's devices now. What
+// follows from it comes after the links were read again.
+func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
+	before := len(buf)
+	emit := func(op hoststate.Op) {
+		op.ID = c.fly(flight{net: n.uid, kind: op.Kind})
+		buf = append(buf, op)
+	}
+	if !n.live() {
+		c.removeDevices(n, emit)
+	} else {
+		c.wantDevices(n, emit)
+	}
+	n.flying = len(buf) - before
+	if n.flying == 0 {
+		c.settle(n)
+		if !n.live() && n.bridge == 0 && n.vxlan == 0 && len(n.taps) == 0 && !n.open && c.fleet.complete {
+			delete(c.nets, n.uid)
+			c.lookOrphans = true
+		}
+	}
+	return buf
+}
+
+// removeDevices takes away what a deleted network left, if it is ours: the
+// alias says of which network it is.
+func (c *Core) removeDevices(n *network, emit func(hoststate.Op)) {
+	if !c.fleet.complete || n.rec == nil {
+		return
+	}
+	for _, idx := range []int32{n.vxlan, n.bridge} {
+		if l, ok := c.links[idx]; ok && idx != 0 && c.ours(l, n.uid) {
+			emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: idx})
+		}
+	}
+}
+
+func (c *Core) ours(l hoststate.Link, uid overlay.UID) bool {
+	cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
+	return ok && cluster == c.cfg.Cluster && of == uid
+}
+
+func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
+	d := c.device(n)
+	conflict := fmt.Sprintf("CV0205 device %s or %s is not this network's (%s): delete it, or the network", n.rec.VNI.Bridge(), n.rec.VNI.VXLAN(), d.AltName)
+	bl, hasBridge := c.links[n.bridge]
+	vl, hasVXLAN := c.links[n.vxlan]
+	n.conflict = hasBridge && !c.ours(bl, n.uid) || hasVXLAN && !c.ours(vl, n.uid)
+	if n.conflict {
+		c.takeOver(n, bl, vl, hasBridge, hasVXLAN, emit)
+		c.problem(conflict)
+		return
+	}
+	c.solved(conflict)
+	serve := c.wantServing(n)
+	if serve != n.serving {
+		n.serving = serve
+		c.replanAll(n)
+	}
+	switch {
+	case !hasBridge:
+		emit(hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: d})
+		return
+	case bl.MTU != d.MTU || !bl.Isolated || bl.Alias != d.Alias || !slices.Contains(bl.AltNames, d.AltName):
+		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
+	}
+	if hasBridge && !bl.Up {
+		emit(hoststate.Op{Kind: hoststate.OpUp, Index: n.bridge})
+	}
+	c.subscribe(n)
+	for _, idx := range sortedTaps(n.taps) {
+		if t := n.taps[idx]; !t.port.IsZero() && !t.tuned {
+			emit(hoststate.Op{Kind: hoststate.OpPort, Index: idx})
+		}
+	}
+	c.wantVXLAN(n, d, vl, hasVXLAN, emit)
+}
+
+// takeOver removes devices that carry our cluster's mark for a network that is
+// gone for certain: the fleet's log is complete and does not name it.
+func (c *Core) takeOver(n *network, bl, vl hoststate.Link, hasBridge, hasVXLAN bool, emit func(hoststate.Op)) {
+	for _, l := range []hoststate.Link{vl, bl} {
+		cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
+		if l.Index == 0 || !ok || cluster != c.cfg.Cluster || of == n.uid || !c.fleet.complete {
+			continue
+		}
+		if o := c.nets[of]; o == nil || !o.live() {
+			emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: l.Index})
+		}
+	}
+}
+
+func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have bool, emit func(hoststate.Op)) {
+	switch {
+	case !n.serving && have:
+		if n.log.complete || !n.subscribed {
+			emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
+		}
+		return
+	case !n.serving:
+		return
+	case !have:
+		emit(hoststate.Op{Kind: hoststate.OpMakeVXLAN, Dev: d})
+		return
+	case vl.VXVNI != d.VNI || !vl.DOVE || vl.UDPPort != d.UDPPort:
+		c.problem(fmt.Sprintf("CV0204 device %s had other flags than ours and is made anew", vl.Name))
+		emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
+		return
+	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood || vl.Learns || vl.Master != n.bridge || vl.Alias != d.Alias:
+		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
+	}
+	if !n.tablesRead {
+		n.needRead = true
+		return
+	}
+	if !vl.Up && n.log.complete && !n.rowsOpen() { // fill first, then up
+		emit(hoststate.Op{Kind: hoststate.OpUp, Index: n.vxlan})
+	}
+}
+
+// rowsOpen reports whether rows wait to be written.
+func (n *network) rowsOpen() bool {
+	for _, k := range n.rows.queue {
+		if rs := n.rows.rows[k]; rs != nil && rs.wanted() && !rs.settled() {
+			return true
+		}
+	}
+	for _, rs := range n.rows.rows { // order-free: any will do
+		if rs.busy {
+			return true
+		}
+	}
+	return false
+}
+
+// deviceDone takes the outcome of an operation on devices: whatever it was,
+// the links are read again, and what is still missing is asked for again.
+func (c *Core) deviceDone(f flight, r *hoststate.Result) {
+	c.needLinks, c.readAgain = true, 0
+	bad := r.Class != hoststate.ClassOK && r.Class != hoststate.ClassExists && r.Class != hoststate.ClassGone
+	if f.base {
+		c.baseBusy = false
+		if bad {
+			c.problem("CV0203 the nftables rules were not accepted: " + r.Text)
+			c.readAgain = c.now + second
+			c.alarmAt(c.readAgain)
+		}
+		return
+	}
+	n := c.nets[f.net]
+	if n == nil {
+		return
+	}
+	if n.flying--; n.flying == 0 {
+		n.waitLinks = true
+	}
+	text := fmt.Sprintf("CV0202 %s for network %s/%s: ", f.kind, n.rec.TenantName, n.rec.Name)
+	if bad {
+		c.stats.OpsRefused++
+		c.problem(text + r.Text)
+		n.tries = min(n.tries+1, 10)
+		n.retryAt = c.now + 10*millisecond<<n.tries
+		c.alarmAt(n.retryAt)
+		return
+	}
+	n.tries = 0
+	if f.kind == hoststate.OpMakeVXLAN && r.Class == hoststate.ClassOK {
+		n.tablesRead = true // we made it: it is empty
+		n.verifiedAt = c.now
+	}
+	c.solvedPrefix(text)
+}
+
+func (c *Core) solvedPrefix(prefix string) {
+	for p := range c.problems { // order-free: each by itself
+		if len(p) >= len(prefix) && p[:len(prefix)] == prefix {
+			delete(c.problems, p)
+		}
+	}
+}
+
+// rowHeld runs when a row was seen to be as wanted.
+func (c *Core) rowHeld(f flight) {
+	if n := c.nets[f.net]; n != nil && !n.filled && n.vxlan != 0 {
+		if l := c.links[n.vxlan]; l.Up {
+			n.filled = true
+		} else {
+			c.touch(n)
+		}
+	}
+}

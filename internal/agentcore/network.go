@@ -1,0 +1,470 @@
+package agentcore
+
+import (
+	"net/netip"
+	"slices"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+	"culvert/internal/plan"
+)
+
+// network is one network as this host knows it.
+type network struct {
+	uid  overlay.UID
+	rec  *overlay.Network // nil until its record came
+	rev  overlay.Rev
+	gone bool
+
+	ports  map[overlay.UID]*portEntry
+	byName map[string]overlay.UID
+	byMAC  map[overlay.MAC]overlay.UID // live ports
+	eps    map[overlay.MAC]*endpoint
+	owner  map[netip.Addr]overlay.MAC // who had each address last, to notice a change
+	log    logState
+
+	subscribed bool // its log is wanted
+	told       bool // ... and the manager was told in this session
+
+	// Devices, as read and as wanted.
+	bridge, vxlan int32 // ifindex, 0 if not there
+	serving       bool  // wants a VXLAN device and rows
+	filled        bool  // the VXLAN device is up
+	tablesRead    bool
+	dirty         bool // device work to look for
+	flying        int  // operations on devices under way
+	waitLinks     bool // ... have ended, and the links were not read since
+	open          bool // counted in the ledger
+	gen           uint64
+	tries         uint8
+	retryAt       Time
+	graceEnd      Time
+	needRead      bool
+	readAgain     Time
+	verifiedAt    Time
+	conflict      bool // a device of ours carries another network's mark
+
+	taps map[int32]*tap
+	rows *rowSet
+}
+
+type portEntry struct {
+	rec  *overlay.Port
+	rev  overlay.Rev
+	gone bool
+}
+
+// endpoint is a binding and the rows that it contributed.
+type endpoint struct {
+	rec  *overlay.Endpoint
+	rev  overlay.Rev
+	gone bool
+	rows []hoststate.Row
+	// leaving: a withdrawal of this binding was sent in this session.
+	leaving bool
+}
+
+func (c *Core) net(uid overlay.UID) *network {
+	n := c.nets[uid]
+	if n == nil {
+		n = &network{
+			uid: uid, ports: map[overlay.UID]*portEntry{}, byName: map[string]overlay.UID{}, byMAC: map[overlay.MAC]overlay.UID{},
+			eps: map[overlay.MAC]*endpoint{}, owner: map[netip.Addr]overlay.MAC{}, taps: map[int32]*tap{}, rows: newRowSet(),
+		}
+		c.nets[uid] = n
+	}
+	return n
+}
+
+// live reports whether the network exists as far as this host knows.
+func (n *network) live() bool { return n.rec != nil && !n.gone }
+
+// items takes entries of logs. What is older than what is known changes
+// nothing, however late or often it comes.
+func (c *Core) items(e Items) {
+	for _, uid := range e.Begins {
+		if l := c.log(uid); l != nil {
+			l.named = map[overlay.Key]bool{}
+		}
+	}
+	for _, it := range e.Items {
+		c.item(it)
+	}
+	for _, end := range e.Ends {
+		c.logEnd(end)
+	}
+	if !e.UpTo.IsZero() && c.upTo.Less(e.UpTo) {
+		c.upTo = e.UpTo
+		c.work.end(e.UpTo)
+	}
+}
+
+// log is the state of a network's log, or of the fleet's for the zero UID; nil
+// for a network that is not known, or is gone.
+func (c *Core) log(network overlay.UID) *logState {
+	if network.IsZero() {
+		return &c.fleet
+	}
+	if n := c.nets[network]; n != nil && n.live() {
+		return &n.log
+	}
+	return nil
+}
+
+func (c *Core) item(it Item) {
+	var network overlay.UID
+	switch r := it.Rec.(type) {
+	case *overlay.Port:
+		network = r.Network
+	case *overlay.Endpoint:
+		network = r.Network
+	}
+	l := c.log(network)
+	if l == nil {
+		return // of a network that was deleted, or that never selected us
+	}
+	if l.named != nil && !it.Gone {
+		l.named[overlay.KeyOf(it.Rec)] = true
+	}
+	switch r := it.Rec.(type) {
+	case *overlay.Host:
+		c.hostItem(r, it)
+	case *overlay.Network:
+		c.networkItem(r, it)
+	case *overlay.Port:
+		c.portItem(c.nets[network], r, it)
+	case *overlay.Endpoint:
+		c.endpointItem(c.nets[network], r, it)
+	}
+}
+
+// newer reports whether it changes what is known at rev, and counts if not.
+func (c *Core) newer(it Item, rev overlay.Rev) bool {
+	if rev.Less(it.Rev) {
+		return true
+	}
+	if it.Rev.Less(rev) {
+		c.stats.Stale++
+	}
+	return false
+}
+
+func (c *Core) hostItem(r *overlay.Host, it Item) {
+	h := c.hosts[r.UID]
+	if h == nil {
+		h = &hostEntry{}
+		c.hosts[r.UID] = h
+	}
+	if !c.newer(it, h.rev) {
+		return
+	}
+	var old netip.Addr
+	if h.rec != nil && !h.gone {
+		old = h.rec.VTEP
+	}
+	h.rec, h.rev, h.gone = r, it.Rev, it.Gone
+	now := r.VTEP
+	if it.Gone {
+		now = netip.Addr{}
+	}
+	if now == old {
+		return
+	}
+	by := overlay.Key{Kind: overlay.KindHost, UID: r.UID}
+	if now.IsValid() && r.UID != c.cfg.Self {
+		c.add(c.global, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableVTEP, IP: now}}, by, it.Rev)
+	}
+	c.vtepChanged(r.UID) // every entry of it is replaced before the old address is shut out
+	if old.IsValid() && r.UID != c.cfg.Self {
+		c.remove(c.global, hoststate.Key{Table: hoststate.TableVTEP, IP: old}, by)
+	}
+}
+
+func (c *Core) vtepChanged(host overlay.UID) {
+	for _, n := range c.sortedNets() {
+		for _, mac := range sortedMACs(n.eps) {
+			if r := n.eps[mac].rec; r != nil && r.Host == host {
+				c.replan(n, mac)
+			}
+		}
+	}
+}
+
+func sortedMACs[V any](m map[overlay.MAC]V) []overlay.MAC {
+	out := make([]overlay.MAC, 0, len(m))
+	for mac := range m { // order-free: sorted below
+		out = append(out, mac)
+	}
+	slices.SortFunc(out, func(a, b overlay.MAC) int { return slices.Compare(a[:], b[:]) })
+	return out
+}
+
+func (c *Core) networkItem(r *overlay.Network, it Item) {
+	n := c.net(r.UID)
+	if !c.newer(it, n.rev) {
+		return
+	}
+	old := n.rec
+	n.rec, n.rev, n.gone = r, it.Rev, it.Gone
+	if it.Gone {
+		if c.byVNI[r.VNI] == n {
+			delete(c.byVNI, r.VNI)
+		}
+		n.subscribed = false
+		c.clear(n)
+	} else {
+		c.byVNI[r.VNI] = n
+		c.findTaps(n)
+	}
+	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || it.Gone {
+		c.replanAll(n)
+	}
+	c.touch(n)
+}
+
+// clear forgets what the log of a network said: it was deleted, or is no
+// longer served.
+func (c *Core) clear(n *network) {
+	for _, mac := range sortedMACs(n.eps) {
+		n.eps[mac].gone = true
+		c.replan(n, mac)
+	}
+	n.eps, n.owner = map[overlay.MAC]*endpoint{}, map[netip.Addr]overlay.MAC{}
+	n.ports, n.byName, n.byMAC = map[overlay.UID]*portEntry{}, map[string]overlay.UID{}, map[overlay.MAC]overlay.UID{}
+	n.log = logState{}
+	for _, idx := range sortedTaps(n.taps) {
+		c.identify(n, n.taps[idx])
+	}
+}
+
+func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
+	p := n.ports[r.UID]
+	if p == nil {
+		p = &portEntry{}
+		n.ports[r.UID] = p
+	}
+	if !c.newer(it, p.rev) {
+		return
+	}
+	key := overlay.Key{Kind: overlay.KindPort, UID: r.UID}
+	if p.rec != nil && !p.gone {
+		n.log.sum.Sub(key, p.rev)
+		if n.byName[p.rec.Name] == r.UID {
+			delete(n.byName, p.rec.Name)
+		}
+		if n.byMAC[p.rec.MAC] == r.UID {
+			delete(n.byMAC, p.rec.MAC)
+		}
+	}
+	p.rec, p.rev, p.gone = r, it.Rev, it.Gone
+	if !it.Gone {
+		n.log.sum.Add(key, it.Rev)
+		n.byName[r.Name], n.byMAC[r.MAC] = r.UID, r.UID
+	}
+	for _, idx := range sortedTaps(n.taps) {
+		if t := n.taps[idx]; t.port == r.UID || t.port.IsZero() {
+			c.identify(n, t)
+		}
+	}
+}
+
+func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
+	e := n.eps[r.MAC]
+	if e == nil {
+		e = &endpoint{}
+		n.eps[r.MAC] = e
+	}
+	if !c.newer(it, e.rev) {
+		return
+	}
+	key := overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: r.MAC}
+	if e.rec != nil && !e.gone {
+		n.log.sum.Sub(key, e.rev)
+	}
+	e.rec, e.rev, e.gone, e.leaving = r, it.Rev, it.Gone, false
+	if !it.Gone {
+		n.log.sum.Add(key, it.Rev)
+	}
+	c.replan(n, r.MAC)
+	if !it.Gone {
+		c.owned(n, r)
+	}
+	if t := n.tapOf(r.MAC); t != nil {
+		c.bindingChanged(n, t, e)
+	}
+}
+
+// owned notices that an address has another MAC than before and tells the
+// guests here, because the proxy lets no gratuitous ARP across.
+func (c *Core) owned(n *network, r *overlay.Endpoint) {
+	for _, a := range r.Addresses {
+		old, known := n.owner[a]
+		n.owner[a] = r.MAC
+		if known && old != r.MAC && n.serving && n.log.complete {
+			c.orders = append(c.orders, hoststate.Op{
+				Kind: hoststate.OpAnnounce,
+				Row:  hoststate.Row{Key: hoststate.Key{Table: hoststate.TableNeigh, VNI: n.rec.VNI, IP: a}, Val: hoststate.Val{MAC: r.MAC}},
+			})
+			c.stats.Announced++
+		}
+	}
+}
+
+// replan brings the rows of one (network, MAC) up to date: what is new or
+// different is added first, what is no longer wanted is taken away after.
+func (c *Core) replan(n *network, mac overlay.MAC) {
+	e := n.eps[mac]
+	t := n.tapOf(mac)
+	if e == nil && t == nil {
+		return
+	}
+	if e == nil {
+		e = &endpoint{gone: true} // no binding yet, only the port here
+		n.eps[mac] = e
+	}
+	var rows []hoststate.Row
+	if n.live() && n.serving {
+		rows = plan.Rows(nil, c.planned(n, mac, e, t))
+	}
+	by := overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}
+	old := e.rows
+	e.rows = rows
+	for _, r := range rows {
+		switch i := slices.IndexFunc(old, func(o hoststate.Row) bool { return o.Key == r.Key }); {
+		case i < 0:
+			c.add(n.rows, r, by, e.rev)
+		case old[i].Val != r.Val || r.Key.Table == hoststate.TableNeigh:
+			c.alter(n.rows, r, by, e.rev)
+		}
+	}
+	for i := len(old) - 1; i >= 0; i-- {
+		if !slices.ContainsFunc(rows, func(r hoststate.Row) bool { return r.Key == old[i].Key }) {
+			c.remove(n.rows, old[i].Key, by)
+		}
+	}
+}
+
+// alter changes the value or the age of a wish.
+func (c *Core) alter(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) {
+	rs := s.row(r.Key)
+	for i := range rs.by {
+		if rs.by[i].by == by {
+			rs.by[i].val, rs.by[i].rev = r.Val, rev
+		}
+	}
+	c.changed(s, r.Key, rs)
+}
+
+// planned is the input of the plan for one (network, MAC).
+func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, t *tap) plan.Endpoint {
+	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood}
+	if t != nil && t.owns(c.cfg.Self, e) {
+		p.Port = t.index
+		return p
+	}
+	if e.gone || e.rec.Host == c.cfg.Self {
+		return p
+	}
+	if h := c.hosts[e.rec.Host]; h != nil && !h.gone {
+		p.VTEP, p.Addrs = h.rec.VTEP, e.rec.Addresses
+	}
+	return p
+}
+
+func (c *Core) replanAll(n *network) {
+	for _, mac := range sortedMACs(n.eps) {
+		c.replan(n, mac)
+	}
+	for _, idx := range sortedTaps(n.taps) {
+		if t := n.taps[idx]; !t.mac.IsZero() {
+			c.replan(n, t.mac)
+			c.member(n, t)
+		}
+	}
+}
+
+// logEnd ends a pass. Only a full pass makes deletions possible, and what it
+// did not name is not.
+func (c *Core) logEnd(e End) {
+	l, n := &c.fleet, (*network)(nil)
+	if !e.Network.IsZero() {
+		n = c.nets[e.Network]
+		if n == nil || !n.live() {
+			return
+		}
+		l = &n.log
+	}
+	if e.Full && l.named != nil {
+		if n == nil {
+			c.sweepFleet(l, e.Sent)
+		} else {
+			c.sweepNet(n, e.Sent)
+		}
+		l.named, l.complete = nil, true
+	}
+	if l.sent.Less(e.Sent) {
+		l.sent = e.Sent
+	}
+	if n != nil {
+		if l.sum != e.Sum {
+			c.stats.SumWrong++
+			l.wantFull, l.named = true, nil
+			n.told = false
+			return
+		}
+		if e.Full { // what was left alone until now may be looked at
+			n.needRead = n.tablesRead
+			for _, idx := range sortedTaps(n.taps) {
+				if t := n.taps[idx]; t.pending && t.state == hoststate.StateForwarding {
+					c.arrive(n, t)
+				}
+			}
+			c.touch(n)
+		}
+		return
+	}
+	if e.Full {
+		for _, n := range c.sortedNets() {
+			c.touch(n)
+		}
+		c.needLinks = true
+	}
+}
+
+func (c *Core) sweepFleet(l *logState, at overlay.Rev) {
+	for _, uid := range sortedUIDs(c.hosts) {
+		h := c.hosts[uid]
+		if !h.gone && !l.named[overlay.Key{Kind: overlay.KindHost, UID: uid}] && h.rev.Compare(at) <= 0 {
+			c.hostItem(h.rec, Item{Rev: at, Gone: true})
+		}
+	}
+	for _, n := range c.sortedNets() {
+		if n.live() && !l.named[overlay.Key{Kind: overlay.KindNetwork, UID: n.uid}] && n.rev.Compare(at) <= 0 {
+			c.networkItem(n.rec, Item{Rev: at, Gone: true})
+		}
+	}
+}
+
+func (c *Core) sweepNet(n *network, at overlay.Rev) {
+	for _, uid := range sortedUIDs(n.ports) {
+		p := n.ports[uid]
+		if !p.gone && !n.log.named[overlay.Key{Kind: overlay.KindPort, UID: uid}] {
+			c.portItem(n, p.rec, Item{Rev: at, Gone: true})
+		}
+	}
+	for _, mac := range sortedMACs(n.eps) {
+		e := n.eps[mac]
+		if !e.gone && !n.log.named[overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}] {
+			c.endpointItem(n, e.rec, Item{Rev: at, Gone: true})
+		}
+	}
+}
+
+func sortedUIDs[V any](m map[overlay.UID]V) []overlay.UID {
+	out := make([]overlay.UID, 0, len(m))
+	for u := range m { // order-free: sorted below
+		out = append(out, u)
+	}
+	slices.SortFunc(out, overlay.UID.Compare)
+	return out
+}

@@ -1,0 +1,30 @@
+package api
+
+// Code is the stable name of one reason to refuse, as printed in brackets
+// after an error. A code is never reused for another reason.
+type Code string
+
+// The codes of the manager's rules. What each means, its exit code and its
+// cure stand in the table Codes.
+const (
+	CodeField        Code = "CV0101" // a field's value is not allowed
+	CodeLater        Code = "CV0102" // known word of a later release
+	CodeNotFound     Code = "CV0110" // no such object
+	CodeExists       Code = "CV0111" // exists with other content
+	CodeImmutable    Code = "CV0112" // this field cannot be changed
+	CodeQuota        Code = "CV0113" // the tenant's quota is used up
+	CodeVNIInUse     Code = "CV0120" // the VNI is another network's
+	CodeVNIWaits     Code = "CV0121" // the VNI is in quarantine
+	CodeOverlap      Code = "CV0130" // subnets of a network overlap
+	CodeOutside      Code = "CV0131" // the address is in no subnet of the network
+	CodeAddressInUse Code = "CV0132" // the address is another port's or the gateway
+	CodeMACInUse     Code = "CV0133" // the MAC is another port's in this network
+	CodeSubnetFull   Code = "CV0134" // no free address
+	CodeHasPorts     Code = "CV0142" // a network with ports is not deleted
+	CodeHasNetworks  Code = "CV0143" // a tenant with networks is not deleted
+	CodeNoHost       Code = "CV0144" // a host that is named does not exist
+	CodeBlocked      Code = "CV0145" // the network is being deleted
+	CodeUnknown      Code = "CV0150" // whether it was done is not known: ask again
+	CodeNotDecider   Code = "CV0151" // no manager decides just now
+	CodeNotAllowed   Code = "CV0160" // the caller may not
+)

@@ -1,0 +1,108 @@
+package api
+
+// Exit is the exit code of a command. The numbers are a contract with scripts.
+type Exit int
+
+// Exit codes.
+const (
+	ExitOK          Exit = 0 // done, or equal to what was asked
+	ExitDiffers     Exit = 1 // differs, or degraded
+	ExitUsage       Exit = 2 // the command or document is not well formed
+	ExitUnreachable Exit = 3 // managers not reachable
+	ExitPending     Exit = 4 // accepted, but not yet everywhere
+	ExitRefused     Exit = 5 // refused by a rule
+	ExitNotAllowed  Exit = 6 // not allowed for this caller
+	ExitNotFound    Exit = 7 // no such thing
+	ExitConflict    Exit = 8 // conflicts with what is there
+	ExitHurt        Exit = 9 // the data plane is hurt
+)
+
+// Codes of the command line, of documents and connections: CV00xx. Those of
+// the manager's rules are CV01xx, health items of a host are CV02xx.
+const (
+	CodeUsage        Code = "CV0001" // the command line is not understood
+	CodeDocument     Code = "CV0002" // a document is not well formed
+	CodeAmbiguous    Code = "CV0005" // a bare name is of several tenants
+	CodeFile         Code = "CV0006" // a file is not usable
+	CodeUnreachable  Code = "CV0010" // no manager answers
+	CodeOtherCluster Code = "CV0011" // the server is not of our cluster
+	CodeNoCluster    Code = "CV0012" // no configuration, no lab
+	CodeNoAgent      Code = "CV0013" // the local agent does not answer
+	CodeUnanswered   Code = "CV0014" // no answer in time
+	CodeVersion      Code = "CV0015" // no common protocol
+	CodeServer       Code = "CV0016" // the server could not do it
+	CodeToken        Code = "CV0021" // the token is not valid
+	CodeTokenExpired Code = "CV0022" // the token's time is over
+	CodeTokenUsed    Code = "CV0023" // the token has been used
+	CodePin          Code = "CV0024" // the authority is not the token's
+	CodeHostTaken    Code = "CV0025" // the host's name is another's
+	CodeCertificate  Code = "CV0026" // the certificate is not accepted
+	CodeHostNotYours Code = "CV0027" // the network does not select the host
+	CodeDevice       Code = "CV0030" // a device cannot be attached
+	CodePending      Code = "CV0170" // accepted, not yet everywhere
+)
+
+// Info is what there is to know about a code. Documentation and the verb that
+// explains codes are made from these rows.
+type Info struct {
+	Code    Code
+	Exit    Exit
+	Title   string // a few words, for lists
+	Meaning string // one or two sentences: when it is printed, and what follows
+	Cure    string // what to type when the place that refuses knows nothing better
+}
+
+// Codes is the whole table, ordered by code.
+var Codes = []Info{
+	{CodeUsage, ExitUsage, "command not understood", "The command line names a verb, a flag or a value that culvert does not have. Nothing was sent.", "See the verbs and their examples: culvert --help"},
+	{CodeDocument, ExitUsage, "document not understood", "A document is not well formed: its syntax, an unknown field, a wrong type, a key given twice. Nothing of the file was applied.", "See the fields of a kind: culvert schema network"},
+	{CodeAmbiguous, ExitUsage, "name is of several tenants", "A name without tenant is of tenant default or the only match; here several tenants have it.", "Name the tenant: --tenant TENANT, or TENANT/NAME."},
+	{CodeFile, ExitUsage, "file not usable", "A file that the command needs is missing, not readable, or not of the right form.", "Check the path and its mode."},
+	{CodeUnreachable, ExitUnreachable, "managers not reachable", "No manager answered at the addresses that this machine knows. Running VMs are not concerned: hosts keep what they have.", "Check the address and the way to it; on the manager's machine: culvert manager run"},
+	{CodeOtherCluster, ExitNotAllowed, "another cluster answers", "The server at the address has a certificate that the cluster's authority did not sign. Nothing was sent to it.", "Check the address in the configuration, or who answers there."},
+	{CodeNoCluster, ExitUnreachable, "no cluster on this machine", "There is no configuration on this machine and no lab runs here, so there is nobody to ask.", "Make a cluster: culvert init. Or a lab: culvert lab up"},
+	{CodeNoAgent, ExitUnreachable, "agent not reachable", "The agent of this host does not answer on its socket. Devices and tables stay as they are.", "Start it: culvert agent run"},
+	{CodeUnanswered, ExitUnreachable, "no answer in time", "The manager was reached but did not answer in time. A change may have been made or not.", "Type the same command again: what is done already is reported as unchanged."},
+	{CodeVersion, ExitUnreachable, "versions do not fit", "The two sides have no common version of the protocol.", "Compare the versions on both machines: culvert version"},
+	{CodeServer, ExitUnreachable, "server could not do it", "The server took the call and ended it without a reason that this release knows.", "Look into the manager's log, and at: culvert status"},
+	{CodeToken, ExitNotAllowed, "token not valid", "The token is damaged, or this cluster did not make it.", "Make a new one on an operator's machine: culvert token create --role agent"},
+	{CodeTokenExpired, ExitNotAllowed, "token expired", "The token was made by this cluster, and its time is over.", "Make a new one on an operator's machine: culvert token create --role agent"},
+	{CodeTokenUsed, ExitNotAllowed, "token used up", "The token has been used as often as it may.", "Make a new one on an operator's machine: culvert token create --role agent --uses 20"},
+	{CodePin, ExitNotAllowed, "authority is not the token's", "The server that answered is not of the cluster that made the token: its authority differs from the pin in the token. Nothing was sent to it.", "Check the address, or make a new token there: culvert token create --role agent"},
+	{CodeHostTaken, ExitConflict, "host name taken", "Another machine has joined under this name, or this machine under another one.", "See the hosts: culvert host list"},
+	{CodeCertificate, ExitNotAllowed, "certificate not accepted", "The server does not accept the caller's certificate: it is of another cluster, expired, or missing.", "Use the configuration that culvert init wrote on the first machine."},
+	{CodeHostNotYours, ExitNotAllowed, "not this host's", "An agent asked for a network or a port that does not select its host.", "See what is selected: culvert network list"},
+	{CodeDevice, ExitRefused, "device not usable", "The device is missing, is one of culvert's own, or is part of a bridge that is not.", "See the devices of this host: ip link"},
+
+	{CodeField, ExitUsage, "value not allowed", "A field or flag has a value outside what is allowed. Nothing was applied.", "See the fields of a kind: culvert schema network"},
+	{CodeLater, ExitUsage, "not in this release", "The format has a place for this, but this release does not do it. It is refused rather than ignored.", "Leave it out."},
+	{CodeNotFound, ExitNotFound, "not found", "There is nothing of this kind and name, or it has been deleted.", "See what there is: culvert network list"},
+	{CodeExists, ExitConflict, "exists with other content", "Creating is repeatable only with the same content; something of that name is there with another.", "To change it use the verb set: culvert network set --help"},
+	{CodeImmutable, ExitRefused, "fixed at creation", "This field cannot be changed afterwards: devices and tables in kernels are built from it.", "Delete it and create it anew."},
+	{CodeQuota, ExitRefused, "quota reached", "The tenant has as many as its quota allows.", "Raise it: culvert tenant set --help"},
+	{CodeVNIInUse, ExitConflict, "VNI in use", "Another network has this VNI. A VNI is unique in the cluster.", "Take another, or leave it out to have one allocated: culvert network list"},
+	{CodeVNIWaits, ExitConflict, "VNI in quarantine", "The VNI is of a deleted network that a host may still have in its kernel: used again now, it would join the two.", "Take another VNI, or bring the hosts back first: culvert host list"},
+	{CodeOverlap, ExitRefused, "subnets overlap", "Two subnets of a network share addresses.", "Give subnets that share no address."},
+	{CodeOutside, ExitRefused, "address outside the subnets", "A port's address must be one that a guest may have in a subnet of its network: not the first, not the broadcast address.", "See the subnets: culvert network list"},
+	{CodeAddressInUse, ExitConflict, "address taken", "Another port of the network has this address, or it is the gateway.", "See the ports: culvert port list"},
+	{CodeMACInUse, ExitConflict, "MAC taken", "Another port of the network has this MAC.", "See the ports: culvert port list"},
+	{CodeSubnetFull, ExitRefused, "no address free", "Every address of the subnet that a port may have is taken.", "Delete ports that nobody needs: culvert port list"},
+	{CodeHasPorts, ExitRefused, "network has ports", "A network with ports is deleted only when asked for with its ports; they are blocked first.", "Stop or move the VMs, or delete the ports too: culvert network delete NETWORK --with-ports"},
+	{CodeHasNetworks, ExitRefused, "tenant has networks", "A tenant is deleted when it owns nothing any more.", "Delete its networks first: culvert network list"},
+	{CodeNoHost, ExitNotFound, "host not found", "A network or a port names a host that has not joined, or that the network does not select.", "See the hosts: culvert host list"},
+	{CodeBlocked, ExitConflict, "network is being deleted", "Its ports are blocked and it takes no changes.", "Finish it: culvert network delete NETWORK --with-ports"},
+	{CodeUnknown, ExitUnreachable, "outcome not known", "The manager lost its place or its store while it worked, so the change may have been made or not.", "Type the same command again: what is done already is reported as unchanged."},
+	{CodeNotDecider, ExitUnreachable, "no manager decides just now", "The managers are choosing who decides, or read their store. Nothing was changed.", "Type the same command again in a second: culvert status"},
+	{CodeNotAllowed, ExitNotAllowed, "not allowed", "The caller's certificate has not the role that the call needs, or the caller on the socket is another user.", "Use the operator's configuration, or as root on the manager's machine: culvert token create --role operator"},
+	{CodePending, ExitPending, "not yet everywhere", "The change is accepted and durable, but some hosts do not hold it yet. They take it as soon as they can.", "See which: culvert host list"},
+}
+
+// Lookup finds the row of a code.
+func Lookup(c Code) (Info, bool) {
+	for _, info := range Codes {
+		if info.Code == c {
+			return info, true
+		}
+	}
+	return Info{}, false
+}

@@ -1,0 +1,309 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"google.golang.org/protobuf/proto"
+
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+// RecordVersion is the byte before each record in the store. A reader refuses
+// a version it does not know, by number.
+const RecordVersion = 1
+
+// ErrRecord is the cause of every refusal of a record's bytes.
+var ErrRecord = errors.New("record is not valid")
+
+// Limits of one record, so that a hostile or torn one cannot grow a core.
+const (
+	maxRecordAddresses = 64
+	maxRecordHosts     = 8192
+	maxRecordLabels    = 64
+)
+
+// MarshalStore is the store's form: the version byte, then the record.
+// The same record gives the same bytes, always.
+func MarshalStore(rec overlay.Record, gone bool) []byte {
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte{RecordVersion}, RecordPB(rec, gone))
+	if err != nil { // only invalid UTF-8 can do that, and names were checked at the edge
+		panic("marshal of a checked record: " + err.Error())
+	}
+	return b
+}
+
+// UnmarshalStore reads what MarshalStore wrote. Errors wrap ErrRecord.
+func UnmarshalStore(b []byte) (rec overlay.Record, gone bool, err error) {
+	if len(b) == 0 {
+		return nil, false, fmt.Errorf("empty value: %w", ErrRecord)
+	}
+	if b[0] != RecordVersion {
+		return nil, false, fmt.Errorf("record version %d, this program reads %d: %w", b[0], RecordVersion, ErrRecord)
+	}
+	var pb culvertv1.Record
+	if err := proto.Unmarshal(b[1:], &pb); err != nil {
+		return nil, false, fmt.Errorf("record bytes: %w", ErrRecord)
+	}
+	return RecordFromPB(&pb)
+}
+
+// RevPB is r on the wire; nil for the zero revision.
+func RevPB(r overlay.Rev) *culvertv1.Rev {
+	if r.IsZero() {
+		return nil
+	}
+	return &culvertv1.Rev{Epoch: r.Epoch, N: r.N}
+}
+
+// RevFromPB reads RevPB; nil is the zero revision.
+func RevFromPB(r *culvertv1.Rev) overlay.Rev {
+	return overlay.Rev{Epoch: r.GetEpoch(), N: r.GetN()}
+}
+
+// RecordPB is rec as a message. gone makes it a tombstone.
+func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
+	pb := &culvertv1.Record{Gone: gone}
+	switch r := rec.(type) {
+	case *overlay.Tenant:
+		pb.Body = &culvertv1.Record_Tenant{Tenant: &culvertv1.TenantRecord{
+			Meta: metaPB(&r.Meta), MaxNetworks: r.MaxNetworks, MaxPorts: r.MaxPorts, MaxPortAddresses: r.MaxPortAddresses,
+		}}
+	case *overlay.Network:
+		n := &culvertv1.NetworkRecord{
+			Meta: metaPB(&r.Meta), WantVni: uint32(r.WantVNI), Vni: uint32(r.VNI), WantMtu: uint32(r.WantMTU), Mtu: uint32(r.MTU),
+			Df: uint32(r.DF), Flood: uint32(r.Flood), Hosts: r.Hosts, Blocked: r.Blocked,
+			TenantName: r.TenantName,
+		}
+		for _, s := range r.Subnets {
+			n.Subnets = append(n.Subnets, &culvertv1.SubnetRecord{
+				Address: s.Prefix.Addr().AsSlice(), Bits: uint32(s.Prefix.Bits()), Gateway: addrBytes(s.Gateway),
+			})
+		}
+		pb.Body = &culvertv1.Record_Network{Network: n}
+	case *overlay.Port:
+		pb.Body = &culvertv1.Record_Port{Port: &culvertv1.PortRecord{
+			Meta: metaPB(&r.Meta), Network: uidBytes(r.Network), WantMac: macBytes(r.WantMAC), Mac: macBytes(r.MAC),
+			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts,
+		}}
+	case *overlay.Host:
+		pb.Body = &culvertv1.Record_Host{Host: &culvertv1.HostRecord{
+			Meta: metaPB(&r.Meta), Vtep: addrBytes(r.VTEP),
+		}}
+	case *overlay.Session:
+		pb.Body = &culvertv1.Record_Session{Session: &culvertv1.SessionRecord{Host: uidBytes(r.Host), N: r.N, BootId: r.BootID}}
+	case *overlay.Floor:
+		pb.Body = &culvertv1.Record_Floor{Floor: &culvertv1.FloorRecord{Network: uidBytes(r.Network), Rev: RevPB(r.Rev)}}
+	case *overlay.Endpoint:
+		pb.Body = &culvertv1.Record_Endpoint{Endpoint: &culvertv1.EndpointRecord{
+			Network: uidBytes(r.Network), Mac: macBytes(r.MAC), Port: uidBytes(r.Port), Host: uidBytes(r.Host),
+			Addresses: addrsBytes(r.Addresses), Evidence: uint32(r.Evidence), Cause: r.Cause, Since: r.Since,
+		}}
+	}
+	return pb
+}
+
+func metaPB(m *overlay.Meta) *culvertv1.MetaRecord {
+	pb := &culvertv1.MetaRecord{Uid: uidBytes(m.UID), Name: m.Name, Tenant: uidBytes(m.Tenant), Cause: m.Cause, Changed: m.Changed}
+	for _, l := range m.Labels {
+		pb.Labels = append(pb.Labels, &culvertv1.LabelRecord{Key: l.Key, Value: l.Value})
+	}
+	return pb
+}
+
+func uidBytes(u overlay.UID) []byte {
+	if u.IsZero() {
+		return nil
+	}
+	return u[:]
+}
+
+func macBytes(m overlay.MAC) []byte {
+	if m.IsZero() {
+		return nil
+	}
+	return m[:]
+}
+
+func addrBytes(a netip.Addr) []byte {
+	if !a.IsValid() {
+		return nil
+	}
+	return a.AsSlice()
+}
+
+func addrsBytes(as []netip.Addr) [][]byte {
+	var out [][]byte
+	for _, a := range as {
+		out = append(out, a.AsSlice())
+	}
+	return out
+}
+
+// decoder remembers the first thing that was wrong, so that a record is read
+// straight down and refused whole.
+type decoder struct{ err error }
+
+func (d *decoder) refuse(what string) {
+	if d.err == nil {
+		d.err = fmt.Errorf("%s: %w", what, ErrRecord)
+	}
+}
+
+func (d *decoder) uid(b []byte, what string, must bool) (u overlay.UID) {
+	if len(b) == 0 && !must {
+		return u
+	}
+	u, err := overlay.UIDFromBytes(b)
+	if err != nil || u.IsZero() {
+		d.refuse(what)
+	}
+	return u
+}
+
+func (d *decoder) mac(b []byte, what string, must bool) (m overlay.MAC) {
+	if len(b) == 0 && !must {
+		return m
+	}
+	if len(b) != 6 || !overlay.MAC(b).IsUnicast() {
+		d.refuse(what)
+		return m
+	}
+	return overlay.MAC(b)
+}
+
+func (d *decoder) addr(b []byte, what string, must bool) netip.Addr {
+	if len(b) == 0 && !must {
+		return netip.Addr{}
+	}
+	a, ok := netip.AddrFromSlice(b)
+	if !ok || a.Is4In6() || a.IsMulticast() || a.IsUnspecified() {
+		d.refuse(what)
+	}
+	return a
+}
+
+func (d *decoder) addrs(bs [][]byte, what string) []netip.Addr {
+	if len(bs) > maxRecordAddresses {
+		d.refuse(what)
+		return nil
+	}
+	var out []netip.Addr
+	for i, b := range bs {
+		out = append(out, d.addr(b, what, true))
+		if i > 0 && out[i-1].Compare(out[i]) >= 0 {
+			d.refuse(what + " out of order")
+		}
+	}
+	return out
+}
+
+func (d *decoder) names(s []string, what string) []string {
+	if len(s) > maxRecordHosts {
+		d.refuse(what)
+	}
+	for i := range s {
+		if overlay.CheckName(what, s[i]) != nil || i > 0 && s[i-1] >= s[i] {
+			d.refuse(what)
+		}
+	}
+	return s
+}
+
+func (d *decoder) meta(m *culvertv1.MetaRecord) overlay.Meta {
+	out := overlay.Meta{
+		UID: d.uid(m.GetUid(), "uid", true), Name: m.GetName(), Tenant: d.uid(m.GetTenant(), "tenant", false),
+		Cause: m.GetCause(), Changed: m.GetChanged(),
+	}
+	if overlay.CheckName("name", out.Name) != nil || len(m.GetLabels()) > maxRecordLabels {
+		d.refuse("name or labels")
+	}
+	for i, l := range m.GetLabels() {
+		out.Labels = append(out.Labels, overlay.Label{Key: l.GetKey(), Value: l.GetValue()})
+		if i > 0 && out.Labels[i-1].Key >= l.GetKey() {
+			d.refuse("labels out of order")
+		}
+	}
+	return out
+}
+
+// RecordFromPB checks and converts one record. What it accepts, RecordPB turns
+// into an equal message. Errors wrap ErrRecord.
+func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err error) {
+	var d decoder
+	switch b := pb.GetBody().(type) {
+	case *culvertv1.Record_Tenant:
+		t := b.Tenant
+		rec = &overlay.Tenant{Meta: d.meta(t.GetMeta()), MaxNetworks: t.GetMaxNetworks(), MaxPorts: t.GetMaxPorts(), MaxPortAddresses: t.GetMaxPortAddresses()}
+	case *culvertv1.Record_Network:
+		rec = d.network(b.Network)
+	case *culvertv1.Record_Port:
+		p := b.Port
+		rec = &overlay.Port{
+			Meta: d.meta(p.GetMeta()), Network: d.uid(p.GetNetwork(), "port's network", true),
+			WantMAC: d.mac(p.GetWantMac(), "wanted MAC", false), MAC: d.mac(p.GetMac(), "MAC", true),
+			WantAddresses: d.addrs(p.GetWantAddresses(), "wanted addresses"), Addresses: d.addrs(p.GetAddresses(), "addresses"),
+			VM: p.GetVm(), Hosts: d.names(p.GetHosts(), "port's hosts"),
+		}
+	case *culvertv1.Record_Host:
+		h := b.Host
+		rec = &overlay.Host{Meta: d.meta(h.GetMeta()), VTEP: d.addr(h.GetVtep(), "VTEP", false)}
+	case *culvertv1.Record_Session:
+		rec = &overlay.Session{Host: d.uid(b.Session.GetHost(), "session's host", true), N: b.Session.GetN(), BootID: b.Session.GetBootId()}
+	case *culvertv1.Record_Floor:
+		rec = &overlay.Floor{Network: d.uid(b.Floor.GetNetwork(), "floor's network", false), Rev: RevFromPB(b.Floor.GetRev())}
+	case *culvertv1.Record_Endpoint:
+		e := b.Endpoint
+		if e.GetEvidence() > 255 {
+			d.refuse("evidence")
+		}
+		rec = &overlay.Endpoint{
+			Network: d.uid(e.GetNetwork(), "endpoint's network", true), MAC: d.mac(e.GetMac(), "endpoint's MAC", true),
+			Port: d.uid(e.GetPort(), "endpoint's port", true), Host: d.uid(e.GetHost(), "endpoint's host", true),
+			Addresses: d.addrs(e.GetAddresses(), "endpoint's addresses"), Evidence: overlay.Evidence(e.GetEvidence()),
+			Cause: e.GetCause(), Since: e.GetSince(),
+		}
+	default:
+		d.refuse("kind of record")
+	}
+	if d.err != nil {
+		return nil, false, d.err
+	}
+	return rec, pb.GetGone(), nil
+}
+
+func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
+	out := &overlay.Network{
+		Meta: d.meta(n.GetMeta()), WantVNI: overlay.VNI(n.GetWantVni()), VNI: overlay.VNI(n.GetVni()),
+		WantMTU: uint16(n.GetWantMtu()), MTU: uint16(n.GetMtu()), DF: overlay.DF(n.GetDf()), Flood: overlay.Flood(n.GetFlood()),
+		Hosts: d.names(n.GetHosts(), "network's hosts"), Blocked: n.GetBlocked(),
+		TenantName: n.GetTenantName(),
+	}
+	if overlay.CheckName("tenant", out.TenantName) != nil {
+		d.refuse("tenant's name")
+	}
+	if !out.VNI.Valid() || out.WantVNI > overlay.MaxVNI {
+		d.refuse("VNI")
+	}
+	if n.GetMtu() < overlay.MinMTU || n.GetMtu() > overlay.MaxMTU || n.GetWantMtu() > overlay.MaxMTU {
+		d.refuse("MTU")
+	}
+	if n.GetDf() > uint32(overlay.DFInherit) || n.GetFlood() > uint32(overlay.FloodNone) {
+		d.refuse("mode of the network")
+	}
+	for _, s := range n.GetSubnets() {
+		a := d.addr(s.GetAddress(), "subnet", true)
+		p, err := a.Prefix(int(s.GetBits()))
+		if s.GetBits() > 128 || err != nil || p.Addr() != a {
+			d.refuse("subnet")
+			return out
+		}
+		out.Subnets = append(out.Subnets, overlay.Subnet{Prefix: p, Gateway: d.addr(s.GetGateway(), "gateway", false)})
+	}
+	if len(out.Subnets) > maxRecordAddresses {
+		d.refuse("subnets")
+	}
+	return out
+}

@@ -1,0 +1,151 @@
+package api
+
+import (
+	"net/netip"
+
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+// The Render functions show a record as a resource. Names that a record refers
+// to by UID are passed in. Spec has what the user set and nothing that was
+// allocated or is the default; status has what the record itself tells, and
+// the caller adds what it has observed.
+
+func renderMeta(m *overlay.Meta, tenant string, rev overlay.Rev) *culvertv1.Metadata {
+	md := &culvertv1.Metadata{Name: m.Name, Tenant: tenant, Uid: m.UID.String(), Revision: rev.String()}
+	if len(m.Labels) > 0 {
+		md.Labels = make(map[string]string, len(m.Labels))
+		for _, l := range m.Labels {
+			md.Labels[l.Key] = l.Value
+		}
+	}
+	return md
+}
+
+// RenderTenant shows a tenant; its usage is the caller's to add.
+func RenderTenant(t *overlay.Tenant, rev overlay.Rev) *culvertv1.Tenant {
+	r := &culvertv1.Tenant{ApiVersion: Version, Kind: "Tenant", Metadata: renderMeta(&t.Meta, "", rev),
+		Spec: &culvertv1.TenantSpec{}, Status: &culvertv1.TenantStatus{}}
+	if t.MaxNetworks != 0 || t.MaxPorts != 0 || t.MaxPortAddresses != 0 {
+		r.Spec.Quotas = &culvertv1.TenantQuotas{Networks: t.MaxNetworks, Ports: t.MaxPorts, AddressesPerPort: t.MaxPortAddresses}
+	}
+	return r
+}
+
+// RenderNetwork shows a network of the tenant of that name. Status has VNI,
+// bridge, MTU and gateways; counts and hosts are the caller's to add.
+func RenderNetwork(n *overlay.Network, tenant string, rev overlay.Rev) *culvertv1.Network {
+	spec := &culvertv1.NetworkSpec{Vni: uint32(n.WantVNI), Mtu: uint32(n.WantMTU), Hosts: n.Hosts}
+	status := &culvertv1.NetworkStatus{Vni: uint32(n.VNI), Bridge: n.VNI.Bridge(), Mtu: uint32(n.MTU)}
+	for _, s := range n.Subnets {
+		sub := &culvertv1.Subnet{Prefix: s.Prefix.String()}
+		if s.Gateway.IsValid() && s.Gateway != s.Prefix.Addr().Next() {
+			sub.Gateway = s.Gateway.String()
+		}
+		spec.Subnets = append(spec.Subnets, sub)
+		if s.Gateway.IsValid() {
+			status.Gateways = append(status.Gateways, s.Gateway.String())
+		}
+	}
+	if n.DF == overlay.DFInherit {
+		spec.Df = "inherit"
+	}
+	if n.Flood == overlay.FloodNone {
+		spec.Flood = "none"
+	}
+	return &culvertv1.Network{ApiVersion: Version, Kind: "Network", Metadata: renderMeta(&n.Meta, tenant, rev), Spec: spec, Status: status}
+}
+
+// RenderPort shows a port. Status has MAC and addresses in force and the state
+// "declared"; where it is, is the caller's to add.
+func RenderPort(p *overlay.Port, tenant, network string, rev overlay.Rev) *culvertv1.Port {
+	spec := &culvertv1.PortSpec{Network: network, Addresses: addrStrings(p.WantAddresses), Vm: p.VM, Hosts: p.Hosts}
+	if !p.WantMAC.IsZero() {
+		spec.Mac = p.WantMAC.String()
+	}
+	return &culvertv1.Port{ApiVersion: Version, Kind: "Port", Metadata: renderMeta(&p.Meta, tenant, rev), Spec: spec,
+		Status: &culvertv1.PortStatus{Mac: p.MAC.String(), Addresses: addrStrings(p.Addresses), State: "declared"}}
+}
+
+// RenderHost shows a host; state, evidence and health are the caller's to add.
+func RenderHost(h *overlay.Host, rev overlay.Rev) *culvertv1.Host {
+	r := &culvertv1.Host{ApiVersion: Version, Kind: "Host", Metadata: renderMeta(&h.Meta, "", rev),
+		Spec: &culvertv1.HostSpec{}, Status: &culvertv1.HostStatus{}}
+	if h.VTEP.IsValid() {
+		r.Status.Vtep = h.VTEP.String()
+	}
+	return r
+}
+
+// EndpointNames are the names behind the UIDs of an endpoint.
+type EndpointNames struct{ Tenant, Network, Port, Host string }
+
+// RenderEndpoint shows an endpoint. Its name is that of its port. since is RFC
+// 3339 in UTC, made by the caller, who may know a clock.
+func RenderEndpoint(e *overlay.Endpoint, names EndpointNames, rev overlay.Rev, since string) *culvertv1.Endpoint {
+	return &culvertv1.Endpoint{ApiVersion: Version, Kind: "Endpoint",
+		Metadata: &culvertv1.Metadata{Name: names.Port, Tenant: names.Tenant, Revision: rev.String()},
+		Status: &culvertv1.EndpointStatus{Network: names.Network, Mac: e.MAC.String(), Addresses: addrStrings(e.Addresses),
+			Port: names.Port, Host: names.Host, Evidence: e.Evidence.String(), Cause: e.Cause, Since: since}}
+}
+
+func addrStrings(as []netip.Addr) []string {
+	var s []string
+	for _, a := range as {
+		s = append(s, a.String())
+	}
+	return s
+}
+
+// Wrap puts a resource of one kind into the message that carries any; it is nil
+// for a type that is no resource.
+func Wrap(m any) *culvertv1.Resource {
+	switch m := m.(type) {
+	case *culvertv1.Tenant:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Tenant{Tenant: m}}
+	case *culvertv1.Network:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Network{Network: m}}
+	case *culvertv1.Port:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Port{Port: m}}
+	case *culvertv1.Host:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Host{Host: m}}
+	case *culvertv1.Endpoint:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Endpoint{Endpoint: m}}
+	}
+	return nil
+}
+
+// MetadataOf is the metadata of whatever resource r holds; nil if it has none.
+func MetadataOf(r *culvertv1.Resource) *culvertv1.Metadata {
+	switch body := r.GetBody().(type) {
+	case *culvertv1.Resource_Tenant:
+		return body.Tenant.GetMetadata()
+	case *culvertv1.Resource_Network:
+		return body.Network.GetMetadata()
+	case *culvertv1.Resource_Port:
+		return body.Port.GetMetadata()
+	case *culvertv1.Resource_Host:
+		return body.Host.GetMetadata()
+	case *culvertv1.Resource_Endpoint:
+		return body.Endpoint.GetMetadata()
+	}
+	return nil
+}
+
+// KindOf is the kind of what r holds, 0 if it holds nothing.
+func KindOf(r *culvertv1.Resource) overlay.Kind {
+	switch r.GetBody().(type) {
+	case *culvertv1.Resource_Tenant:
+		return overlay.KindTenant
+	case *culvertv1.Resource_Network:
+		return overlay.KindNetwork
+	case *culvertv1.Resource_Port:
+		return overlay.KindPort
+	case *culvertv1.Resource_Host:
+		return overlay.KindHost
+	case *culvertv1.Resource_Endpoint:
+		return overlay.KindEndpoint
+	}
+	return 0
+}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// ring is a group of tests with the same needs.
+type ring struct {
+	name, what string
+	budget     time.Duration // what it may take on two cores, warm
+	limit      time.Duration // when go test is given up
+	root       bool
+	race       bool
+	depth      int // how deep a test's name may be to count as a test of its own
+	flags      []string
+	needs      []need
+}
+
+// need is something that a ring takes from the distribution.
+type need struct {
+	probe string // a command, or a path
+	debs  string // what Debian calls it
+}
+
+var rings = []ring{
+	{name: "pure", what: "values, cores, codecs, the model kernel, the store; no root", budget: 2 * time.Minute, limit: 15 * time.Minute,
+		race: true, depth: 1, flags: []string{"-shuffle=on"},
+		needs: []need{{"gcc", "gcc"}, {"/usr/include/stdlib.h", "libc6-dev"}}}, // the race detector links C
+	{name: "check", what: "format, vet, staticcheck, generated code, house rules", budget: time.Minute, limit: 15 * time.Minute,
+		depth: 1, needs: []need{{"protoc", "protobuf-compiler"}}}, // generated code is made again and compared
+	{name: "kernel", what: "this machine's kernel, in namespaces of their own", budget: 2 * time.Minute, limit: 15 * time.Minute,
+		root: true, depth: 1},
+	{name: "sim", what: "a manager and many agents in one thread, from a seed", budget: 3 * time.Minute, limit: 2 * time.Hour,
+		depth: 1},
+	{name: "stories", what: "whole labs: processes, namespaces, guests", budget: 6 * time.Minute, limit: 2 * time.Hour,
+		root: true, depth: 2, flags: []string{"-p=1"}},
+}
+
+// choose finds rings by name.
+func choose(names []string) ([]ring, error) {
+	var chosen []ring
+	for _, n := range names {
+		i := slices.IndexFunc(rings, func(g ring) bool { return g.name == n })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no ring %q", n)
+		}
+		chosen = append(chosen, rings[i])
+	}
+	if len(chosen) == 0 {
+		return nil, errors.New("no ring named: pure, check, kernel, sim, stories")
+	}
+	return chosen, nil
+}
+
+// pkg is a package of this module as go list shows it.
+type pkg struct {
+	ImportPath                string
+	TestGoFiles, XTestGoFiles []string
+	TestImports, XTestImports []string
+}
+
+func (p pkg) hasTests() bool { return len(p.TestGoFiles)+len(p.XTestGoFiles) > 0 }
+
+// ringOf puts a package into the one ring that runs its tests. What builds
+// namespaces in its tests needs root, and is known by what the tests import.
+func ringOf(p pkg) string {
+	name := strings.TrimPrefix(p.ImportPath, "culvert/")
+	below := func(dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }
+	namespaces := func(imports []string) bool {
+		return slices.ContainsFunc(imports, func(im string) bool {
+			return im == "culvert/internal/netnstest" || im == "culvert/internal/lab"
+		})
+	}
+	switch {
+	case below("internal/house"):
+		return "check"
+	case below("internal/sim"):
+		return "sim"
+	case below("test"):
+		return "stories"
+	case name == "internal/netnstest", name == "internal/lab", namespaces(p.TestImports), namespaces(p.XTestImports):
+		return "kernel"
+	}
+	return "pure"
+}
+
+func listPackages(ctx context.Context) ([]pkg, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-e", "-json=ImportPath,TestGoFiles,XTestGoFiles,TestImports,XTestImports", "./...")
+	var talk tail
+	cmd.Stderr = &talk
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w\n%s", err, talk.String())
+	}
+	var all []pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("decode go list: %w", err)
+		}
+		all = append(all, p)
+	}
+}
+
+func (n need) met() bool {
+	if filepath.IsAbs(n.probe) {
+		_, err := os.Stat(n.probe)
+		return err == nil
+	}
+	_, err := exec.LookPath(n.probe)
+	return err == nil
+}
+
+// missing lists the packages to install for the rings, in the order named.
+func missing(chosen []ring) []string {
+	var debs []string
+	for _, g := range chosen {
+		for _, n := range g.needs {
+			if !n.met() && !slices.Contains(debs, n.debs) {
+				debs = append(debs, n.debs)
+			}
+		}
+	}
+	return debs
+}
+
+// install brings what the rings need from Debian. Without root it says what is
+// missing and goes on: each ring then tells what it could not do.
+func (r runner) install(ctx context.Context, chosen []ring) error {
+	debs := missing(chosen)
+	if len(debs) == 0 {
+		return nil
+	}
+	if !r.root {
+		fmt.Fprintf(r.out, "Missing: %s. As root: apt-get install %[1]s\n", strings.Join(debs, " "))
+		return nil
+	}
+	fmt.Fprintf(r.out, "Installing %s\n", strings.Join(debs, " "))
+	for _, args := range [][]string{{"update", "-q"}, append([]string{"install", "-q", "-y", "--no-install-recommends"}, debs...)} {
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+func hasRace() bool { return len(missing(rings[:1])) == 0 }

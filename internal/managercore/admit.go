@@ -1,0 +1,263 @@
+package managercore
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+
+	"culvert/internal/api"
+	"culvert/internal/overlay"
+)
+
+// Mode is what a Put may do.
+type Mode uint8
+
+// Modes of a Put.
+const (
+	ModeCreate Mode = 1 // refused if it exists with other content
+	ModeSet    Mode = 2 // refused if it does not exist
+	ModeApply  Mode = 3 // creates or sets
+)
+
+// Asked is one request of the API. The answer is a Reply with its ID.
+type Asked struct {
+	ID    uint64
+	Actor string // for the cause of every record that changes
+	// Seed is 16 random bytes from the driver; UIDs of new records and
+	// allocated MACs derive from it, so that the core needs no randomness.
+	Seed overlay.UID
+
+	// Exactly one of these is set.
+	Put     *Put
+	Delete  *Delete
+	AddHost *AddHost
+}
+
+// Put writes documents: all of them or none.
+type Put struct {
+	Mode Mode
+	Docs []overlay.Doc
+}
+
+// Delete removes one object.
+type Delete struct {
+	Kind         overlay.Kind
+	Tenant, Name string
+	WithPorts    bool
+}
+
+// AddHost enters a host that has joined. Joining again under the same name
+// with the same UID is no change; with another UID it is refused.
+type AddHost struct {
+	UID  overlay.UID
+	Name string
+}
+
+// derive makes the i-th UID of a request. FNV is enough: the seed is random
+// and nobody can choose it.
+func derive(seed overlay.UID, i int, salt string) overlay.UID {
+	h := fnv.New128a()
+	_, _ = h.Write(seed[:])
+	_, _ = h.Write(binary.BigEndian.AppendUint32(nil, uint32(i)))
+	_, _ = h.Write([]byte(salt))
+	return overlay.UID(h.Sum(nil))
+}
+
+// admission is one request under way.
+type admission struct {
+	*tx
+	req     Asked
+	mode    Mode
+	made    int
+	changes []Changed
+	freed   []Key // ports whose MAC and addresses were taken out of the indexes
+}
+
+func (c *Core) ask(e Asked) {
+	if c.lost {
+		c.reply(Reply{ID: e.ID, Refusal: refuseLost()})
+		return
+	}
+	a := &admission{tx: c.begin(), req: e}
+	var no *api.Refusal
+	switch {
+	case e.Put != nil:
+		a.mode = e.Put.Mode
+		no = a.put(e.Put.Docs)
+	case e.AddHost != nil:
+		no = a.addHost(*e.AddHost)
+	case e.Delete != nil:
+		no = a.delete(*e.Delete)
+		if no == nil && a.blocking() {
+			return // answers when its second half is done
+		}
+	}
+	a.finish(no)
+}
+
+// finish answers now if nothing is to be written, else when it is committed.
+func (a *admission) finish(no *api.Refusal) {
+	c, id, changes := a.c, a.req.ID, a.changes
+	if no != nil {
+		a.rollback()
+		a.unfree()
+		c.reply(Reply{ID: id, Refusal: no})
+		return
+	}
+	if a.empty() {
+		c.reply(Reply{ID: id, Changes: changes})
+		return
+	}
+	a.commit(
+		func(rev overlay.Rev) { c.reply(Reply{ID: id, Rev: rev, Changes: changes}) },
+		func() { c.reply(Reply{ID: id, Refusal: unknownOutcome()}) },
+	)
+}
+
+func (a *admission) newMeta(d *overlay.Doc, tenant overlay.UID) overlay.Meta {
+	a.made++
+	return overlay.Meta{
+		UID: derive(a.req.Seed, a.made, d.Kind.String()+"/"+d.Name), Name: d.Name, Tenant: tenant, Labels: d.Labels,
+		Cause: a.cause("create", d), Changed: int64(a.c.now),
+	}
+}
+
+func (a *admission) cause(verb string, d *overlay.Doc) string {
+	return fmt.Sprintf("%s: %s %s", a.req.Actor, d.Kind, verb)
+}
+
+// again is the Meta of a record that changes.
+func (a *admission) again(m overlay.Meta, d *overlay.Doc) overlay.Meta {
+	m.Labels, m.Cause, m.Changed = d.Labels, a.cause("set", d), int64(a.c.now)
+	return m
+}
+
+func (a *admission) did(action string, rec overlay.Record) {
+	a.changes = append(a.changes, Changed{action, rec})
+}
+
+// title begins the sentence of a refusal: "Network blue", with the tenant in
+// front of the name unless it is the default one.
+func title(d *overlay.Doc) string {
+	kind := d.Kind.String()
+	kind = strings.ToUpper(kind[:1]) + kind[1:]
+	if d.Tenant == "" || d.Tenant == DefaultTenant {
+		return kind + " " + d.Name
+	}
+	return kind + " " + d.Tenant + "/" + d.Name
+}
+
+// find is the working record of that kind and name.
+func (a *admission) find(kind overlay.Kind, tenant overlay.UID, name string) overlay.Record {
+	k, ok := a.c.ix.names[nameKey{kind, tenant, name}]
+	if !ok {
+		return nil
+	}
+	rec, _ := a.get(k)
+	return rec
+}
+
+func (a *admission) put(docs []overlay.Doc) *api.Refusal {
+	a.free(docs)
+	for i := range docs {
+		d := &docs[i]
+		if a.mode == ModeSet && a.exists(d) == nil {
+			return notFound(title(d), d.Kind)
+		}
+		var no *api.Refusal
+		switch d.Kind {
+		case overlay.KindTenant:
+			no = a.putTenant(d)
+		case overlay.KindNetwork:
+			no = a.putNetwork(d)
+		case overlay.KindPort:
+			no = a.putPort(d)
+		default:
+			no = api.Refuse(api.CodeField, title(d)+" was not written", "a "+d.Kind.String()+" is observed, not declared", "apply tenants, networks and ports")
+		}
+		if no != nil {
+			return no
+		}
+	}
+	return nil
+}
+
+func (a *admission) exists(d *overlay.Doc) overlay.Record {
+	if d.Kind == overlay.KindTenant {
+		return a.find(d.Kind, overlay.UID{}, d.Name)
+	}
+	t := a.find(overlay.KindTenant, overlay.UID{}, d.Tenant)
+	if t == nil {
+		return nil
+	}
+	return a.find(d.Kind, t.(*overlay.Tenant).UID, d.Name)
+}
+
+func notFound(what string, kind overlay.Kind) *api.Refusal {
+	return api.Refuse(api.CodeNotFound, what+" was not found", "no "+kind.String()+" has that name", "see what there is: culvert "+kind.String()+" list")
+}
+
+func (a *admission) tenant(d *overlay.Doc) (*overlay.Tenant, *api.Refusal) {
+	t := a.find(overlay.KindTenant, overlay.UID{}, d.Tenant)
+	if t == nil {
+		return nil, api.Refuse(api.CodeNotFound, title(d)+" was not written", "tenant "+d.Tenant+" does not exist", "make it first: culvert tenant create "+d.Tenant)
+	}
+	return t.(*overlay.Tenant), nil
+}
+
+func (a *admission) putTenant(d *overlay.Doc) *api.Refusal {
+	want := overlay.Tenant{MaxNetworks: d.Quotas.MaxNetworks, MaxPorts: d.Quotas.MaxPorts, MaxPortAddresses: d.Quotas.MaxPortAddresses}
+	old, _ := a.find(d.Kind, overlay.UID{}, d.Name).(*overlay.Tenant)
+	if old == nil {
+		want.Meta = a.newMeta(d, overlay.UID{})
+		a.tx.put(&want)
+		a.did("created", &want)
+		return nil
+	}
+	want.Meta = old.Meta
+	same := want.MaxNetworks == old.MaxNetworks && want.MaxPorts == old.MaxPorts && want.MaxPortAddresses == old.MaxPortAddresses
+	if no := a.sameOrSet(d, same && slices.Equal(d.Labels, old.Labels), old); no != nil || same && slices.Equal(d.Labels, old.Labels) {
+		return no
+	}
+	if n := a.c.ix.networks[old.UID]; want.MaxNetworks != 0 && n > int(want.MaxNetworks) {
+		return api.Refuse(api.CodeQuota, title(d)+" was not changed", fmt.Sprintf("it has %d networks, more than the %d wanted", n, want.MaxNetworks), "delete networks first, or ask for a larger quota")
+	}
+	if n := a.c.ix.tports[old.UID]; want.MaxPorts != 0 && n > int(want.MaxPorts) {
+		return api.Refuse(api.CodeQuota, title(d)+" was not changed", fmt.Sprintf("it has %d ports, more than the %d wanted", n, want.MaxPorts), "delete ports first, or ask for a larger quota")
+	}
+	want.Meta = a.again(old.Meta, d)
+	a.tx.put(&want)
+	a.did("changed", &want)
+	return nil
+}
+
+// sameOrSet answers for an object that exists: unchanged, or refused because
+// the mode is create. nil and nothing done means that the caller goes on.
+func (a *admission) sameOrSet(d *overlay.Doc, same bool, old overlay.Record) *api.Refusal {
+	if same {
+		a.did("unchanged", old)
+		return nil
+	}
+	if a.mode == ModeCreate {
+		return api.Refuse(api.CodeExists, title(d)+" was not created", "it exists with other content",
+			fmt.Sprintf("look at it: culvert %s show %s; change it: culvert %s set %s", d.Kind, d.Name, d.Kind, d.Name))
+	}
+	return nil
+}
+
+func (a *admission) addHost(h AddHost) *api.Refusal {
+	if old, _ := a.find(overlay.KindHost, overlay.UID{}, h.Name).(*overlay.Host); old != nil {
+		if old.UID != h.UID {
+			return api.Refuse(api.CodeExists, "Host "+h.Name+" was not added", "another host has that name",
+				"join under another name: culvert join TOKEN --host NAME")
+		}
+		a.did("unchanged", old)
+		return nil
+	}
+	rec := &overlay.Host{Meta: overlay.Meta{UID: h.UID, Name: h.Name, Cause: a.req.Actor + ": join", Changed: int64(a.c.now)}}
+	a.tx.put(rec)
+	a.did("created", rec)
+	return nil
+}

@@ -1,0 +1,298 @@
+package managercore
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"culvert/internal/api"
+	"culvert/internal/overlay"
+)
+
+func limit(v, def uint32) int {
+	if v == 0 {
+		return int(def)
+	}
+	return int(v)
+}
+
+func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
+	t, no := a.tenant(d)
+	if no != nil {
+		return no
+	}
+	spec := d.Network
+	for _, h := range spec.Hosts {
+		if a.find(overlay.KindHost, overlay.UID{}, h) == nil {
+			return api.Refuse(api.CodeNoHost, title(d)+" was not written", "spec.hosts names host "+h+", which has not joined", "see the hosts: culvert host list")
+		}
+	}
+	if no := overlaps(d); no != nil {
+		return no
+	}
+	old, _ := a.find(d.Kind, t.UID, d.Name).(*overlay.Network)
+	if old == nil {
+		return a.newNetwork(d, t)
+	}
+	if old.Blocked {
+		return blocked(d, old)
+	}
+	want := *old
+	want.Subnets, want.WantMTU, want.MTU, want.DF, want.Flood, want.Hosts = spec.Subnets, spec.MTU, mtu(spec.MTU), spec.DF, spec.Flood, spec.Hosts
+	same := (spec.VNI == 0 || spec.VNI == old.VNI) && slices.Equal(want.Subnets, old.Subnets) && want.WantMTU == old.WantMTU &&
+		want.DF == old.DF && want.Flood == old.Flood && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
+	if no := a.sameOrSet(d, same, old); no != nil || same {
+		return no
+	}
+	if spec.VNI != 0 && spec.VNI != old.VNI {
+		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", fmt.Sprintf("its VNI is %d and cannot become %d: the devices are made with it", old.VNI, spec.VNI),
+			"delete the network and create it anew")
+	}
+	if no := a.narrows(d, old); no != nil {
+		return no
+	}
+	want.Meta = a.again(old.Meta, d)
+	a.tx.put(&want)
+	a.did("changed", &want)
+	return nil
+}
+
+func mtu(want uint16) uint16 {
+	if want == 0 {
+		return overlay.DefaultMTU
+	}
+	return want
+}
+
+func overlaps(d *overlay.Doc) *api.Refusal {
+	for i, s := range d.Network.Subnets {
+		for _, o := range d.Network.Subnets[:i] {
+			if s.Prefix.Overlaps(o.Prefix) {
+				return api.Refuse(api.CodeOverlap, title(d)+" was not written", fmt.Sprintf("its subnets %s and %s overlap", o.Prefix, s.Prefix), "give subnets that share no address")
+			}
+		}
+	}
+	return nil
+}
+
+// narrows refuses what would take something away from ports that use it.
+func (a *admission) narrows(d *overlay.Doc, old *overlay.Network) *api.Refusal {
+	spec := d.Network
+	if len(spec.Hosts) > 0 {
+		for _, h := range a.hostNames() {
+			if old.SelectsHost(h) && !slices.Contains(spec.Hosts, h) {
+				return api.Refuse(api.CodeImmutable, title(d)+" was not changed", "spec.hosts no longer selects host "+h+", and a host cannot be taken off a network in this release",
+					"name all hosts that it has now, or create another network")
+			}
+		}
+	}
+	for _, k := range a.sortedPorts(old.UID) {
+		rec, _ := a.get(k)
+		p := rec.(*overlay.Port)
+		for _, ad := range p.Addresses {
+			if subnetOf(spec.Subnets, ad) < 0 {
+				return api.Refuse(api.CodeOutside, title(d)+" was not changed", fmt.Sprintf("port %s has %s, which no wanted subnet holds as a port's address", p.Name, ad),
+					"change the port first: culvert port set "+p.Name+" --ip ADDRESS", p.Name+"  "+ad.String())
+			}
+		}
+	}
+	return nil
+}
+
+// subnetOf is the index of the subnet in which a port may have ad, or -1.
+func subnetOf(subnets []overlay.Subnet, ad netip.Addr) int {
+	for i, s := range subnets {
+		if s.Usable(ad) && ad != s.Gateway {
+			return i
+		}
+	}
+	return -1
+}
+
+func (a *admission) hostNames() []string {
+	var names []string
+	for nk := range a.c.ix.names { // order-free: sorted below
+		if nk.kind == overlay.KindHost {
+			names = append(names, nk.name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (a *admission) sortedPorts(network overlay.UID) []Key {
+	return sorted(a.c.ix.ports[network])
+}
+
+func sorted(set map[Key]bool) []Key {
+	keys := make([]Key, 0, len(set))
+	for k := range set { // order-free: sorted below
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, Key.Compare)
+	return keys
+}
+
+func (a *admission) newNetwork(d *overlay.Doc, t *overlay.Tenant) *api.Refusal {
+	if n, max := a.c.ix.networks[t.UID], limit(t.MaxNetworks, overlay.DefaultMaxNetworks); n >= max {
+		return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("tenant %s has %d networks and its quota is %d", t.Name, n, max),
+			fmt.Sprintf("raise it: culvert tenant set %s --max-networks %d", t.Name, max+1))
+	}
+	spec := d.Network
+	vni := spec.VNI
+	if vni == 0 {
+		for vni = a.c.cfg.FirstVNI; ; vni++ {
+			if _, used := a.c.ix.vnis[vni]; !used {
+				break
+			}
+		}
+		if !vni.Valid() {
+			return api.Refuse(api.CodeVNIInUse, title(d)+" was not created", "every VNI from the first to be allocated is in use", "give a free one: --vni N")
+		}
+	} else if uid, used := a.c.ix.vnis[vni]; used {
+		return a.vniTaken(d, vni, uid)
+	}
+	n := &overlay.Network{
+		Meta: a.newMeta(d, t.UID), TenantName: t.Name, WantVNI: spec.VNI, VNI: vni, Subnets: spec.Subnets, WantMTU: spec.MTU, MTU: mtu(spec.MTU),
+		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts,
+	}
+	a.tx.put(n)
+	a.did("created", n)
+	return nil
+}
+
+func (a *admission) vniTaken(d *overlay.Doc, vni overlay.VNI, uid overlay.UID) *api.Refusal {
+	w := a.c.rows[Key{Kind: overlay.KindNetwork, UID: uid}]
+	n := w.rec.(*overlay.Network)
+	if !w.gone {
+		return api.Refuse(api.CodeVNIInUse, title(d)+" was not created", fmt.Sprintf("VNI %d is network %s's", vni, n.Name),
+			"give another --vni, or none to have one allocated")
+	}
+	why := fmt.Sprintf("VNI %d was network %s's, deleted just now, and not every host has confirmed that it is gone", vni, n.Name)
+	waits := a.c.waitsFor(n)
+	if len(waits) > 0 {
+		why = fmt.Sprintf("VNI %d was network %s's, and these hosts have not confirmed that it is gone: %s", vni, n.Name, strings.Join(waits, ", "))
+	}
+	return api.Refuse(api.CodeVNIWaits, title(d)+" was not created", why, "bring those hosts back, or give another --vni", waits...)
+}
+
+func blocked(d *overlay.Doc, n *overlay.Network) *api.Refusal {
+	return api.Refuse(api.CodeBlocked, title(d)+" was not written", "network "+n.Name+" is being deleted", "finish it: culvert network delete "+n.Name+" --with-ports")
+}
+
+// DefaultTenant is the tenant of names that are written without one.
+const DefaultTenant = "default"
+
+// maxListed bounds the dependants that a refusal lists.
+const maxListed = 20
+
+func (a *admission) delete(q Delete) *api.Refusal {
+	d := &overlay.Doc{Kind: q.Kind, Tenant: q.Tenant, Name: q.Name}
+	rec := a.exists(d)
+	switch r := rec.(type) {
+	case *overlay.Tenant:
+		if r.Name == DefaultTenant {
+			return api.Refuse(api.CodeImmutable, title(d)+" was not deleted", "names without tenant are its", "")
+		}
+		if n := a.c.ix.networks[r.UID]; n > 0 {
+			return api.Refuse(api.CodeHasNetworks, title(d)+" was not deleted", fmt.Sprintf("%d networks are its own", n), "delete them first: culvert network list --tenant "+r.Name)
+		}
+		gone := *r
+		gone.Meta = a.dying(r.Meta, d)
+		a.bury(&gone)
+		a.did("deleted", &gone)
+		return nil
+	case *overlay.Network:
+		return a.deleteNetwork(d, r, q.WithPorts)
+	case *overlay.Port:
+		a.deletePort(d, r)
+		return nil
+	}
+	return notFound(title(d), q.Kind)
+}
+
+func (a *admission) dying(m overlay.Meta, d *overlay.Doc) overlay.Meta {
+	m.Cause, m.Changed = a.cause("delete", d), int64(a.c.now)
+	return m
+}
+
+func (a *admission) deletePort(d *overlay.Doc, p *overlay.Port) {
+	gone := *p
+	gone.Meta = a.dying(p.Meta, d)
+	a.bury(&gone)
+	a.did("deleted", &gone)
+	if rec, ok := a.get(Key{Kind: overlay.KindEndpoint, UID: p.Network, MAC: p.MAC}); ok {
+		ep := *rec.(*overlay.Endpoint)
+		ep.Cause, ep.Since = gone.Cause, int64(a.c.now)
+		a.bury(&ep)
+	}
+}
+
+func (a *admission) deleteNetwork(d *overlay.Doc, n *overlay.Network, withPorts bool) *api.Refusal {
+	ports := a.sortedPorts(n.UID)
+	if len(ports) > 0 && !withPorts {
+		var items []string
+		for _, k := range ports {
+			if len(items) == maxListed {
+				items = append(items, fmt.Sprintf("and %d more", len(ports)-maxListed))
+				break
+			}
+			rec, _ := a.get(k)
+			items = append(items, a.portLine(rec.(*overlay.Port)))
+		}
+		why := fmt.Sprintf("%d ports use it", len(ports))
+		if len(ports) == 1 {
+			why = "1 port uses it"
+		}
+		return api.Refuse(api.CodeHasPorts, title(d)+" was not deleted", why,
+			"stop or move the VMs, or delete the ports too: culvert network delete "+n.Name+" --with-ports", items...)
+	}
+	if len(ports) > 0 && !n.Blocked {
+		b := *n
+		b.Blocked = true
+		b.Meta = a.dying(n.Meta, d)
+		a.tx.put(&b) // first half: the ports pass nothing any more
+		return nil
+	}
+	gone := *n
+	gone.Meta = a.dying(n.Meta, d)
+	for _, k := range ports {
+		rec, _ := a.get(k)
+		a.did("deleted", rec)
+	}
+	a.did("deleted", &gone)
+	a.bury(&gone) // what stands in its log goes with it: see sweepOrphans
+	return nil
+}
+
+func (a *admission) portLine(p *overlay.Port) string {
+	line := p.Name
+	for _, ad := range p.Addresses {
+		line += "  " + ad.String()
+	}
+	if rec, ok := a.get(Key{Kind: overlay.KindEndpoint, UID: p.Network, MAC: p.MAC}); ok {
+		if h, ok := a.get(Key{Kind: overlay.KindHost, UID: rec.(*overlay.Endpoint).Host}); ok {
+			line += "  up on " + h.(*overlay.Host).Name
+		}
+	}
+	return line
+}
+
+// blocking commits the first half of a network's deletion, if that is what the
+// request came to, and asks for the second half when the first is committed.
+func (a *admission) blocking() bool {
+	if len(a.tx.ch.writes) != 1 {
+		return false
+	}
+	n, ok := a.tx.ch.writes[0].Rec.(*overlay.Network)
+	if !ok || !n.Blocked || a.tx.ch.writes[0].Gone {
+		return false
+	}
+	c, req := a.c, a.req
+	a.commit(
+		func(overlay.Rev) { c.ask(req) },
+		func() { c.reply(Reply{ID: req.ID, Refusal: unknownOutcome()}) },
+	)
+	return true
+}

@@ -1,0 +1,159 @@
+package managercore
+
+import (
+	"net/netip"
+
+	"culvert/internal/overlay"
+)
+
+type nameKey struct {
+	kind   overlay.Kind
+	tenant overlay.UID
+	name   string
+}
+
+type netMAC struct {
+	net overlay.UID
+	mac overlay.MAC
+}
+
+type netIP struct {
+	net overlay.UID
+	ip  netip.Addr
+}
+
+// indexes are derived from the working rows and kept nowhere else: the store
+// holds no index keys, because one decider decides on what it has in memory.
+type indexes struct {
+	names    map[nameKey]Key
+	vnis     map[overlay.VNI]overlay.UID // tombstones hold their VNI too
+	macs     map[netMAC]Key
+	ips      map[netIP]Key
+	ports    map[overlay.UID]map[Key]bool // live ports of a network
+	networks map[overlay.UID]int          // live networks of a tenant
+	tports   map[overlay.UID]int          // live ports of a tenant
+	byHost   map[overlay.UID]map[Key]bool // live endpoints of a host
+	byNet    map[overlay.UID]map[Key]bool // endpoints of a network, tombstones too
+	allPorts map[overlay.UID]map[Key]bool // ports of a network, tombstones too
+	// hints: by network and prefix, an address below which none is free. Only
+	// a shortcut: it never changes which address is the lowest free one.
+	hints map[netIP]netip.Addr
+}
+
+func newIndexes() indexes {
+	return indexes{
+		names: map[nameKey]Key{}, vnis: map[overlay.VNI]overlay.UID{}, macs: map[netMAC]Key{}, ips: map[netIP]Key{},
+		ports: map[overlay.UID]map[Key]bool{}, networks: map[overlay.UID]int{}, tports: map[overlay.UID]int{},
+		byHost: map[overlay.UID]map[Key]bool{}, byNet: map[overlay.UID]map[Key]bool{}, allPorts: map[overlay.UID]map[Key]bool{},
+		hints: map[netIP]netip.Addr{},
+	}
+}
+
+func addTo(m map[overlay.UID]map[Key]bool, at overlay.UID, k Key) {
+	s := m[at]
+	if s == nil {
+		s = map[Key]bool{}
+		m[at] = s
+	}
+	s[k] = true
+}
+
+func removeFrom(m map[overlay.UID]map[Key]bool, at overlay.UID, k Key) {
+	delete(m[at], k)
+	if len(m[at]) == 0 {
+		delete(m, at)
+	}
+}
+
+func set[K comparable, V any](m map[K]V, k K, v V) { m[k] = v }
+
+func unset[K, V comparable](m map[K]V, k K, v V) {
+	if m[k] == v {
+		delete(m, k)
+	}
+}
+
+// add enters a row under everything it is found by.
+func (x *indexes) add(k Key, w *row) {
+	switch r := w.rec.(type) {
+	case *overlay.Tenant:
+		if !w.gone {
+			set(x.names, nameKey{k.Kind, overlay.UID{}, r.Name}, k)
+		}
+	case *overlay.Host:
+		if !w.gone {
+			set(x.names, nameKey{k.Kind, overlay.UID{}, r.Name}, k)
+		}
+	case *overlay.Network:
+		set(x.vnis, r.VNI, r.UID)
+		if !w.gone {
+			set(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			x.networks[r.Tenant]++
+		}
+	case *overlay.Port:
+		addTo(x.allPorts, r.Network, k)
+		if !w.gone {
+			set(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			set(x.macs, netMAC{r.Network, r.MAC}, k)
+			for _, a := range r.Addresses {
+				set(x.ips, netIP{r.Network, a}, k)
+			}
+			addTo(x.ports, r.Network, k)
+			x.tports[r.Tenant]++
+		}
+	case *overlay.Endpoint:
+		addTo(x.byNet, r.Network, k)
+		if !w.gone {
+			addTo(x.byHost, r.Host, k)
+		}
+	}
+}
+
+// remove undoes add for the same row.
+func (x *indexes) remove(k Key, w *row) {
+	switch r := w.rec.(type) {
+	case *overlay.Tenant:
+		if !w.gone {
+			unset(x.names, nameKey{k.Kind, overlay.UID{}, r.Name}, k)
+		}
+	case *overlay.Host:
+		if !w.gone {
+			unset(x.names, nameKey{k.Kind, overlay.UID{}, r.Name}, k)
+		}
+	case *overlay.Network:
+		unset(x.vnis, r.VNI, r.UID)
+		if !w.gone {
+			unset(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			x.networks[r.Tenant]--
+		}
+	case *overlay.Port:
+		removeFrom(x.allPorts, r.Network, k)
+		if !w.gone {
+			unset(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			unset(x.macs, netMAC{r.Network, r.MAC}, k)
+			for _, a := range r.Addresses {
+				x.freeIP(netIP{r.Network, a}, k)
+			}
+			removeFrom(x.ports, r.Network, k)
+			x.tports[r.Tenant]--
+		}
+	case *overlay.Endpoint:
+		removeFrom(x.byNet, r.Network, k)
+		if !w.gone {
+			removeFrom(x.byHost, r.Host, k)
+		}
+	}
+}
+
+// freeIP takes an address out and lowers every hint above it.
+func (x *indexes) freeIP(at netIP, k Key) {
+	if x.ips[at] != k {
+		return
+	}
+	delete(x.ips, at)
+	for hk, h := range x.hints { // order-free: each hint by itself
+		if hk.net == at.net && at.ip.Compare(h) < 0 && at.ip.Is4() == h.Is4() {
+			x.hints[hk] = at.ip
+		}
+	}
+}

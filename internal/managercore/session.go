@@ -1,0 +1,420 @@
+package managercore
+
+import (
+	"fmt"
+	"slices"
+
+	"culvert/internal/api"
+	"culvert/internal/overlay"
+)
+
+// session is what the manager remembers of one agent's stream.
+type session struct {
+	n        uint64
+	open     bool
+	claimed  map[Key]bool // endpoints claimed in this session
+	complete bool         // the inventory has ended
+	acked    overlay.Rev
+	ackedAt  Time
+	serves   map[overlay.UID]bool // networks it subscribed to
+}
+
+// Subscribed says that a host's stream now carries a network, or not any more.
+type Subscribed struct {
+	Host    overlay.UID
+	Session uint64
+	Network overlay.UID
+	Off     bool
+}
+
+// Opened says that an agent's stream was opened. The answer is a Reply with
+// the new session's number, given when it is committed: from then on messages
+// of former sessions are void, on every manager.
+type Opened struct {
+	ID     uint64
+	Host   overlay.UID
+	VTEP   overlay.Host // only VTEP is read
+	BootID string
+}
+
+// Closed says that the stream of that session has ended.
+type Closed struct {
+	Host    overlay.UID
+	Session uint64
+}
+
+// Acked says that a host's kernel was read back and holds all up to Rev.
+type Acked struct {
+	Host    overlay.UID
+	Session uint64
+	Rev     overlay.Rev
+}
+
+// Claim is an agent's word that an endpoint is there, or with Leave that it is
+// not any more.
+type Claim struct {
+	ID       uint64 // the agent's own
+	Network  overlay.UID
+	MAC      overlay.MAC
+	Port     overlay.UID
+	Base     overlay.Rev // binding that the agent had applied when the evidence came
+	Evidence overlay.Evidence
+	Leave    bool
+}
+
+// Claimed carries claims of one session, in the order of the stream.
+type Claimed struct {
+	Host    overlay.UID
+	Session uint64
+	Claims  []Claim
+}
+
+// InventoryEnded says that every endpoint on the host was claimed in this
+// session. Only then are its other bindings withdrawn.
+type InventoryEnded struct {
+	Host    overlay.UID
+	Session uint64
+}
+
+// ClaimAnswer is what became of one claim.
+type ClaimAnswer struct {
+	ID       uint64
+	Accepted bool
+	Binding  overlay.Rev // in force now; zero if there is none
+	Reason   string      // why not
+}
+
+// deferredClaim waits for a change of the same endpoint to be committed.
+type deferredClaim struct {
+	session uint64
+	claim   hostClaim
+}
+
+type hostClaim struct {
+	host overlay.UID
+	Claim
+}
+
+func (c *Core) host(uid overlay.UID) *overlay.Host {
+	w := c.rows[Key{Kind: overlay.KindHost, UID: uid}]
+	if w == nil || w.gone {
+		return nil
+	}
+	return w.rec.(*overlay.Host)
+}
+
+func (c *Core) open(e Opened) {
+	if c.lost {
+		c.reply(Reply{ID: e.ID, Refusal: refuseLost()})
+		return
+	}
+	h := c.host(e.Host)
+	if h == nil {
+		c.reply(Reply{ID: e.ID, Refusal: api.Refuse(api.CodeNotFound, "The session was not opened", "host "+e.Host.String()+" is not known to this cluster", "join the host: culvert token create --role agent")})
+		return
+	}
+	t := c.begin()
+	next := &overlay.Session{Host: e.Host, N: 1, BootID: e.BootID}
+	if w := c.rows[KeyOf(next)]; w != nil {
+		next.N = w.rec.(*overlay.Session).N + 1
+	}
+	t.put(next)
+	if e.VTEP.VTEP != h.VTEP {
+		moved := *h
+		moved.VTEP, moved.Cause, moved.Changed = e.VTEP.VTEP, "agent of "+h.Name+": session", int64(c.now)
+		t.put(&moved)
+	}
+	// The former session is void from now on, whatever becomes of this one.
+	c.sessions[e.Host] = &session{n: next.N, open: true, claimed: map[Key]bool{}, ackedAt: c.now, serves: map[overlay.UID]bool{}}
+	id := e.ID
+	t.commit(
+		func(rev overlay.Rev) { c.reply(Reply{ID: id, Rev: rev, Session: next.N}) },
+		func() { c.reply(Reply{ID: id, Refusal: unknownOutcome()}) },
+	)
+}
+
+// current is the session if it is the host's newest and open, else nil.
+func (c *Core) current(host overlay.UID, n uint64) *session {
+	if s := c.sessions[host]; s != nil && s.n == n && s.open {
+		return s
+	}
+	return nil
+}
+
+func (c *Core) closed(e Closed) {
+	if s := c.sessions[e.Host]; s != nil && s.n == e.Session {
+		s.open = false
+	}
+}
+
+func (c *Core) subscribed(e Subscribed) {
+	s := c.current(e.Host, e.Session)
+	switch {
+	case s == nil:
+	case e.Off:
+		delete(s.serves, e.Network)
+	default:
+		s.serves[e.Network] = true
+	}
+}
+
+func (c *Core) acked(e Acked) {
+	s := c.current(e.Host, e.Session)
+	if s == nil {
+		return
+	}
+	if c.at.Less(e.Rev) { // an agent cannot hold what this store has never had
+		c.stats.Defects++
+		return
+	}
+	s.ackedAt = c.now
+	if s.acked.Less(e.Rev) {
+		s.acked = e.Rev
+	}
+	c.freeQuarantine()
+}
+
+func (c *Core) claimed(e Claimed) {
+	for _, cl := range e.Claims {
+		c.claim(e.Session, hostClaim{e.Host, cl})
+	}
+}
+
+func (c *Core) answer(cl hostClaim, ok bool, binding uint64, reason string) {
+	var rev overlay.Rev
+	if binding != 0 {
+		rev = overlay.Rev{Epoch: c.cfg.Epoch, N: binding}
+	}
+	if ok {
+		c.stats.ClaimsAccepted++
+	} else {
+		c.stats.ClaimsRefused++
+	}
+	c.reply(Reply{Host: cl.host, Claim: &ClaimAnswer{ID: cl.ID, Accepted: ok, Binding: rev, Reason: reason}})
+}
+
+// claim decides on one claim (design 3.1). A claim is never answered while a
+// change of the same endpoint is on its way: it waits, and is looked at again.
+func (c *Core) claim(n uint64, cl hostClaim) {
+	s := c.current(cl.host, n)
+	if s == nil || c.lost {
+		c.stats.ClaimsVoid++ // of a former session: void, and nobody to tell
+		return
+	}
+	k := Key{Kind: overlay.KindEndpoint, UID: cl.Network, MAC: cl.MAC}
+	w := c.rows[k]
+	if w != nil && w.busy > 0 {
+		c.deferred = append(c.deferred, deferredClaim{n, cl})
+		return
+	}
+	var at overlay.Rev
+	var b *overlay.Endpoint
+	if w != nil {
+		at = overlay.Rev{Epoch: c.cfg.Epoch, N: w.n}
+		if !w.gone {
+			b = w.rec.(*overlay.Endpoint)
+		}
+	}
+	if at.Less(cl.Base) && !at.IsZero() && c.at.Less(cl.Base) {
+		c.stats.Defects++
+		c.answer(cl, false, at.N, "based on a binding that this store has never had")
+		return
+	}
+	if cl.Leave {
+		c.withdraw(cl, k, b, at)
+		return
+	}
+	if reason := c.mayNot(cl); reason != "" {
+		c.answer(cl, false, at.N, reason)
+		return
+	}
+	mine := b != nil && b.Host == cl.host
+	if !mine && cl.Base.Less(at) {
+		reason := "a newer binding stands: it left"
+		if b != nil {
+			reason = "a newer binding stands: it is on " + c.hostName(b.Host)
+		}
+		c.answer(cl, false, at.N, reason)
+		return
+	}
+	s.claimed[k] = true
+	c.bind(cl, k, b, at)
+}
+
+func (c *Core) hostName(uid overlay.UID) string {
+	if h := c.host(uid); h != nil {
+		return h.Name
+	}
+	return "a host that is gone"
+}
+
+// mayNot says why this host may not have this endpoint; empty if it may.
+func (c *Core) mayNot(cl hostClaim) string {
+	h := c.host(cl.host)
+	nw := c.rows[Key{Kind: overlay.KindNetwork, UID: cl.Network}]
+	if h == nil || nw == nil || nw.gone || !nw.rec.(*overlay.Network).SelectsHost(h.Name) {
+		return "the network does not exist or does not select this host"
+	}
+	if nw.rec.(*overlay.Network).Blocked {
+		return "the network is being deleted"
+	}
+	pw := c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}]
+	if pw == nil || pw.gone {
+		return "no such port is declared"
+	}
+	p := pw.rec.(*overlay.Port)
+	if p.Network != cl.Network || p.MAC != cl.MAC {
+		return fmt.Sprintf("port %s has MAC %s in another form than claimed", p.Name, p.MAC)
+	}
+	if len(p.Hosts) > 0 && !slices.Contains(p.Hosts, h.Name) {
+		return fmt.Sprintf("port %s may not be on host %s (spec.hosts)", p.Name, h.Name)
+	}
+	return ""
+}
+
+func (c *Core) bind(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
+	p := c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}].rec.(*overlay.Port)
+	want := &overlay.Endpoint{
+		Network: cl.Network, MAC: cl.MAC, Port: cl.Port, Host: cl.host, Addresses: p.Addresses, Evidence: cl.Evidence,
+		Cause: "agent of " + c.hostName(cl.host) + ": " + cl.Evidence.String() + " seen", Since: int64(c.now),
+	}
+	if b != nil && b.Host == want.Host && b.Port == want.Port && b.Evidence >= want.Evidence && slices.Equal(b.Addresses, want.Addresses) {
+		c.answer(cl, true, at.N, "")
+		return
+	}
+	if b != nil && b.Host != want.Host {
+		want.Cause = "moved from " + c.hostName(b.Host) + ", " + want.Cause
+	}
+	t := c.begin()
+	t.put(want)
+	t.commit(
+		func(rev overlay.Rev) { c.answer(cl, true, rev.N, "") },
+		func() {},
+	)
+}
+
+func (c *Core) withdraw(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
+	if b == nil || b.Host != cl.host || cl.Base.Less(at) {
+		c.answer(cl, b == nil || b.Host != cl.host, at.N, "a newer binding stands")
+		return
+	}
+	c.stats.Withdrawn++
+	gone := *b
+	gone.Cause, gone.Since = "agent of "+c.hostName(cl.host)+": left", int64(c.now)
+	t := c.begin()
+	t.bury(&gone)
+	t.commit(
+		func(rev overlay.Rev) { c.answer(cl, true, rev.N, "") },
+		func() {},
+	)
+}
+
+func (c *Core) inventoryEnded(e InventoryEnded) {
+	s := c.current(e.Host, e.Session)
+	if s == nil || c.lost || s.complete {
+		return
+	}
+	s.complete = true
+	for _, d := range c.deferred { // claims that wait for a commit were made, too
+		if d.claim.host == e.Host && d.session == e.Session && !d.claim.Leave {
+			s.claimed[Key{Kind: overlay.KindEndpoint, UID: d.claim.Network, MAC: d.claim.MAC}] = true
+		}
+	}
+	t := c.begin()
+	for _, k := range sorted(c.ix.byHost[e.Host]) {
+		if s.claimed[k] {
+			continue
+		}
+		gone := *c.rows[k].rec.(*overlay.Endpoint)
+		gone.Cause, gone.Since = "agent of "+c.hostName(e.Host)+": not in its inventory", int64(c.now)
+		t.bury(&gone)
+		c.stats.Withdrawn++
+	}
+	if !t.empty() {
+		t.commit(nil, nil)
+	}
+}
+
+// waitsFor names the live hosts that a deleted network selected and that have
+// not confirmed its absence.
+func (c *Core) waitsFor(n *overlay.Network) []string {
+	w := c.rows[KeyOf(n)]
+	at := overlay.Rev{Epoch: c.cfg.Epoch, N: w.n}
+	var names []string
+	for k, hw := range c.rows { // order-free: sorted below
+		if k.Kind != overlay.KindHost || hw.gone {
+			continue
+		}
+		h := hw.rec.(*overlay.Host)
+		if !n.SelectsHost(h.Name) {
+			continue
+		}
+		if s := c.sessions[h.UID]; s == nil || s.acked.Less(at) || w.n == 0 {
+			names = append(names, h.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// freeQuarantine purges the tombstones of networks whose absence every host
+// concerned has confirmed: their VNI may be used again.
+func (c *Core) freeQuarantine() {
+	if c.lost || len(c.quaran) == 0 {
+		return
+	}
+	keep := c.quaran[:0]
+	for _, uid := range c.quaran {
+		k := Key{Kind: overlay.KindNetwork, UID: uid}
+		w := c.rows[k]
+		if w == nil || !w.gone {
+			continue
+		}
+		if w.busy > 0 || len(c.ix.allPorts[uid])+len(c.ix.byNet[uid]) > 0 || len(c.waitsFor(w.rec.(*overlay.Network))) > 0 {
+			keep = append(keep, uid)
+			continue
+		}
+		t := c.begin()
+		t.purge(k)
+		t.purge(Key{Kind: overlay.KindFloor, UID: uid})
+		t.commit(nil, nil)
+		c.stats.Released++
+	}
+	c.quaran = keep
+}
+
+// sweepChunk bounds one transaction of sweepOrphans.
+const sweepChunk = 500
+
+// sweepOrphans purges what stands in the logs of deleted networks and enters
+// their VNIs into quarantine. It is idempotent and runs after a load and after
+// each deletion, so a crash in the middle of one is made good.
+func (c *Core) sweepOrphans() {
+	var dead []overlay.UID
+	for k, w := range c.rows { // order-free: sorted below
+		if k.Kind == overlay.KindNetwork && w.gone && w.busy == 0 {
+			dead = append(dead, k.UID)
+		}
+	}
+	slices.SortFunc(dead, overlay.UID.Compare)
+	for _, uid := range dead {
+		c.sweepNetwork(uid)
+	}
+}
+
+func (c *Core) sweepNetwork(uid overlay.UID) {
+	if !slices.Contains(c.quaran, uid) {
+		c.quaran = append(c.quaran, uid)
+	}
+	keys := append(sorted(c.ix.allPorts[uid]), sorted(c.ix.byNet[uid])...)
+	for len(keys) > 0 {
+		t := c.begin()
+		n := min(len(keys), sweepChunk)
+		for _, k := range keys[:n] {
+			t.purge(k)
+		}
+		t.commit(nil, nil)
+		keys = keys[n:]
+	}
+	c.freeQuarantine()
+}

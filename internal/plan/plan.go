@@ -1,0 +1,94 @@
+// Package plan says which rows one endpoint needs in one host's kernel. It is
+// the one place where that is decided; everything else adds, removes, compares
+// and explains what Rows returned.
+//
+// The whole of a network's tables is the union over its endpoints (Union). It
+// is used to verify, to adopt and to test; a change costs one call of Rows.
+package plan
+
+import (
+	"net/netip"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// Flags of planned rows. kernel-facts: static + extern_learn neither ages nor
+// moves on a device without learning; a local entry is sticky because a local
+// guest moves a merely static one; PERMANENT neighbours are the only form that
+// is always answered and never evicted, and carry our protocol number.
+const (
+	RemoteFlags = hoststate.Static | hoststate.Extern
+	LocalFlags  = hoststate.Static | hoststate.Sticky
+	NeighFlags  = hoststate.Permanent | hoststate.Ours
+	ReplFlags   = hoststate.Permanent
+)
+
+// Endpoint is what Rows needs to know of one endpoint on one host.
+type Endpoint struct {
+	VNI   overlay.VNI
+	MAC   overlay.MAC
+	Addrs []netip.Addr
+	// VTEP is the outer address of the host it is on. Invalid if it is here,
+	// or if that host's address is not known yet: then it has no remote rows.
+	VTEP netip.Addr
+	// Port is the ifindex of its bridge port on this host, 0 if it is not here.
+	Port  int32
+	Flood overlay.Flood
+}
+
+// Rows appends the rows of one endpoint in the order in which they are to be
+// added; they are to be removed in the opposite order. Reasons:
+//
+//   - here: the bridge's entry on its own port, and nothing else. An address
+//     of a local guest in the neighbour table would be answered by the proxy
+//     beside the guest, also to the guest's own duplicate address detection.
+//   - elsewhere: both FDBs, since a MAC that only the VXLAN device knows is
+//     flooded to every local guest by the bridge; one place in the list that
+//     broadcast is copied along; and a neighbour for each address, last, so
+//     that nobody is told a MAC that cannot be sent to.
+func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
+	if e.Port != 0 {
+		return append(buf, hoststate.Row{
+			Key: hoststate.Key{Table: hoststate.TableMaster, VNI: e.VNI, MAC: e.MAC},
+			Val: hoststate.Val{Port: e.Port, Flags: LocalFlags},
+		})
+	}
+	if !e.VTEP.IsValid() {
+		return buf
+	}
+	buf = append(buf, hoststate.Row{
+		Key: hoststate.Key{Table: hoststate.TableFDB, VNI: e.VNI, MAC: e.MAC},
+		Val: hoststate.Val{Dst: e.VTEP, Flags: RemoteFlags},
+	}, hoststate.Row{
+		Key: hoststate.Key{Table: hoststate.TableMaster, VNI: e.VNI, MAC: e.MAC},
+		Val: hoststate.Val{Flags: RemoteFlags},
+	})
+	if e.Flood == overlay.FloodHER {
+		buf = append(buf, hoststate.Row{
+			Key: hoststate.Key{Table: hoststate.TableRepl, VNI: e.VNI, IP: e.VTEP},
+			Val: hoststate.Val{Flags: ReplFlags},
+		})
+	}
+	for _, a := range e.Addrs {
+		buf = append(buf, hoststate.Row{
+			Key: hoststate.Key{Table: hoststate.TableNeigh, VNI: e.VNI, IP: a},
+			Val: hoststate.Val{MAC: e.MAC, Flags: NeighFlags},
+		})
+	}
+	return buf
+}
+
+// Union is the rows of all endpoints of a host. Where two endpoints have the
+// same address the later in the slice wins: order them by revision.
+func Union(endpoints []Endpoint) map[hoststate.Key]hoststate.Val {
+	out := map[hoststate.Key]hoststate.Val{}
+	var buf []hoststate.Row
+	for _, e := range endpoints {
+		buf = Rows(buf[:0], e)
+		for _, r := range buf {
+			out[r.Key] = r.Val
+		}
+	}
+	return out
+}
