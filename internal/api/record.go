@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -90,7 +91,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 		}}
 	case *overlay.Host:
 		pb.Body = &culvertv1.Record_Host{Host: &culvertv1.HostRecord{
-			Meta: metaPB(&r.Meta), Vtep: addrBytes(r.VTEP),
+			Meta: metaPB(&r.Meta), Vtep: addrBytes(r.VTEP), MachineId: r.MachineID,
 		}}
 	case *overlay.Session:
 		pb.Body = &culvertv1.Record_Session{Session: &culvertv1.SessionRecord{Host: uidBytes(r.Host), N: r.N, BootId: r.BootID}}
@@ -144,11 +145,14 @@ func addrsBytes(as []netip.Addr) [][]byte {
 
 // decoder remembers the first thing that was wrong, so that a record is read
 // straight down and refused whole.
-type decoder struct{ err error }
+type decoder struct {
+	err error
+	is  error // what a refusal is an instance of; nil means ErrRecord
+}
 
 func (d *decoder) refuse(what string) {
 	if d.err == nil {
-		d.err = fmt.Errorf("%s: %w", what, ErrRecord)
+		d.err = fmt.Errorf("%s: %w", what, cmp.Or(d.is, ErrRecord))
 	}
 }
 
@@ -249,7 +253,7 @@ func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err erro
 		}
 	case *culvertv1.Record_Host:
 		h := b.Host
-		rec = &overlay.Host{Meta: d.meta(h.GetMeta()), VTEP: d.addr(h.GetVtep(), "VTEP", false)}
+		rec = &overlay.Host{Meta: d.meta(h.GetMeta()), VTEP: d.addr(h.GetVtep(), "VTEP", false), MachineID: h.GetMachineId()}
 	case *culvertv1.Record_Session:
 		rec = &overlay.Session{Host: d.uid(b.Session.GetHost(), "session's host", true), N: b.Session.GetN(), BootID: b.Session.GetBootId()}
 	case *culvertv1.Record_Floor:

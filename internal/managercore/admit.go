@@ -48,11 +48,11 @@ type Delete struct {
 	WithPorts    bool
 }
 
-// AddHost enters a host that has joined. Joining again under the same name
-// with the same UID is no change; with another UID it is refused.
+// AddHost enters a host that joins. The same machine may join again under its
+// name and keeps its UID; another machine is refused that name.
 type AddHost struct {
-	UID  overlay.UID
-	Name string
+	Name      string
+	MachineID string
 }
 
 // derive makes the i-th UID of a request. FNV is enough: the seed is random
@@ -249,14 +249,17 @@ func (a *admission) sameOrSet(d *overlay.Doc, same bool, old overlay.Record) *ap
 
 func (a *admission) addHost(h AddHost) *api.Refusal {
 	if old, _ := a.find(overlay.KindHost, overlay.UID{}, h.Name).(*overlay.Host); old != nil {
-		if old.UID != h.UID {
+		if old.MachineID != h.MachineID || h.MachineID == "" {
 			return api.Refuse(api.CodeExists, "Host "+h.Name+" was not added", "another host has that name",
 				"join under another name: culvert join TOKEN --host NAME")
 		}
 		a.did("unchanged", old)
 		return nil
 	}
-	rec := &overlay.Host{Meta: overlay.Meta{UID: h.UID, Name: h.Name, Cause: a.req.Actor + ": join", Changed: int64(a.c.now)}}
+	rec := &overlay.Host{
+		Meta:      overlay.Meta{UID: derive(a.req.Seed, 1, "host/"+h.Name), Name: h.Name, Cause: a.req.Actor + ": join", Changed: int64(a.c.now)},
+		MachineID: h.MachineID,
+	}
 	a.tx.put(rec)
 	a.did("created", rec)
 	return nil

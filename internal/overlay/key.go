@@ -3,6 +3,7 @@ package overlay
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"hash/fnv"
 )
 
@@ -52,6 +53,14 @@ func (s *Sum) Sub(k Key, rev Rev) { h := sumOf(k, rev); s[0] -= h[0]; s[1] -= h[
 // Bytes is the sum on the wire, 16 bytes.
 func (s Sum) Bytes() []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, s[0]), s[1])
+}
+
+// SumFromBytes reads what Bytes wrote; any other length than 16 is an error.
+func SumFromBytes(b []byte) (Sum, error) {
+	if len(b) != 16 {
+		return Sum{}, fmt.Errorf("sum of %d bytes: want 16", len(b))
+	}
+	return Sum{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])}, nil
 }
 
 func sumOf(k Key, rev Rev) Sum {

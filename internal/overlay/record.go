@@ -138,6 +138,9 @@ type Port struct {
 type Host struct {
 	Meta
 	VTEP netip.Addr // outer address; invalid until the agent reported it
+	// MachineID is machine-id(5) as told at join: it lets the same machine join
+	// again under its name, and nobody else.
+	MachineID string
 }
 
 // Session is the small record of one agent's stream. It has a key of its own,

@@ -6,7 +6,7 @@ package client
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -24,12 +24,8 @@ import (
 	"culvert/internal/api"
 	"culvert/internal/api/culvertv1/culvertv1connect"
 	"culvert/internal/api/rpcerr"
+	"culvert/internal/trust"
 )
-
-// ServerName is the DNS name that the certificate of every manager has, and no
-// other certificate of the cluster: an agent cannot stand in for a manager,
-// and managers may be reached by any address.
-const ServerName = "manager.culvert"
 
 // Bounds of a connection attempt, and of how long a peer may be silent.
 const (
@@ -55,7 +51,7 @@ func New(cfg Config) (*Client, error) {
 		where := endpoint{what: "manager's socket " + cfg.Socket, code: api.CodeUnreachable}
 		return &Client{APIClient: culvertv1connect.NewAPIClient(rpc(t, "http://manager", where)), transport: t, where: cfg.Socket}, nil
 	}
-	tc, err := cfg.TLS()
+	tc, err := cfg.TLS(time.Now)
 	if err != nil {
 		return nil, err
 	}
@@ -90,19 +86,25 @@ func NewLocal(socket string) *Local {
 // Close ends idle connections.
 func (l *Local) Close() { l.transport.CloseIdleConnections() }
 
-// TLS is the client's side of the mutual TLS that the configuration describes.
+// TLS is the client's side of the mutual TLS that the configuration describes:
+// it takes nobody but a manager of the cluster for the server, whatever address
+// it was reached by. now is the clock that certificates are held against.
 // Errors are *api.Refusal.
-func (cfg Config) TLS() (*tls.Config, error) {
+func (cfg Config) TLS(now func() time.Time) (*tls.Config, error) {
 	bad := func(path, why string) (*tls.Config, error) {
 		return nil, api.Refuse(api.CodeFile, "file "+path+" was not used", why, "use the configuration that culvert init wrote on the first machine")
 	}
-	pem, err := os.ReadFile(cfg.CA)
+	data, err := os.ReadFile(cfg.CA)
 	if err != nil {
 		return bad(cfg.CA, cause(err))
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return bad(cfg.CA, "it holds no certificate")
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return bad(cfg.CA, "it holds no certificate in PEM form")
+	}
+	anchor, err := trust.NewAnchor(block.Bytes, now)
+	if err != nil {
+		return bad(cfg.CA, err.Error())
 	}
 	for _, path := range []string{cfg.Cert, cfg.Key} {
 		if _, err := os.Stat(path); err != nil {
@@ -113,7 +115,9 @@ func (cfg Config) TLS() (*tls.Config, error) {
 	if err != nil {
 		return bad(cfg.Key, cause(err))
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{cert}, ServerName: ServerName}, nil
+	tc := trust.ClientConfig(anchor, nil)
+	tc.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+	return tc, nil
 }
 
 func socketTransport(path string) *http.Transport {
@@ -179,20 +183,15 @@ func (e endpoint) explain(err error) error {
 		return ref
 	}
 	var (
-		unknownCA x509.UnknownAuthorityError
-		verify    *tls.CertificateVerificationError
-		op        *net.OpError
-		ce        *connect.Error
+		peer *trust.PeerError
+		op   *net.OpError
+		ce   *connect.Error
 	)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
-	case errors.As(err, &verify), errors.As(err, &unknownCA):
-		why := err.Error()
-		if verify != nil {
-			why = verify.Err.Error()
-		}
-		return api.Refuse(api.CodeOtherCluster, "nothing was asked of the "+e.what, why, "")
+	case errors.As(err, &peer):
+		return api.Refuse(api.CodeOtherCluster, "nothing was asked of the "+e.what, "its "+peer.Error(), "")
 	case errors.As(err, &op) && op.Op == "remote error", strings.Contains(err.Error(), "remote error: tls:"):
 		return api.Refuse(api.CodeCertificate, "the "+e.what+" did not let us in", "it does not accept our certificate ("+alert(err)+")", "")
 	case errors.Is(err, fs.ErrPermission):

@@ -2,7 +2,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: record.proto
+// source: culvertv1/record.proto
 
 // Records as the store keeps them and the agents' stream carries them:
 // compact, by UID, never by name. The store puts a version byte before each.
@@ -34,7 +34,7 @@ type Rev struct {
 
 func (x *Rev) Reset() {
 	*x = Rev{}
-	mi := &file_record_proto_msgTypes[0]
+	mi := &file_culvertv1_record_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +46,7 @@ func (x *Rev) String() string {
 func (*Rev) ProtoMessage() {}
 
 func (x *Rev) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[0]
+	mi := &file_culvertv1_record_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +59,7 @@ func (x *Rev) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rev.ProtoReflect.Descriptor instead.
 func (*Rev) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{0}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Rev) GetEpoch() uint32 {
@@ -90,7 +90,7 @@ type MetaRecord struct {
 
 func (x *MetaRecord) Reset() {
 	*x = MetaRecord{}
-	mi := &file_record_proto_msgTypes[1]
+	mi := &file_culvertv1_record_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -102,7 +102,7 @@ func (x *MetaRecord) String() string {
 func (*MetaRecord) ProtoMessage() {}
 
 func (x *MetaRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[1]
+	mi := &file_culvertv1_record_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -115,7 +115,7 @@ func (x *MetaRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaRecord.ProtoReflect.Descriptor instead.
 func (*MetaRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{1}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *MetaRecord) GetUid() []byte {
@@ -170,7 +170,7 @@ type LabelRecord struct {
 
 func (x *LabelRecord) Reset() {
 	*x = LabelRecord{}
-	mi := &file_record_proto_msgTypes[2]
+	mi := &file_culvertv1_record_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -182,7 +182,7 @@ func (x *LabelRecord) String() string {
 func (*LabelRecord) ProtoMessage() {}
 
 func (x *LabelRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[2]
+	mi := &file_culvertv1_record_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -195,7 +195,7 @@ func (x *LabelRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelRecord.ProtoReflect.Descriptor instead.
 func (*LabelRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{2}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *LabelRecord) GetKey() string {
@@ -224,7 +224,7 @@ type TenantRecord struct {
 
 func (x *TenantRecord) Reset() {
 	*x = TenantRecord{}
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_culvertv1_record_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -236,7 +236,7 @@ func (x *TenantRecord) String() string {
 func (*TenantRecord) ProtoMessage() {}
 
 func (x *TenantRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_culvertv1_record_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -249,7 +249,7 @@ func (x *TenantRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantRecord.ProtoReflect.Descriptor instead.
 func (*TenantRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{3}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TenantRecord) GetMeta() *MetaRecord {
@@ -299,7 +299,7 @@ type NetworkRecord struct {
 
 func (x *NetworkRecord) Reset() {
 	*x = NetworkRecord{}
-	mi := &file_record_proto_msgTypes[4]
+	mi := &file_culvertv1_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +311,7 @@ func (x *NetworkRecord) String() string {
 func (*NetworkRecord) ProtoMessage() {}
 
 func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[4]
+	mi := &file_culvertv1_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +324,7 @@ func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRecord.ProtoReflect.Descriptor instead.
 func (*NetworkRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{4}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NetworkRecord) GetMeta() *MetaRecord {
@@ -415,7 +415,7 @@ type SubnetRecord struct {
 
 func (x *SubnetRecord) Reset() {
 	*x = SubnetRecord{}
-	mi := &file_record_proto_msgTypes[5]
+	mi := &file_culvertv1_record_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +427,7 @@ func (x *SubnetRecord) String() string {
 func (*SubnetRecord) ProtoMessage() {}
 
 func (x *SubnetRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[5]
+	mi := &file_culvertv1_record_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +440,7 @@ func (x *SubnetRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubnetRecord.ProtoReflect.Descriptor instead.
 func (*SubnetRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{5}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SubnetRecord) GetAddress() []byte {
@@ -480,7 +480,7 @@ type PortRecord struct {
 
 func (x *PortRecord) Reset() {
 	*x = PortRecord{}
-	mi := &file_record_proto_msgTypes[6]
+	mi := &file_culvertv1_record_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +492,7 @@ func (x *PortRecord) String() string {
 func (*PortRecord) ProtoMessage() {}
 
 func (x *PortRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[6]
+	mi := &file_culvertv1_record_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +505,7 @@ func (x *PortRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRecord.ProtoReflect.Descriptor instead.
 func (*PortRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{6}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PortRecord) GetMeta() *MetaRecord {
@@ -568,13 +568,14 @@ type HostRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
 	Vtep          []byte                 `protobuf:"bytes,2,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	MachineId     string                 `protobuf:"bytes,3,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HostRecord) Reset() {
 	*x = HostRecord{}
-	mi := &file_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +587,7 @@ func (x *HostRecord) String() string {
 func (*HostRecord) ProtoMessage() {}
 
 func (x *HostRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +600,7 @@ func (x *HostRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostRecord.ProtoReflect.Descriptor instead.
 func (*HostRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HostRecord) GetMeta() *MetaRecord {
@@ -616,6 +617,175 @@ func (x *HostRecord) GetVtep() []byte {
 	return nil
 }
 
+func (x *HostRecord) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+// StoreMeta stands under the key "meta", after the version byte.
+type StoreMeta struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Schema        uint32                 `protobuf:"varint,2,opt,name=schema,proto3" json:"schema,omitempty"`                              // of everything beside it
+	LeastReader   uint32                 `protobuf:"varint,3,opt,name=least_reader,json=leastReader,proto3" json:"least_reader,omitempty"` // schema that a reader must know at least
+	Epoch         uint32                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`                                // raised by a restore
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreMeta) Reset() {
+	*x = StoreMeta{}
+	mi := &file_culvertv1_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreMeta) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreMeta) ProtoMessage() {}
+
+func (x *StoreMeta) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreMeta.ProtoReflect.Descriptor instead.
+func (*StoreMeta) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StoreMeta) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *StoreMeta) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *StoreMeta) GetLeastReader() uint32 {
+	if x != nil {
+		return x.LeastReader
+	}
+	return 0
+}
+
+func (x *StoreMeta) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// TokenRecord is one join token: never its secret.
+type TokenRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SecretSha256  []byte                 `protobuf:"bytes,2,opt,name=secret_sha256,json=secretSha256,proto3" json:"secret_sha256,omitempty"`
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Expires       int64                  `protobuf:"fixed64,4,opt,name=expires,proto3" json:"expires,omitempty"` // Unix nanoseconds
+	UsesLeft      uint32                 `protobuf:"varint,5,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
+	Host          string                 `protobuf:"bytes,6,opt,name=host,proto3" json:"host,omitempty"` // the only host name it is for; empty: any
+	Cause         string                 `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenRecord) Reset() {
+	*x = TokenRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenRecord) ProtoMessage() {}
+
+func (x *TokenRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
+func (*TokenRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TokenRecord) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *TokenRecord) GetSecretSha256() []byte {
+	if x != nil {
+		return x.SecretSha256
+	}
+	return nil
+}
+
+func (x *TokenRecord) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *TokenRecord) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *TokenRecord) GetUsesLeft() uint32 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
+}
+
+func (x *TokenRecord) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *TokenRecord) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 type SessionRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          []byte                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -627,7 +797,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +809,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +822,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SessionRecord) GetHost() []byte {
@@ -686,7 +856,7 @@ type FloorRecord struct {
 
 func (x *FloorRecord) Reset() {
 	*x = FloorRecord{}
-	mi := &file_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +868,7 @@ func (x *FloorRecord) String() string {
 func (*FloorRecord) ProtoMessage() {}
 
 func (x *FloorRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +881,7 @@ func (x *FloorRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FloorRecord.ProtoReflect.Descriptor instead.
 func (*FloorRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FloorRecord) GetNetwork() []byte {
@@ -744,7 +914,7 @@ type EndpointRecord struct {
 
 func (x *EndpointRecord) Reset() {
 	*x = EndpointRecord{}
-	mi := &file_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +926,7 @@ func (x *EndpointRecord) String() string {
 func (*EndpointRecord) ProtoMessage() {}
 
 func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +939,7 @@ func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRecord.ProtoReflect.Descriptor instead.
 func (*EndpointRecord) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EndpointRecord) GetNetwork() []byte {
@@ -849,7 +1019,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +1031,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1044,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Record) GetGone() bool {
@@ -1011,7 +1181,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1193,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1206,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Item) GetRev() *Rev {
@@ -1053,11 +1223,11 @@ func (x *Item) GetRecord() *Record {
 	return nil
 }
 
-var File_record_proto protoreflect.FileDescriptor
+var File_culvertv1_record_proto protoreflect.FileDescriptor
 
-const file_record_proto_rawDesc = "" +
+const file_culvertv1_record_proto_rawDesc = "" +
 	"\n" +
-	"\frecord.proto\x12\x11culvert.record.v1\")\n" +
+	"\x16culvertv1/record.proto\x12\x11culvert.record.v1\")\n" +
 	"\x03Rev\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\rR\x05epoch\x12\f\n" +
 	"\x01n\x18\x02 \x01(\x04R\x01n\"\xb2\x01\n" +
@@ -1104,11 +1274,26 @@ const file_record_proto_rawDesc = "" +
 	"\x0ewant_addresses\x18\x05 \x03(\fR\rwantAddresses\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\fR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\a \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\b \x03(\tR\x05hosts\"S\n" +
+	"\x05hosts\x18\b \x03(\tR\x05hosts\"r\n" +
 	"\n" +
 	"HostRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x12\n" +
-	"\x04vtep\x18\x02 \x01(\fR\x04vtep\"J\n" +
+	"\x04vtep\x18\x02 \x01(\fR\x04vtep\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x03 \x01(\tR\tmachineId\"v\n" +
+	"\tStoreMeta\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06schema\x18\x02 \x01(\rR\x06schema\x12!\n" +
+	"\fleast_reader\x18\x03 \x01(\rR\vleastReader\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\rR\x05epoch\"\xb7\x01\n" +
+	"\vTokenRecord\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12#\n" +
+	"\rsecret_sha256\x18\x02 \x01(\fR\fsecretSha256\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x10R\aexpires\x12\x1b\n" +
+	"\tuses_left\x18\x05 \x01(\rR\busesLeft\x12\x12\n" +
+	"\x04host\x18\x06 \x01(\tR\x04host\x12\x14\n" +
+	"\x05cause\x18\a \x01(\tR\x05cause\"J\n" +
 	"\rSessionRecord\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\fR\x04host\x12\f\n" +
 	"\x01n\x18\x02 \x01(\x04R\x01n\x12\x17\n" +
@@ -1140,19 +1325,19 @@ const file_record_proto_rawDesc = "" +
 	"\x06record\x18\x02 \x01(\v2\x19.culvert.record.v1.RecordR\x06recordB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
 var (
-	file_record_proto_rawDescOnce sync.Once
-	file_record_proto_rawDescData []byte
+	file_culvertv1_record_proto_rawDescOnce sync.Once
+	file_culvertv1_record_proto_rawDescData []byte
 )
 
-func file_record_proto_rawDescGZIP() []byte {
-	file_record_proto_rawDescOnce.Do(func() {
-		file_record_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)))
+func file_culvertv1_record_proto_rawDescGZIP() []byte {
+	file_culvertv1_record_proto_rawDescOnce.Do(func() {
+		file_culvertv1_record_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_culvertv1_record_proto_rawDesc), len(file_culvertv1_record_proto_rawDesc)))
 	})
-	return file_record_proto_rawDescData
+	return file_culvertv1_record_proto_rawDescData
 }
 
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
-var file_record_proto_goTypes = []any{
+var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_culvertv1_record_proto_goTypes = []any{
 	(*Rev)(nil),            // 0: culvert.record.v1.Rev
 	(*MetaRecord)(nil),     // 1: culvert.record.v1.MetaRecord
 	(*LabelRecord)(nil),    // 2: culvert.record.v1.LabelRecord
@@ -1161,13 +1346,15 @@ var file_record_proto_goTypes = []any{
 	(*SubnetRecord)(nil),   // 5: culvert.record.v1.SubnetRecord
 	(*PortRecord)(nil),     // 6: culvert.record.v1.PortRecord
 	(*HostRecord)(nil),     // 7: culvert.record.v1.HostRecord
-	(*SessionRecord)(nil),  // 8: culvert.record.v1.SessionRecord
-	(*FloorRecord)(nil),    // 9: culvert.record.v1.FloorRecord
-	(*EndpointRecord)(nil), // 10: culvert.record.v1.EndpointRecord
-	(*Record)(nil),         // 11: culvert.record.v1.Record
-	(*Item)(nil),           // 12: culvert.record.v1.Item
+	(*StoreMeta)(nil),      // 8: culvert.record.v1.StoreMeta
+	(*TokenRecord)(nil),    // 9: culvert.record.v1.TokenRecord
+	(*SessionRecord)(nil),  // 10: culvert.record.v1.SessionRecord
+	(*FloorRecord)(nil),    // 11: culvert.record.v1.FloorRecord
+	(*EndpointRecord)(nil), // 12: culvert.record.v1.EndpointRecord
+	(*Record)(nil),         // 13: culvert.record.v1.Record
+	(*Item)(nil),           // 14: culvert.record.v1.Item
 }
-var file_record_proto_depIdxs = []int32{
+var file_culvertv1_record_proto_depIdxs = []int32{
 	2,  // 0: culvert.record.v1.MetaRecord.labels:type_name -> culvert.record.v1.LabelRecord
 	1,  // 1: culvert.record.v1.TenantRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	1,  // 2: culvert.record.v1.NetworkRecord.meta:type_name -> culvert.record.v1.MetaRecord
@@ -1179,11 +1366,11 @@ var file_record_proto_depIdxs = []int32{
 	4,  // 8: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
 	6,  // 9: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
 	7,  // 10: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
-	10, // 11: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
-	8,  // 12: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
-	9,  // 13: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
+	12, // 11: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
+	10, // 12: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
+	11, // 13: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
 	0,  // 14: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
-	11, // 15: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
+	13, // 15: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
 	16, // [16:16] is the sub-list for method output_type
 	16, // [16:16] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
@@ -1191,12 +1378,12 @@ var file_record_proto_depIdxs = []int32{
 	0,  // [0:16] is the sub-list for field type_name
 }
 
-func init() { file_record_proto_init() }
-func file_record_proto_init() {
-	if File_record_proto != nil {
+func init() { file_culvertv1_record_proto_init() }
+func file_culvertv1_record_proto_init() {
+	if File_culvertv1_record_proto != nil {
 		return
 	}
-	file_record_proto_msgTypes[11].OneofWrappers = []any{
+	file_culvertv1_record_proto_msgTypes[13].OneofWrappers = []any{
 		(*Record_Tenant)(nil),
 		(*Record_Network)(nil),
 		(*Record_Port)(nil),
@@ -1209,17 +1396,17 @@ func file_record_proto_init() {
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_record_proto_rawDesc), len(file_culvertv1_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_record_proto_goTypes,
-		DependencyIndexes: file_record_proto_depIdxs,
-		MessageInfos:      file_record_proto_msgTypes,
+		GoTypes:           file_culvertv1_record_proto_goTypes,
+		DependencyIndexes: file_culvertv1_record_proto_depIdxs,
+		MessageInfos:      file_culvertv1_record_proto_msgTypes,
 	}.Build()
-	File_record_proto = out.File
-	file_record_proto_goTypes = nil
-	file_record_proto_depIdxs = nil
+	File_culvertv1_record_proto = out.File
+	file_culvertv1_record_proto_goTypes = nil
+	file_culvertv1_record_proto_depIdxs = nil
 }

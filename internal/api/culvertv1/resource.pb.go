@@ -2,7 +2,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: resource.proto
+// source: culvertv1/resource.proto
 
 // Resources as users write and read them: YAML and JSON are their JSON form.
 
@@ -36,7 +36,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_resource_proto_msgTypes[0]
+	mi := &file_culvertv1_resource_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +48,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[0]
+	mi := &file_culvertv1_resource_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +61,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{0}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Metadata) GetName() string {
@@ -112,7 +112,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_resource_proto_msgTypes[1]
+	mi := &file_culvertv1_resource_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -124,7 +124,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[1]
+	mi := &file_culvertv1_resource_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -137,7 +137,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{1}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Tenant) GetApiVersion() string {
@@ -184,7 +184,7 @@ type TenantSpec struct {
 
 func (x *TenantSpec) Reset() {
 	*x = TenantSpec{}
-	mi := &file_resource_proto_msgTypes[2]
+	mi := &file_culvertv1_resource_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -196,7 +196,7 @@ func (x *TenantSpec) String() string {
 func (*TenantSpec) ProtoMessage() {}
 
 func (x *TenantSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[2]
+	mi := &file_culvertv1_resource_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -209,7 +209,7 @@ func (x *TenantSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantSpec.ProtoReflect.Descriptor instead.
 func (*TenantSpec) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{2}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *TenantSpec) GetQuotas() *TenantQuotas {
@@ -230,7 +230,7 @@ type TenantQuotas struct {
 
 func (x *TenantQuotas) Reset() {
 	*x = TenantQuotas{}
-	mi := &file_resource_proto_msgTypes[3]
+	mi := &file_culvertv1_resource_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -242,7 +242,7 @@ func (x *TenantQuotas) String() string {
 func (*TenantQuotas) ProtoMessage() {}
 
 func (x *TenantQuotas) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[3]
+	mi := &file_culvertv1_resource_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -255,7 +255,7 @@ func (x *TenantQuotas) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantQuotas.ProtoReflect.Descriptor instead.
 func (*TenantQuotas) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{3}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TenantQuotas) GetNetworks() uint32 {
@@ -289,7 +289,7 @@ type TenantStatus struct {
 
 func (x *TenantStatus) Reset() {
 	*x = TenantStatus{}
-	mi := &file_resource_proto_msgTypes[4]
+	mi := &file_culvertv1_resource_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +301,7 @@ func (x *TenantStatus) String() string {
 func (*TenantStatus) ProtoMessage() {}
 
 func (x *TenantStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[4]
+	mi := &file_culvertv1_resource_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +314,7 @@ func (x *TenantStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantStatus.ProtoReflect.Descriptor instead.
 func (*TenantStatus) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{4}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TenantStatus) GetNetworks() uint32 {
@@ -344,7 +344,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_resource_proto_msgTypes[5]
+	mi := &file_culvertv1_resource_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +356,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[5]
+	mi := &file_culvertv1_resource_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +369,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{5}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Network) GetApiVersion() string {
@@ -423,7 +423,7 @@ type NetworkSpec struct {
 
 func (x *NetworkSpec) Reset() {
 	*x = NetworkSpec{}
-	mi := &file_resource_proto_msgTypes[6]
+	mi := &file_culvertv1_resource_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +435,7 @@ func (x *NetworkSpec) String() string {
 func (*NetworkSpec) ProtoMessage() {}
 
 func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[6]
+	mi := &file_culvertv1_resource_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +448,7 @@ func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkSpec.ProtoReflect.Descriptor instead.
 func (*NetworkSpec) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{6}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NetworkSpec) GetVni() uint32 {
@@ -517,7 +517,7 @@ type Subnet struct {
 
 func (x *Subnet) Reset() {
 	*x = Subnet{}
-	mi := &file_resource_proto_msgTypes[7]
+	mi := &file_culvertv1_resource_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +529,7 @@ func (x *Subnet) String() string {
 func (*Subnet) ProtoMessage() {}
 
 func (x *Subnet) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[7]
+	mi := &file_culvertv1_resource_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +542,7 @@ func (x *Subnet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subnet.ProtoReflect.Descriptor instead.
 func (*Subnet) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Subnet) GetPrefix() string {
@@ -574,7 +574,7 @@ type NetworkStatus struct {
 
 func (x *NetworkStatus) Reset() {
 	*x = NetworkStatus{}
-	mi := &file_resource_proto_msgTypes[8]
+	mi := &file_culvertv1_resource_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +586,7 @@ func (x *NetworkStatus) String() string {
 func (*NetworkStatus) ProtoMessage() {}
 
 func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[8]
+	mi := &file_culvertv1_resource_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +599,7 @@ func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStatus.ProtoReflect.Descriptor instead.
 func (*NetworkStatus) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NetworkStatus) GetVni() uint32 {
@@ -664,7 +664,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_resource_proto_msgTypes[9]
+	mi := &file_culvertv1_resource_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +676,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[9]
+	mi := &file_culvertv1_resource_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +689,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Port) GetApiVersion() string {
@@ -740,7 +740,7 @@ type PortSpec struct {
 
 func (x *PortSpec) Reset() {
 	*x = PortSpec{}
-	mi := &file_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +752,7 @@ func (x *PortSpec) String() string {
 func (*PortSpec) ProtoMessage() {}
 
 func (x *PortSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +765,7 @@ func (x *PortSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSpec.ProtoReflect.Descriptor instead.
 func (*PortSpec) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PortSpec) GetNetwork() string {
@@ -812,13 +812,14 @@ type PortStatus struct {
 	Since         string                 `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	Traffic       *Traffic               `protobuf:"bytes,7,opt,name=traffic,proto3" json:"traffic,omitempty"` // absent if nobody has measured it
+	Bridge        string                 `protobuf:"bytes,8,opt,name=bridge,proto3" json:"bridge,omitempty"`   // to plug the VM into, on any host
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +831,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +844,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PortStatus) GetMac() string {
@@ -895,6 +896,13 @@ func (x *PortStatus) GetTraffic() *Traffic {
 	return nil
 }
 
+func (x *PortStatus) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
 // Traffic of a VM's device since it was plugged in, in bytes, seen by the VM.
 type Traffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -906,7 +914,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +926,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +939,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Traffic) GetReceivedBytes() uint64 {
@@ -961,7 +969,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +981,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +994,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Host) GetApiVersion() string {
@@ -1032,7 +1040,7 @@ type HostSpec struct {
 
 func (x *HostSpec) Reset() {
 	*x = HostSpec{}
-	mi := &file_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1052,7 @@ func (x *HostSpec) String() string {
 func (*HostSpec) ProtoMessage() {}
 
 func (x *HostSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1065,7 @@ func (x *HostSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostSpec.ProtoReflect.Descriptor instead.
 func (*HostSpec) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
 }
 
 type HostStatus struct {
@@ -1077,7 +1085,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1097,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1110,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HostStatus) GetVtep() string {
@@ -1180,7 +1188,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1200,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1213,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Endpoint) GetApiVersion() string {
@@ -1252,7 +1260,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1272,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1285,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EndpointStatus) GetNetwork() string {
@@ -1352,7 +1360,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1372,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1385,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_resource_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Resource) GetBody() isResource_Body {
@@ -1466,11 +1474,11 @@ func (*Resource_Host) isResource_Body() {}
 
 func (*Resource_Endpoint) isResource_Body() {}
 
-var File_resource_proto protoreflect.FileDescriptor
+var File_culvertv1_resource_proto protoreflect.FileDescriptor
 
-const file_resource_proto_rawDesc = "" +
+const file_culvertv1_resource_proto_rawDesc = "" +
 	"\n" +
-	"\x0eresource.proto\x12\x10culvert.v1alpha1\"\xdf\x01\n" +
+	"\x18culvertv1/resource.proto\x12\x10culvert.v1alpha1\"\xdf\x01\n" +
 	"\bMetadata\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12>\n" +
@@ -1536,7 +1544,7 @@ const file_resource_proto_rawDesc = "" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\x04 \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"\xc9\x01\n" +
+	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"\xe1\x01\n" +
 	"\n" +
 	"PortStatus\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x1c\n" +
@@ -1545,7 +1553,8 @@ const file_resource_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x14\n" +
 	"\x05since\x18\x05 \x01(\tR\x05since\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x123\n" +
-	"\atraffic\x18\a \x01(\v2\x19.culvert.v1alpha1.TrafficR\atraffic\"O\n" +
+	"\atraffic\x18\a \x01(\v2\x19.culvert.v1alpha1.TrafficR\atraffic\x12\x16\n" +
+	"\x06bridge\x18\b \x01(\tR\x06bridge\"O\n" +
 	"\aTraffic\x12%\n" +
 	"\x0ereceived_bytes\x18\x01 \x01(\x04R\rreceivedBytes\x12\x1d\n" +
 	"\n" +
@@ -1594,19 +1603,19 @@ const file_resource_proto_rawDesc = "" +
 	"\x04bodyB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
 var (
-	file_resource_proto_rawDescOnce sync.Once
-	file_resource_proto_rawDescData []byte
+	file_culvertv1_resource_proto_rawDescOnce sync.Once
+	file_culvertv1_resource_proto_rawDescData []byte
 )
 
-func file_resource_proto_rawDescGZIP() []byte {
-	file_resource_proto_rawDescOnce.Do(func() {
-		file_resource_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_resource_proto_rawDesc), len(file_resource_proto_rawDesc)))
+func file_culvertv1_resource_proto_rawDescGZIP() []byte {
+	file_culvertv1_resource_proto_rawDescOnce.Do(func() {
+		file_culvertv1_resource_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_culvertv1_resource_proto_rawDesc), len(file_culvertv1_resource_proto_rawDesc)))
 	})
-	return file_resource_proto_rawDescData
+	return file_culvertv1_resource_proto_rawDescData
 }
 
-var file_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
-var file_resource_proto_goTypes = []any{
+var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_culvertv1_resource_proto_goTypes = []any{
 	(*Metadata)(nil),       // 0: culvert.v1alpha1.Metadata
 	(*Tenant)(nil),         // 1: culvert.v1alpha1.Tenant
 	(*TenantSpec)(nil),     // 2: culvert.v1alpha1.TenantSpec
@@ -1628,7 +1637,7 @@ var file_resource_proto_goTypes = []any{
 	(*Resource)(nil),       // 18: culvert.v1alpha1.Resource
 	nil,                    // 19: culvert.v1alpha1.Metadata.LabelsEntry
 }
-var file_resource_proto_depIdxs = []int32{
+var file_culvertv1_resource_proto_depIdxs = []int32{
 	19, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
 	0,  // 1: culvert.v1alpha1.Tenant.metadata:type_name -> culvert.v1alpha1.Metadata
 	2,  // 2: culvert.v1alpha1.Tenant.spec:type_name -> culvert.v1alpha1.TenantSpec
@@ -1659,12 +1668,12 @@ var file_resource_proto_depIdxs = []int32{
 	0,  // [0:23] is the sub-list for field type_name
 }
 
-func init() { file_resource_proto_init() }
-func file_resource_proto_init() {
-	if File_resource_proto != nil {
+func init() { file_culvertv1_resource_proto_init() }
+func file_culvertv1_resource_proto_init() {
+	if File_culvertv1_resource_proto != nil {
 		return
 	}
-	file_resource_proto_msgTypes[18].OneofWrappers = []any{
+	file_culvertv1_resource_proto_msgTypes[18].OneofWrappers = []any{
 		(*Resource_Tenant)(nil),
 		(*Resource_Network)(nil),
 		(*Resource_Port)(nil),
@@ -1675,17 +1684,17 @@ func file_resource_proto_init() {
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_resource_proto_rawDesc), len(file_resource_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_resource_proto_rawDesc), len(file_culvertv1_resource_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_resource_proto_goTypes,
-		DependencyIndexes: file_resource_proto_depIdxs,
-		MessageInfos:      file_resource_proto_msgTypes,
+		GoTypes:           file_culvertv1_resource_proto_goTypes,
+		DependencyIndexes: file_culvertv1_resource_proto_depIdxs,
+		MessageInfos:      file_culvertv1_resource_proto_msgTypes,
 	}.Build()
-	File_resource_proto = out.File
-	file_resource_proto_goTypes = nil
-	file_resource_proto_depIdxs = nil
+	File_culvertv1_resource_proto = out.File
+	file_culvertv1_resource_proto_goTypes = nil
+	file_culvertv1_resource_proto_depIdxs = nil
 }

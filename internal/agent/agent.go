@@ -1,0 +1,325 @@
+// Package agent drives the agent's core: it feeds it the manager's stream, the
+// kernel's state and doorbells and the local API, and does what the core asks
+// for.
+//
+// One goroutine owns the core (Run). One works on the kernel, one operation
+// batch or read at a time, so that a read never overlaps a write. One listens
+// for doorbells, and one holds the stream to a manager. With all managers gone
+// the first two go on from the journal.
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"culvert/internal/agentcore"
+	"culvert/internal/api"
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// Kernel is the one writer of this host's overlay state.
+type Kernel interface {
+	// Read reads what the scope names; errors mean that nothing was learned.
+	Read(ctx context.Context, s hoststate.Scope) (*hoststate.State, error)
+	// Apply does the operations in order; one result an operation.
+	Apply(ctx context.Context, ops []hoststate.Op) []hoststate.Result
+	// Watch calls ring for whatever changes, until ctx ends.
+	Watch(ctx context.Context, ring func(hoststate.Doorbell)) error
+}
+
+// Managers is the way to the managers.
+type Managers interface {
+	// Attach opens a stream; it ends with ctx.
+	Attach(ctx context.Context) (Stream, error)
+	// Resolve finds the network of a declared port. Errors are *api.Refusal.
+	Resolve(ctx context.Context, tenant, port string) (overlay.VNI, error)
+}
+
+// Stream is one open stream. Send and Receive may be used by one goroutine
+// each.
+type Stream interface {
+	Send(api.Up) error
+	Receive() (api.Down, error)
+	Close()
+}
+
+// Config is what an agent needs to run.
+type Config struct {
+	Cluster string
+	Host    overlay.UID
+	Name    string
+	VTEP    netip.Addr
+	UDPPort uint16
+	BootID  string
+	Version string
+	Journal string // path; empty: none
+	Log     *slog.Logger
+	Now     func() time.Time
+	Grace   time.Duration // see agentcore.Config
+	Verify  time.Duration
+}
+
+// Agent is a running agent.
+type Agent struct {
+	cfg    Config
+	kernel Kernel
+	mgrs   Managers
+	log    *slog.Logger
+
+	inbox chan func() // runs on the loop
+	bells bells
+	out   outbox
+	jr    *journal
+
+	core   *agentcore.Core // loop only
+	orders map[uint64]chan hoststate.Result
+	nextID uint64
+}
+
+// Bounds of one round.
+const (
+	maxOps      = 200
+	reportEvery = 5 * time.Second
+)
+
+// orderBit marks the numbers of local orders, which the core does not give.
+const orderBit = 1 << 63
+
+// New makes an agent; Run starts it.
+func New(k Kernel, m Managers, cfg Config) *Agent {
+	if cfg.Grace == 0 {
+		cfg.Grace = 30 * time.Second
+	}
+	if cfg.Verify == 0 {
+		cfg.Verify = 60 * time.Second
+	}
+	return &Agent{
+		cfg: cfg, kernel: k, mgrs: m, log: cfg.Log, inbox: make(chan func(), 64), bells: newBells(), out: newOutbox(),
+		orders: map[uint64]chan hoststate.Result{},
+		core: agentcore.New(agentcore.Config{
+			Cluster: cfg.Cluster, Self: cfg.Host, Name: cfg.Name, VTEP: cfg.VTEP, UDPPort: cfg.UDPPort,
+			Grace: agentcore.Time(cfg.Grace), Verify: agentcore.Time(cfg.Verify),
+		}),
+	}
+}
+
+// Run works until ctx ends. It leaves the kernel as it is.
+func (a *Agent) Run(ctx context.Context) error {
+	if a.cfg.Journal != "" {
+		jr, err := openJournal(a.cfg.Journal, func(it agentcore.Items) { a.core.Step(a.now(), it) })
+		if err != nil {
+			return fmt.Errorf("open journal: %w", err)
+		}
+		a.jr = jr
+		defer jr.close()
+	}
+	ctx, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer end()
+	work, done := make(chan job), make(chan func(), 1)
+	watchErr := make(chan error, 1)
+	wg.Go(func() { a.workKernel(ctx, work, done) })
+	wg.Go(func() { watchErr <- a.kernel.Watch(ctx, a.bells.ring) })
+	wg.Go(func() { a.keepStream(ctx) })
+	return a.loop(ctx, work, done, watchErr)
+}
+
+func (a *Agent) now() agentcore.Time { return agentcore.Time(a.cfg.Now().UnixNano()) }
+
+// loop owns the core.
+func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), watchErr <-chan error) error {
+	busy := false
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	wake := a.core.Step(a.now(), agentcore.Tick{})
+	report := time.NewTicker(reportEvery)
+	defer report.Stop()
+	step := func(e agentcore.Event) { wake = a.core.Step(a.now(), e) }
+	for {
+		if !busy {
+			if j, ok := a.nextJob(); ok {
+				busy = true
+				select {
+				case work <- j:
+				case <-ctx.Done():
+					return nil
+				}
+			}
+		}
+		a.tell()
+		a.setTimer(timer, wake)
+		select {
+		case f := <-done:
+			busy = false
+			f()
+			wake = a.core.Step(a.now(), agentcore.Tick{})
+		case f := <-a.inbox:
+			f()
+			wake = a.core.Step(a.now(), agentcore.Tick{})
+		case <-a.bells.wake:
+			for _, b := range a.bells.take() {
+				step(agentcore.Bell{Doorbell: b})
+			}
+		case <-timer.C:
+			step(agentcore.Tick{})
+		case <-report.C:
+			a.report()
+		case err := <-watchErr:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("watch kernel: %w", err)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (a *Agent) setTimer(t *time.Timer, wake agentcore.Time) {
+	if wake == 0 {
+		t.Reset(time.Hour)
+		return
+	}
+	t.Reset(max(0, time.Duration(wake-a.now())))
+}
+
+// job is one piece of work on the kernel: a read or a batch of operations.
+type job struct {
+	scope hoststate.Scope
+	ops   []hoststate.Op
+}
+
+func (a *Agent) nextJob() (job, bool) {
+	if s, ok := a.core.NextRead(); ok {
+		return job{scope: s}, true
+	}
+	if ops := a.core.NextOps(nil, maxOps); len(ops) > 0 {
+		return job{ops: ops}, true
+	}
+	return job{}, false
+}
+
+// workKernel does one job at a time and hands its outcome to the loop.
+func (a *Agent) workKernel(ctx context.Context, in <-chan job, out chan<- func()) {
+	for {
+		var j job
+		select {
+		case j = <-in:
+		case <-ctx.Done():
+			return
+		}
+		if len(j.ops) > 0 {
+			res := a.kernel.Apply(ctx, j.ops)
+			out <- func() { a.applied(res) }
+			continue
+		}
+		start := a.cfg.Now()
+		st, err := a.kernel.Read(ctx, j.scope)
+		took := a.cfg.Now().Sub(start)
+		out <- func() {
+			if err != nil {
+				a.log.Warn("reading the kernel", "err", err)
+				st = nil
+			}
+			a.core.Step(a.now(), agentcore.Read{Scope: j.scope, State: st, Took: agentcore.Time(took)})
+		}
+	}
+}
+
+func (a *Agent) applied(res []hoststate.Result) {
+	for _, r := range res {
+		if r.Class != hoststate.ClassOK && r.Class != hoststate.ClassNotFound && r.Class != hoststate.ClassGone && r.Class != hoststate.ClassExists {
+			a.log.Warn("kernel refused", "op", r.Op.String(), "class", r.Class.String(), "text", r.Text)
+		}
+		if ch := a.orders[r.Op.ID]; ch != nil {
+			delete(a.orders, r.Op.ID)
+			ch <- r
+		}
+	}
+	a.core.Step(a.now(), agentcore.Applied{Results: res})
+}
+
+// onLoop runs f on the loop; it returns false if ctx ends first.
+func (a *Agent) onLoop(ctx context.Context, f func()) bool {
+	select {
+	case a.inbox <- f:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// order gives the core an operation of the local API and waits for its result.
+func (a *Agent) order(ctx context.Context, op hoststate.Op) (hoststate.Result, error) {
+	ch := make(chan hoststate.Result, 1)
+	ok := a.onLoop(ctx, func() {
+		a.nextID++
+		op.ID = orderBit | a.nextID
+		a.orders[op.ID] = ch
+		a.core.Step(a.now(), agentcore.Order{Op: op})
+	})
+	if !ok {
+		return hoststate.Result{}, ctx.Err()
+	}
+	select {
+	case r := <-ch:
+		return r, nil
+	case <-ctx.Done():
+		return hoststate.Result{}, ctx.Err()
+	}
+}
+
+// tell hands what the core has to say to the stream.
+func (a *Agent) tell() {
+	u := a.core.NextUp()
+	if u.Empty() {
+		return
+	}
+	a.out.put(u)
+}
+
+func (a *Agent) report() {
+	st := a.core.Stats()
+	a.out.report(&api.Report{Problems: a.core.Problems(), Unclaimed: a.core.Unclaimed(), Repairs: st.Repairs, Strangers: st.Strangers})
+}
+
+// bells gathers doorbells between two rounds of the loop. Beyond its bound
+// they become one "anything may have changed".
+type bells struct {
+	mu   *sync.Mutex
+	list *[]hoststate.Doorbell
+	wake chan struct{}
+}
+
+const maxBells = 20_000
+
+func newBells() bells {
+	return bells{mu: new(sync.Mutex), list: new([]hoststate.Doorbell), wake: make(chan struct{}, 1)}
+}
+
+func (b bells) ring(d hoststate.Doorbell) {
+	b.mu.Lock()
+	if len(*b.list) >= maxBells {
+		*b.list = append((*b.list)[:0], hoststate.Doorbell{Overflow: true})
+	}
+	*b.list = append(*b.list, d)
+	b.mu.Unlock()
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b bells) take() []hoststate.Doorbell {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := *b.list
+	*b.list = nil
+	return l
+}

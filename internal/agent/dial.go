@@ -1,0 +1,101 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	"culvert/internal/api"
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/api/culvertv1/culvertv1connect"
+	"culvert/internal/api/rpcerr"
+	"culvert/internal/overlay"
+	"culvert/internal/trust"
+)
+
+// Bounds of the connection to a manager. A manager that is silent for
+// pingAfter is asked for a sign of life.
+const (
+	dialTimeout = 3 * time.Second
+	pingAfter   = 5 * time.Second
+	pingTimeout = 10 * time.Second
+	maxDown     = 8 << 20 // bytes of one message of a manager
+)
+
+// Dialer reaches the managers by mutual TLS, one after the other.
+type Dialer struct {
+	client culvertv1connect.AgentsClient
+}
+
+// NewDialer makes the way to managers, addresses with port.
+func NewDialer(managers []string, anchor *trust.Anchor, leaf trust.LeafFunc) *Dialer {
+	t := &http.Transport{
+		TLSClientConfig:   trust.ClientConfig(anchor, leaf),
+		ForceAttemptHTTP2: true, // a tls.Config of one's own switches it off otherwise
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var errs []error
+			for _, m := range managers {
+				c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", m)
+				if err == nil {
+					return c, nil
+				}
+				errs = append(errs, err)
+			}
+			return nil, errors.Join(errs...)
+		},
+		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+	}
+	tr := connecthttp.NewTransport(&http.Client{Transport: t}, "https://manager", connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxDown))
+	return &Dialer{culvertv1connect.NewAgentsClient(connect.NewClient(tr))}
+}
+
+// Attach opens a stream.
+func (d *Dialer) Attach(ctx context.Context) (Stream, error) {
+	st, err := d.client.Attach(ctx)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return wire{st}, nil
+}
+
+// Resolve asks for a declared port.
+func (d *Dialer) Resolve(ctx context.Context, tenant, port string) (overlay.VNI, error) {
+	r, err := d.client.Resolve(ctx, &culvertv1.ResolveRequest{Tenant: tenant, Port: port})
+	if err != nil {
+		if no := rpcerr.Refusal(err); no != nil {
+			return 0, no
+		}
+		return 0, api.Refuse(api.CodeUnreachable, "Port "+tenant+"/"+port+" was not found", "this host was not told of it, and no manager answers", "")
+	}
+	return overlay.VNI(r.GetVni()), nil
+}
+
+// refusal is the manager's refusal in err, or err.
+func refusal(err error) error {
+	if no := rpcerr.Refusal(err); no != nil {
+		return no
+	}
+	return err
+}
+
+// wire is a stream of connect.
+type wire struct {
+	st culvertv1connect.AgentsAttachClientStream
+}
+
+func (w wire) Send(u api.Up) error { return w.st.Send(api.UpPB(u)) }
+
+func (w wire) Receive() (api.Down, error) {
+	pb, err := w.st.Receive()
+	if err != nil {
+		return api.Down{}, refusal(err)
+	}
+	return api.DownFromPB(pb)
+}
+
+func (w wire) Close() { _ = w.st.Close() } // the stream is over whatever it says

@@ -1,0 +1,252 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"culvert/internal/agentcore"
+	"culvert/internal/api"
+	"culvert/internal/overlay"
+)
+
+// Protocol is the version of the stream that this program speaks.
+const Protocol = 1
+
+// Bounds of reconnecting.
+const (
+	leastWait = 50 * time.Millisecond
+	mostWait  = 3 * time.Second
+)
+
+// keepStream holds a stream to a manager for as long as ctx lives, whatever
+// happens to the managers.
+func (a *Agent) keepStream(ctx context.Context) {
+	wait := leastWait
+	for ctx.Err() == nil {
+		start := a.cfg.Now()
+		err := a.stream(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if a.cfg.Now().Sub(start) > 10*time.Second {
+			wait = leastWait
+		}
+		var no *api.Refusal
+		if errors.As(err, &no) {
+			a.log.Warn("manager refused the stream", "code", string(no.Code()), "err", no)
+		} else {
+			a.log.Info("stream ended", "err", err, "again_in", wait)
+		}
+		t := time.NewTimer(wait/2 + rand.N(wait)) // spread, so that a fleet does not come back at once
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+		wait = min(2*wait, mostWait)
+	}
+}
+
+// stream is one stream from opening to end.
+func (a *Agent) stream(ctx context.Context) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	st, err := a.mgrs.Attach(ctx)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	hello := make(chan api.Hello, 1)
+	if !a.onLoop(ctx, func() { hello <- a.hello() }) {
+		return ctx.Err()
+	}
+	h := <-hello
+	if err := st.Send(api.Up{Hello: &h}); err != nil {
+		return err
+	}
+	d, err := st.Receive()
+	if err != nil {
+		return err
+	}
+	if d.Refused != nil {
+		return d.Refused
+	}
+	if d.Welcome == nil {
+		return errors.New("first message of the manager is no welcome")
+	}
+	session := d.Welcome.Session
+	a.log.Info("attached", "session", session, "epoch", d.Welcome.Epoch)
+	a.out.reset(session)
+	if !a.onLoop(ctx, func() { a.core.Step(a.now(), agentcore.Connected{Session: session}); a.report() }) {
+		return ctx.Err()
+	}
+	defer a.onLoop(context.WithoutCancel(ctx), func() { a.core.Step(a.now(), agentcore.Disconnected{}) })
+	sent := make(chan error, 1)
+	go func() {
+		sent <- a.out.drain(ctx, st)
+		end()
+	}()
+	err = a.receive(ctx, st)
+	end()
+	if sendErr := <-sent; err == nil || ctx.Err() != nil && sendErr != nil {
+		err = errors.Join(err, sendErr)
+	}
+	return err
+}
+
+func (a *Agent) hello() api.Hello {
+	return api.Hello{
+		Protocol: Protocol, Least: Protocol, Version: a.cfg.Version, BootID: a.cfg.BootID, VTEP: a.cfg.VTEP,
+		UpTo: a.core.Held(), Logs: []api.Position{{Sent: a.core.FleetPosition()}},
+	}
+}
+
+// receive feeds the core. What the manager says is in the journal before the
+// core acts on it: a kernel is never ahead of the journal.
+func (a *Agent) receive(ctx context.Context, st Stream) error {
+	for {
+		d, err := st.Receive()
+		if err != nil {
+			return err
+		}
+		done := make(chan error, 1)
+		if !a.onLoop(ctx, func() { done <- a.down(d) }) {
+			return ctx.Err()
+		}
+		if err := <-done; err != nil {
+			return err
+		}
+	}
+}
+
+func (a *Agent) down(d api.Down) error {
+	switch {
+	case d.Refused != nil:
+		return d.Refused
+	case d.Items != nil:
+		if a.jr != nil {
+			if err := a.jr.append(d.Items, a.core); err != nil {
+				a.log.Error("journal not written", "err", err)
+				return err
+			}
+		}
+		a.core.Step(a.now(), itemsOf(d.Items))
+	case d.Answers != nil:
+		for _, x := range d.Answers {
+			a.core.Step(a.now(), agentcore.Answered(x))
+		}
+	}
+	return nil
+}
+
+func itemsOf(in *api.Items) agentcore.Items {
+	out := agentcore.Items{Begins: in.Begins, UpTo: in.UpTo}
+	for _, it := range in.Items {
+		out.Items = append(out.Items, agentcore.Item{Rev: it.Rev, Gone: it.Gone, Rec: it.Rec})
+	}
+	for _, e := range in.Ends {
+		out.Ends = append(out.Ends, agentcore.End(e))
+	}
+	return out
+}
+
+// outbox is what waits for the stream. It is emptied when a stream begins: the
+// core says again what matters.
+type outbox struct {
+	mu      *sync.Mutex
+	session *uint64
+	ups     *[]agentcore.Up
+	rep     **api.Report
+	wake    chan struct{}
+}
+
+func newOutbox() outbox {
+	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), rep: new(*api.Report), wake: make(chan struct{}, 1)}
+}
+
+func (o outbox) ring() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o outbox) reset(session uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	*o.session, *o.ups, *o.rep = session, nil, nil
+}
+
+func (o outbox) put(u agentcore.Up) {
+	o.mu.Lock()
+	*o.ups = append(*o.ups, u)
+	o.mu.Unlock()
+	o.ring()
+}
+
+func (o outbox) report(r *api.Report) {
+	o.mu.Lock()
+	*o.rep = r
+	o.mu.Unlock()
+	o.ring()
+}
+
+// drain sends until ctx ends or sending fails.
+func (o outbox) drain(ctx context.Context, st Stream) error {
+	for {
+		select {
+		case <-o.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		o.mu.Lock()
+		ups, rep, session := *o.ups, *o.rep, *o.session
+		*o.ups, *o.rep = nil, nil
+		o.mu.Unlock()
+		for _, u := range ups {
+			if err := sendUp(st, session, u); err != nil {
+				return err
+			}
+		}
+		if rep != nil {
+			if err := st.Send(api.Up{Report: rep}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func sendUp(st Stream, session uint64, u agentcore.Up) error {
+	if len(u.Add)+len(u.Remove) > 0 {
+		in := &api.Interest{Remove: append([]overlay.UID(nil), u.Remove...)}
+		for _, p := range u.Add {
+			in.Add = append(in.Add, api.Position(p))
+		}
+		if err := st.Send(api.Up{Interest: in}); err != nil {
+			return err
+		}
+	}
+	for part := range slices.Chunk(u.Claims, api.MaxStreamClaims) {
+		cs := &api.Claims{Session: session}
+		for _, c := range part {
+			cs.Claims = append(cs.Claims, api.Claim(c))
+		}
+		if err := st.Send(api.Up{Claims: cs}); err != nil {
+			return err
+		}
+	}
+	if u.InventoryEnd {
+		if err := st.Send(api.Up{InventoryEnd: &api.InventoryEnd{Session: session}}); err != nil {
+			return err
+		}
+	}
+	if !u.Ack.IsZero() {
+		return st.Send(api.Up{Ack: &api.Ack{Rev: u.Ack}})
+	}
+	return nil
+}

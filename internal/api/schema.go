@@ -1,0 +1,164 @@
+package api
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+// FieldInfo is one line of the description of a kind.
+type FieldInfo struct {
+	Path    string // "spec.subnets[].prefix"
+	Type    string // "text", "number", "list of text", ...
+	Meaning string // what may be written; empty for what the server writes
+}
+
+// meanings says what a user may write, by kind and path. A test compares it
+// with the schema, both ways.
+var meanings = map[string]string{
+	"Tenant.spec.quotas.networks":         "networks it may own; default 1000",
+	"Tenant.spec.quotas.ports":            "ports it may own; default 100000",
+	"Tenant.spec.quotas.addressesPerPort": "addresses a port may have; default 16",
+	"Network.spec.vni":                    "1 to 16777215, one network each; default allocated",
+	"Network.spec.subnets[].prefix":       "like 10.20.0.0/24 or fd00:20::/64, without overlap",
+	"Network.spec.subnets[].gateway":      "an address of the prefix; default the first",
+	"Network.spec.mtu":                    "of the guests, 1280 to 65485 bytes; default what the underlay allows",
+	"Network.spec.df":                     "don't-fragment of the outer header: set (default) or inherit",
+	"Network.spec.hosts[]":                "hosts that may serve it; default all",
+	"Network.spec.distribution":           "push (default)",
+	"Network.spec.flood":                  "broadcast: her (default) or none",
+	"Network.spec.admission":              "declared (default)",
+	"Port.spec.network":                   "network of the same tenant",
+	"Port.spec.mac":                       "like 52:54:00:12:34:56; default allocated",
+	"Port.spec.addresses[]":               "addresses in the network's subnets; default one a subnet is allocated",
+	"Port.spec.vm":                        "name of the VM",
+	"Port.spec.hosts[]":                   "hosts that it may appear on; default all of the network",
+}
+
+var metaMeanings = map[string]string{
+	"apiVersion":        Version,
+	"kind":              "this kind",
+	"metadata.name":     "1 to 40 of a-z, 0-9 and inner hyphens",
+	"metadata.tenant":   "owner; default the tenant named default",
+	"metadata.labels.*": "text for people",
+}
+
+var examples = map[overlay.Kind]string{
+	overlay.KindTenant:  "apiVersion: culvert/v1alpha1\nkind: Tenant\nmetadata:\n  name: acme\nspec:\n  quotas:\n    networks: 10\n",
+	overlay.KindNetwork: "apiVersion: culvert/v1alpha1\nkind: Network\nmetadata:\n  name: blue\nspec:\n  subnets:\n  - prefix: 10.20.0.0/24\n",
+	overlay.KindPort:    "apiVersion: culvert/v1alpha1\nkind: Port\nmetadata:\n  name: vm1\nspec:\n  network: blue\n  addresses: [10.20.0.5]\n",
+}
+
+// Example is a small document of the kind; empty for kinds that are observed.
+func Example(k overlay.Kind) string { return examples[k] }
+
+func descriptor(k overlay.Kind) protoreflect.MessageDescriptor {
+	fields := (&culvertv1.Resource{}).ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		if string(fields.Get(i).Message().Name()) == KindName(k) {
+			return fields.Get(i).Message()
+		}
+	}
+	return nil
+}
+
+// Fields describes every field of a kind, in the schema's order; nil for a
+// number that is no kind.
+func Fields(k overlay.Kind) []FieldInfo {
+	var out []FieldInfo
+	if m := descriptor(k); m != nil {
+		walk(m, KindName(k), "", &out)
+	}
+	return out
+}
+
+func walk(m protoreflect.MessageDescriptor, kind, path string, out *[]FieldInfo) {
+	for i := range m.Fields().Len() {
+		f := m.Fields().Get(i)
+		at := join(path, f.JSONName())
+		info := FieldInfo{Path: at, Type: typeName(f)}
+		switch {
+		case f.IsMap():
+			info.Path += ".*"
+		case f.IsList() && f.Message() != nil:
+			walk(f.Message(), kind, at+"[]", out)
+			continue
+		case f.IsList():
+			info.Path += "[]"
+		case f.Message() != nil:
+			walk(f.Message(), kind, at, out)
+			continue
+		}
+		switch {
+		case kind == "Tenant" && at == "metadata.tenant", strings.HasPrefix(at, "status."), at == "metadata.uid", at == "metadata.revision",
+			kind == "Host", kind == "Endpoint":
+			info.Meaning = "written by the server"
+		case metaMeanings[info.Path] != "":
+			info.Meaning = metaMeanings[info.Path]
+		default:
+			info.Meaning = meanings[kind+"."+info.Path]
+		}
+		if kind == "Tenant" && at == "metadata.tenant" {
+			continue // a tenant has no owner
+		}
+		*out = append(*out, info)
+	}
+}
+
+func typeName(f protoreflect.FieldDescriptor) string {
+	switch f.Kind() {
+	case protoreflect.StringKind, protoreflect.MessageKind: // a message here is the entry of a map of texts
+		return "text"
+	case protoreflect.BoolKind:
+		return "true or false"
+	}
+	return "number"
+}
+
+// JSONSchema is the JSON Schema (draft 2020-12) of a kind's documents, as a
+// value to encode. It says which fields there are and of what type; what values
+// are allowed is for ParseResource.
+func JSONSchema(k overlay.Kind) map[string]any {
+	m := descriptor(k)
+	if m == nil {
+		return nil
+	}
+	s := objectSchema(m)
+	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+	s["title"] = KindName(k)
+	s["required"] = []string{"apiVersion", "kind", "metadata"}
+	props := s["properties"].(map[string]any)
+	props["apiVersion"] = map[string]any{"const": Version}
+	props["kind"] = map[string]any{"const": KindName(k)}
+	return s
+}
+
+func objectSchema(m protoreflect.MessageDescriptor) map[string]any {
+	props := map[string]any{}
+	for i := range m.Fields().Len() {
+		f := m.Fields().Get(i)
+		var p map[string]any
+		switch {
+		case f.IsMap():
+			p = map[string]any{"type": "object", "additionalProperties": map[string]any{"type": "string"}}
+		case f.Message() != nil:
+			p = objectSchema(f.Message())
+		case f.Kind() == protoreflect.StringKind:
+			p = map[string]any{"type": "string"}
+		case f.Kind() == protoreflect.BoolKind:
+			p = map[string]any{"type": "boolean"}
+		case f.Kind() == protoreflect.DoubleKind:
+			p = map[string]any{"type": "number"}
+		default:
+			p = map[string]any{"type": "integer", "minimum": 0}
+		}
+		if f.IsList() {
+			p = map[string]any{"type": "array", "items": p}
+		}
+		props[f.JSONName()] = p
+	}
+	return map[string]any{"type": "object", "properties": props, "additionalProperties": false}
+}

@@ -1,0 +1,477 @@
+package api
+
+import (
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+// Limits of one message of an agent's stream. A message beyond them is refused
+// whole: neither side can make the other keep more than this at once.
+const (
+	// MaxStreamItems is above what a sender puts into one message (a batch of
+	// 1,000 and the rest of the transaction that it must not split).
+	MaxStreamItems = 4096
+	// MaxStreamClaims bounds Claims and Answers; a sender with more sends
+	// several messages.
+	MaxStreamClaims = 1000
+	// MaxStreamLogs bounds the logs that one message names.
+	MaxStreamLogs = 16384
+	// MaxReportLines bounds each list of a Report; UpPB cuts what is longer
+	// and says so on the last line.
+	MaxReportLines = 1000
+	// MaxStreamText bounds every other text, in bytes; UpPB and DownPB cut.
+	MaxStreamText = 1024
+)
+
+// ErrMessage is the cause of every refusal of a stream message.
+var ErrMessage = errors.New("stream message is not valid")
+
+// Up is one message of an agent. Exactly one part is set.
+type Up struct {
+	Hello        *Hello
+	Interest     *Interest
+	Claims       *Claims
+	InventoryEnd *InventoryEnd
+	Ack          *Ack
+	Report       *Report
+}
+
+// Hello is the first message of a stream.
+type Hello struct {
+	Protocol uint32 // newest that the agent speaks
+	Least    uint32 // oldest that it speaks
+	Version  string
+	BootID   string
+	VTEP     netip.Addr
+	UpTo     overlay.Rev // what its kernel was seen to hold
+	Logs     []Position  // what it received; a zero Network is the fleet's
+}
+
+// Position is how far an agent holds a log.
+type Position struct {
+	Network overlay.UID // zero for the fleet's log
+	Sent    overlay.Rev // zero: from the start
+}
+
+// Interest adds and removes logs of single networks.
+type Interest struct {
+	Add    []Position
+	Remove []overlay.UID
+}
+
+// Claims are claims of one session, in the order in which they were made.
+type Claims struct {
+	Session uint64
+	Claims  []Claim
+}
+
+// Claim has the fields of agentcore.Claim and managercore.Claim, in their
+// order, so that each converts to the other.
+type Claim struct {
+	ID       uint64
+	Network  overlay.UID
+	MAC      overlay.MAC
+	Port     overlay.UID // zero only with Leave
+	Base     overlay.Rev
+	Evidence overlay.Evidence
+	Leave    bool
+}
+
+// InventoryEnd says that every endpoint of the host was claimed in Session.
+type InventoryEnd struct{ Session uint64 }
+
+// Ack says that the kernel was seen to hold everything up to Rev.
+type Ack struct{ Rev overlay.Rev }
+
+// Report is what status shows of a host.
+type Report struct {
+	Problems, Unclaimed []string
+	Repairs, Strangers  uint64
+}
+
+// Down is one message of a manager. Exactly one part is set.
+type Down struct {
+	Welcome *Welcome
+	Items   *Items
+	Answers []Answer
+	Refused *Refusal // the stream ends after it
+}
+
+// Welcome answers a Hello.
+type Welcome struct {
+	Protocol uint32 // the one that this stream speaks
+	Session  uint64
+	Epoch    uint32
+	Cluster  string
+}
+
+// Items is one batch of entries of the logs.
+type Items struct {
+	Begins []overlay.UID
+	Items  []StreamItem
+	Ends   []LogEnd
+	UpTo   overlay.Rev // zero while something is unsent
+}
+
+// StreamItem is one entry of a log. A sender that has the entry encoded (an
+// encoded culvertv1.Item) gives Wire and needs no Rec; a receiver gets Rec.
+type StreamItem struct {
+	Rev  overlay.Rev
+	Gone bool
+	Rec  overlay.Record
+	Wire []byte
+}
+
+// LogEnd has the fields of agentcore.End and managercore.LogEnd, in their
+// order, so that each converts to the other.
+type LogEnd struct {
+	Network overlay.UID // zero for the fleet's log
+	Full    bool
+	Sum     overlay.Sum
+	Sent    overlay.Rev
+}
+
+// Answer is what became of one claim. It has the fields of
+// managercore.ClaimAnswer and agentcore.Answered, in their order.
+type Answer struct {
+	ID       uint64
+	Accepted bool
+	Binding  overlay.Rev
+	Reason   string
+}
+
+// text makes s fit for the wire: valid UTF-8, bounded, cut at a character.
+func text(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	if len(s) <= MaxStreamText {
+		return s
+	}
+	n := MaxStreamText - len("...")
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "..."
+}
+
+func lines(in []string) []string {
+	var out []string
+	for i, s := range in {
+		if i == MaxReportLines-1 && len(in) > MaxReportLines {
+			return append(out, "and "+strconv.Itoa(len(in)-i)+" more")
+		}
+		out = append(out, text(s))
+	}
+	return out
+}
+
+// UpPB is u on the wire; nil if no part is set.
+func UpPB(u Up) *culvertv1.Up {
+	switch {
+	case u.Hello != nil:
+		h := u.Hello
+		return &culvertv1.Up{Body: &culvertv1.Up_Hello{Hello: &culvertv1.Hello{
+			Protocol: h.Protocol, ProtocolLeast: h.Least, Version: text(h.Version), BootId: text(h.BootID),
+			Vtep: addrBytes(h.VTEP), UpTo: RevPB(h.UpTo), Logs: positionsPB(h.Logs),
+		}}}
+	case u.Interest != nil:
+		in := &culvertv1.Interest{Add: positionsPB(u.Interest.Add)}
+		for _, n := range u.Interest.Remove {
+			in.Remove = append(in.Remove, uidBytes(n))
+		}
+		return &culvertv1.Up{Body: &culvertv1.Up_Interest{Interest: in}}
+	case u.Claims != nil:
+		cs := &culvertv1.Claims{Session: u.Claims.Session}
+		for i := range u.Claims.Claims {
+			c := &u.Claims.Claims[i]
+			cs.Claims = append(cs.Claims, &culvertv1.Claim{
+				Id: c.ID, Network: uidBytes(c.Network), Mac: macBytes(c.MAC), Port: uidBytes(c.Port),
+				Base: RevPB(c.Base), Evidence: uint32(c.Evidence), Leave: c.Leave,
+			})
+		}
+		return &culvertv1.Up{Body: &culvertv1.Up_Claims{Claims: cs}}
+	case u.InventoryEnd != nil:
+		return &culvertv1.Up{Body: &culvertv1.Up_InventoryEnd{InventoryEnd: &culvertv1.InventoryEnd{Session: u.InventoryEnd.Session}}}
+	case u.Ack != nil:
+		return &culvertv1.Up{Body: &culvertv1.Up_Ack{Ack: &culvertv1.Ack{Rev: RevPB(u.Ack.Rev)}}}
+	case u.Report != nil:
+		r := u.Report
+		return &culvertv1.Up{Body: &culvertv1.Up_Report{Report: &culvertv1.Report{
+			Problems: lines(r.Problems), Unclaimed: lines(r.Unclaimed), Repairs: r.Repairs, Strangers: r.Strangers,
+		}}}
+	}
+	return nil
+}
+
+func positionsPB(in []Position) []*culvertv1.LogPosition {
+	var out []*culvertv1.LogPosition
+	for _, p := range in {
+		out = append(out, &culvertv1.LogPosition{Network: uidBytes(p.Network), Sent: RevPB(p.Sent)})
+	}
+	return out
+}
+
+// DownPB is d on the wire; nil if no part is set.
+func DownPB(d Down) *culvertv1.Down {
+	switch {
+	case d.Welcome != nil:
+		w := d.Welcome
+		return &culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{
+			Protocol: w.Protocol, Session: w.Session, Epoch: w.Epoch, Cluster: text(w.Cluster),
+		}}}
+	case d.Items != nil:
+		return &culvertv1.Down{Body: &culvertv1.Down_Items{Items: itemsPB(d.Items)}}
+	case d.Answers != nil:
+		as := &culvertv1.Answers{}
+		for i := range d.Answers {
+			a := &d.Answers[i]
+			as.Answers = append(as.Answers, &culvertv1.Answer{Id: a.ID, Accepted: a.Accepted, Binding: RevPB(a.Binding), Reason: text(a.Reason)})
+		}
+		return &culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: as}}
+	case d.Refused != nil:
+		return &culvertv1.Down{Body: &culvertv1.Down_Refused{Refused: d.Refused.PB()}}
+	}
+	return nil
+}
+
+// itemField is the number of Items.items in agent.proto.
+const itemField = 1
+
+// itemsPB encodes nothing twice: entries that come encoded are put in as they
+// are, as fields that the message has not parsed. The bytes on the wire are
+// those of the parsed form.
+func itemsPB(in *Items) *culvertv1.Items {
+	out := &culvertv1.Items{UpTo: RevPB(in.UpTo)}
+	var raw []byte
+	for _, it := range in.Items {
+		wire := it.Wire
+		if wire == nil {
+			wire = ItemWire(it.Rec, it.Rev, it.Gone)
+		}
+		raw = protowire.AppendTag(raw, itemField, protowire.BytesType)
+		raw = protowire.AppendBytes(raw, wire)
+	}
+	if raw != nil {
+		out.ProtoReflect().SetUnknown(raw)
+	}
+	for _, n := range in.Begins {
+		out.Begins = append(out.Begins, uidBytes(n))
+	}
+	for _, e := range in.Ends {
+		out.Ends = append(out.Ends, &culvertv1.LogEnd{Network: uidBytes(e.Network), Full: e.Full, Sum: e.Sum.Bytes(), Sent: RevPB(e.Sent)})
+	}
+	return out
+}
+
+// ItemWire is an encoded culvertv1.Item: the same bytes for the same entry.
+func ItemWire(rec overlay.Record, rev overlay.Rev, gone bool) []byte {
+	wire, err := proto.MarshalOptions{Deterministic: true}.Marshal(&culvertv1.Item{Rev: RevPB(rev), Record: RecordPB(rec, gone)})
+	if err != nil { // only invalid UTF-8 can do that, and names were checked at the edge
+		panic("marshal of a checked item: " + err.Error())
+	}
+	return wire
+}
+
+// streamDecoder checks messages as decoder does records.
+type streamDecoder struct{ decoder }
+
+func newStreamDecoder() *streamDecoder { return &streamDecoder{decoder{is: ErrMessage}} }
+
+func (d *streamDecoder) rev(r *culvertv1.Rev, what string) overlay.Rev {
+	if r.GetEpoch() == 0 && r.GetN() != 0 {
+		d.refuse(what + " without epoch")
+	}
+	return RevFromPB(r)
+}
+
+func (d *streamDecoder) most(n, max int, what string) bool {
+	if n > max {
+		d.refuse("number of " + what)
+	}
+	return n <= max
+}
+
+func (d *streamDecoder) text(s, what string) string {
+	if len(s) > MaxStreamText {
+		d.refuse("length of " + what)
+		return ""
+	}
+	return s
+}
+
+func (d *streamDecoder) lines(in []string, what string) []string {
+	if !d.most(len(in), MaxReportLines, what) {
+		return nil
+	}
+	var out []string
+	for _, s := range in {
+		out = append(out, d.text(s, what))
+	}
+	return out
+}
+
+func (d *streamDecoder) positions(in []*culvertv1.LogPosition, fleet bool) []Position {
+	if !d.most(len(in), MaxStreamLogs, "log positions") {
+		return nil
+	}
+	var out []Position
+	for _, p := range in {
+		out = append(out, Position{Network: d.uid(p.GetNetwork(), "log position's network", !fleet), Sent: d.rev(p.GetSent(), "log position")})
+	}
+	return out
+}
+
+// UpFromPB checks and converts one message of an agent. What it accepts, UpPB
+// turns into an equal message. Errors wrap ErrMessage.
+func UpFromPB(pb *culvertv1.Up) (Up, error) {
+	var u Up
+	d := newStreamDecoder()
+	switch b := pb.GetBody().(type) {
+	case *culvertv1.Up_Hello:
+		h := b.Hello
+		u.Hello = &Hello{
+			Protocol: h.GetProtocol(), Least: h.GetProtocolLeast(), Version: d.text(h.GetVersion(), "version"), BootID: d.text(h.GetBootId(), "boot id"),
+			VTEP: d.addr(h.GetVtep(), "VTEP", true), UpTo: d.rev(h.GetUpTo(), "revision held"), Logs: d.positions(h.GetLogs(), true),
+		}
+		if h.GetProtocol() == 0 || h.GetProtocolLeast() == 0 || h.GetProtocolLeast() > h.GetProtocol() {
+			d.refuse("range of protocols")
+		}
+	case *culvertv1.Up_Interest:
+		u.Interest = &Interest{Add: d.positions(b.Interest.GetAdd(), false)}
+		if d.most(len(b.Interest.GetRemove()), MaxStreamLogs, "networks to remove") {
+			for _, n := range b.Interest.GetRemove() {
+				u.Interest.Remove = append(u.Interest.Remove, d.uid(n, "network to remove", true))
+			}
+		}
+	case *culvertv1.Up_Claims:
+		u.Claims = d.claims(b.Claims)
+	case *culvertv1.Up_InventoryEnd:
+		u.InventoryEnd = &InventoryEnd{Session: d.session(b.InventoryEnd.GetSession())}
+	case *culvertv1.Up_Ack:
+		u.Ack = &Ack{Rev: d.rev(b.Ack.GetRev(), "acknowledged revision")}
+		if u.Ack.Rev.IsZero() {
+			d.refuse("acknowledged revision")
+		}
+	case *culvertv1.Up_Report:
+		r := b.Report
+		u.Report = &Report{
+			Problems: d.lines(r.GetProblems(), "problems"), Unclaimed: d.lines(r.GetUnclaimed(), "unclaimed devices"),
+			Repairs: r.GetRepairs(), Strangers: r.GetStrangers(),
+		}
+	default:
+		d.refuse("kind of message")
+	}
+	if d.err != nil {
+		return Up{}, d.err
+	}
+	return u, nil
+}
+
+func (d *streamDecoder) session(n uint64) uint64 {
+	if n == 0 {
+		d.refuse("session number")
+	}
+	return n
+}
+
+func (d *streamDecoder) claims(pb *culvertv1.Claims) *Claims {
+	out := &Claims{Session: d.session(pb.GetSession())}
+	if !d.most(len(pb.GetClaims()), MaxStreamClaims, "claims") {
+		return out
+	}
+	for _, c := range pb.GetClaims() {
+		if c.GetEvidence() > 255 {
+			d.refuse("claim's evidence")
+		}
+		out.Claims = append(out.Claims, Claim{
+			ID: c.GetId(), Network: d.uid(c.GetNetwork(), "claim's network", true), MAC: d.mac(c.GetMac(), "claim's MAC", true),
+			Port: d.uid(c.GetPort(), "claim's port", !c.GetLeave()), Base: d.rev(c.GetBase(), "claim's base"),
+			Evidence: overlay.Evidence(c.GetEvidence()), Leave: c.GetLeave(),
+		})
+	}
+	return out
+}
+
+// DownFromPB checks and converts one message of a manager. What it accepts,
+// DownPB turns into an equal message. Errors wrap ErrMessage.
+func DownFromPB(pb *culvertv1.Down) (Down, error) {
+	var out Down
+	d := newStreamDecoder()
+	switch b := pb.GetBody().(type) {
+	case *culvertv1.Down_Welcome:
+		w := b.Welcome
+		out.Welcome = &Welcome{
+			Protocol: w.GetProtocol(), Session: d.session(w.GetSession()), Epoch: w.GetEpoch(), Cluster: d.text(w.GetCluster(), "cluster"),
+		}
+		if w.GetProtocol() == 0 || w.GetEpoch() == 0 {
+			d.refuse("protocol or epoch")
+		}
+	case *culvertv1.Down_Items:
+		out.Items = d.items(b.Items)
+	case *culvertv1.Down_Answers:
+		out.Answers = []Answer{}
+		if d.most(len(b.Answers.GetAnswers()), MaxStreamClaims, "answers") {
+			for _, a := range b.Answers.GetAnswers() {
+				out.Answers = append(out.Answers, Answer{
+					ID: a.GetId(), Accepted: a.GetAccepted(), Binding: d.rev(a.GetBinding(), "binding"), Reason: d.text(a.GetReason(), "reason"),
+				})
+			}
+		}
+	case *culvertv1.Down_Refused:
+		if out.Refused = RefusalFromPB(b.Refused); out.Refused == nil || out.Refused.Code() == "" {
+			d.refuse("refusal without code")
+		}
+	default:
+		d.refuse("kind of message")
+	}
+	if d.err != nil {
+		return Down{}, d.err
+	}
+	return out, nil
+}
+
+func (d *streamDecoder) items(pb *culvertv1.Items) *Items {
+	out := &Items{UpTo: d.rev(pb.GetUpTo(), "revision told up to")}
+	if !d.most(len(pb.GetItems()), MaxStreamItems, "items") || !d.most(len(pb.GetBegins()), MaxStreamLogs, "passes begun") ||
+		!d.most(len(pb.GetEnds()), MaxStreamLogs, "passes ended") {
+		return out
+	}
+	for _, n := range pb.GetBegins() {
+		out.Begins = append(out.Begins, d.uid(n, "network of a pass", false))
+	}
+	for _, it := range pb.GetItems() {
+		rec, gone, err := RecordFromPB(it.GetRecord())
+		if err != nil {
+			d.refuse("item: " + strings.TrimSuffix(err.Error(), ": "+ErrRecord.Error()))
+			return out
+		}
+		switch rec.(type) {
+		case *overlay.Host, *overlay.Network, *overlay.Port, *overlay.Endpoint:
+		default:
+			d.refuse("kind of item")
+		}
+		rev := d.rev(it.GetRev(), "item's revision")
+		if rev.N == 0 {
+			d.refuse("item's revision")
+		}
+		out.Items = append(out.Items, StreamItem{Rev: rev, Gone: gone, Rec: rec})
+	}
+	for _, e := range pb.GetEnds() {
+		end := LogEnd{Network: d.uid(e.GetNetwork(), "network of an end", false), Full: e.GetFull(), Sent: d.rev(e.GetSent(), "end's revision")}
+		sum, err := overlay.SumFromBytes(e.GetSum())
+		if err != nil {
+			d.refuse("sum of an end")
+		}
+		end.Sum = sum
+		out.Ends = append(out.Ends, end)
+	}
+	return out
+}

@@ -1,0 +1,280 @@
+package cli
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"culvert/internal/api"
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+// flagSet is the flags that write the spec and labels of one kind. A flag that
+// was not given leaves its field as it is.
+type flagSet interface {
+	define(f *pflag.FlagSet, set bool)
+	apply(f *pflag.FlagSet, r *culvertv1.Resource) error
+	any(f *pflag.FlagSet) bool
+	network() string // of a port; empty for other kinds
+}
+
+func specFlags(kind overlay.Kind) flagSet {
+	switch kind {
+	case overlay.KindTenant:
+		return &tenantFlags{}
+	case overlay.KindNetwork:
+		return &networkFlags{}
+	}
+	return &portFlags{}
+}
+
+// given reports whether any of the flags was given.
+func given(f *pflag.FlagSet, names ...string) bool {
+	for _, n := range names {
+		if f.Changed(n) {
+			return true
+		}
+	}
+	return false
+}
+
+// positive refuses a zero that was typed: in a document it would mean "the
+// default", and a flag left out says that better.
+func positive(f *pflag.FlagSet, name string, v uint32, allowed string) error {
+	if f.Changed(name) && v == 0 {
+		return &overlay.FieldError{Field: "--" + name, Value: "0", Allowed: allowed}
+	}
+	return nil
+}
+
+type labelFlag struct{ labels []string }
+
+func (l *labelFlag) define(f *pflag.FlagSet) {
+	f.StringArrayVar(&l.labels, "label", nil, "label KEY=VALUE; KEY- removes it (repeatable)")
+}
+
+func (l *labelFlag) apply(m *culvertv1.Metadata) error {
+	for _, s := range l.labels {
+		k, v, ok := strings.Cut(s, "=")
+		switch {
+		case ok && k != "":
+			if m.Labels == nil {
+				m.Labels = map[string]string{}
+			}
+			m.Labels[k] = v
+		case !ok && len(s) > 1 && strings.HasSuffix(s, "-"):
+			delete(m.Labels, strings.TrimSuffix(s, "-"))
+		default:
+			return &overlay.FieldError{Field: "--label", Value: s, Allowed: "KEY=VALUE, or KEY- to remove it"}
+		}
+	}
+	return nil
+}
+
+type tenantFlags struct {
+	labelFlag
+	networks, ports, addresses uint32
+}
+
+func (t *tenantFlags) define(f *pflag.FlagSet, _ bool) {
+	t.labelFlag.define(f)
+	f.Uint32Var(&t.networks, "max-networks", 0, "quota of networks")
+	f.Uint32Var(&t.ports, "max-ports", 0, "quota of ports")
+	f.Uint32Var(&t.addresses, "max-addresses", 0, "quota of addresses a port")
+}
+
+func (t *tenantFlags) any(f *pflag.FlagSet) bool {
+	return given(f, "label", "max-networks", "max-ports", "max-addresses")
+}
+
+func (t *tenantFlags) network() string { return "" }
+
+func (t *tenantFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
+	body := r.GetTenant()
+	if body.Spec == nil {
+		body.Spec = &culvertv1.TenantSpec{}
+	}
+	if given(f, "max-networks", "max-ports", "max-addresses") && body.Spec.Quotas == nil {
+		body.Spec.Quotas = &culvertv1.TenantQuotas{}
+	}
+	for _, q := range []struct {
+		flag string
+		v    uint32
+		into func(uint32)
+	}{
+		{"max-networks", t.networks, func(v uint32) { body.Spec.Quotas.Networks = v }},
+		{"max-ports", t.ports, func(v uint32) { body.Spec.Quotas.Ports = v }},
+		{"max-addresses", t.addresses, func(v uint32) { body.Spec.Quotas.AddressesPerPort = v }},
+	} {
+		if err := positive(f, q.flag, q.v, "1 or more; left out: the default"); err != nil {
+			return err
+		}
+		if f.Changed(q.flag) {
+			q.into(q.v)
+		}
+	}
+	return t.labelFlag.apply(body.Metadata)
+}
+
+type networkFlags struct {
+	labelFlag
+	vni, mtu                           string
+	subnets, gateways, hosts           []string
+	df, flood, distribution, admission string
+	anyHost                            bool
+}
+
+func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
+	n.labelFlag.define(f)
+	f.StringVar(&n.vni, "vni", "", "VNI, 1 to 16777215 (default: allocated)")
+	f.StringArrayVar(&n.subnets, "subnet", nil, "subnet like 10.20.0.0/24 (repeatable)")
+	f.StringArrayVar(&n.gateways, "gateway", nil, "gateway of the subnet that holds it (default: its first address)")
+	f.StringVar(&n.mtu, "mtu", "", "MTU of the guests in bytes (default: what the underlay allows)")
+	f.StringArrayVar(&n.hosts, "host", nil, "host that may serve it (repeatable; default: all)")
+	f.StringVar(&n.df, "df", "", "outer don't-fragment bit: set or inherit (default set)")
+	f.StringVar(&n.flood, "flood", "", "broadcast: her or none (default her)")
+	f.StringVar(&n.distribution, "distribution", "", "tables: push (default push)")
+	f.StringVar(&n.admission, "admission", "", "who may be in it: declared (default declared)")
+	if set {
+		f.BoolVar(&n.anyHost, "any-host", false, "let all hosts serve it")
+	}
+}
+
+func (n *networkFlags) any(f *pflag.FlagSet) bool {
+	return given(f, "label", "vni", "subnet", "gateway", "mtu", "host", "df", "flood", "distribution", "admission", "any-host")
+}
+
+func (n *networkFlags) network() string { return "" }
+
+func (n *networkFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
+	body := r.GetNetwork()
+	if body.Spec == nil {
+		body.Spec = &culvertv1.NetworkSpec{}
+	}
+	spec := body.Spec
+	if f.Changed("vni") {
+		vni, err := overlay.ParseVNI("--vni", n.vni)
+		if err != nil {
+			return err
+		}
+		spec.Vni = uint32(vni)
+	}
+	if f.Changed("mtu") {
+		mtu, err := api.ParseMTU("--mtu", n.mtu)
+		if err != nil {
+			return err
+		}
+		spec.Mtu = uint32(mtu)
+	}
+	if f.Changed("subnet") {
+		spec.Subnets = nil
+		for _, p := range n.subnets {
+			spec.Subnets = append(spec.Subnets, &culvertv1.Subnet{Prefix: p})
+		}
+	}
+	for _, g := range n.gateways {
+		if err := setGateway(spec.Subnets, g); err != nil {
+			return err
+		}
+	}
+	for _, w := range []struct {
+		flag, v string
+		into    *string
+	}{{"df", n.df, &spec.Df}, {"flood", n.flood, &spec.Flood}, {"distribution", n.distribution, &spec.Distribution}, {"admission", n.admission, &spec.Admission}} {
+		if f.Changed(w.flag) {
+			*w.into = w.v
+		}
+	}
+	return errorsOf(hosts(f, n.hosts, n.anyHost, &spec.Hosts), n.labelFlag.apply(body.Metadata))
+}
+
+// setGateway gives the gateway to the subnet that holds it.
+func setGateway(subnets []*culvertv1.Subnet, gateway string) error {
+	a, err := netip.ParseAddr(gateway)
+	if err != nil {
+		return &overlay.FieldError{Field: "--gateway", Value: gateway, Allowed: "an address in one of the subnets"}
+	}
+	for _, s := range subnets {
+		if p, err := netip.ParsePrefix(s.GetPrefix()); err == nil && p.Contains(a) {
+			s.Gateway = gateway
+			return nil
+		}
+	}
+	return &overlay.FieldError{Field: "--gateway", Value: gateway, Allowed: "an address in one of the subnets"}
+}
+
+func hosts(f *pflag.FlagSet, list []string, all bool, into *[]string) error {
+	if all && f.Changed("host") {
+		return &overlay.FieldError{Field: "--any-host", Value: "true", Allowed: "no --host beside it"}
+	}
+	if all {
+		*into = nil
+	}
+	if f.Changed("host") {
+		*into = list
+	}
+	return nil
+}
+
+func errorsOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type portFlags struct {
+	labelFlag
+	net, mac, vm string
+	ips, hosts   []string
+	anyHost      bool
+}
+
+func (p *portFlags) define(f *pflag.FlagSet, set bool) {
+	p.labelFlag.define(f)
+	if !set {
+		f.StringVar(&p.net, "network", "", "network that it is in")
+	}
+	f.StringVar(&p.mac, "mac", "", "MAC of the VM's card (default: allocated)")
+	f.StringArrayVar(&p.ips, "ip", nil, "address of the VM (repeatable; default: one a subnet is allocated)")
+	f.StringVar(&p.vm, "vm", "", "name of the VM, for people and the hypervisor")
+	f.StringArrayVar(&p.hosts, "host", nil, "host that it may appear on (repeatable; default: all of the network)")
+	if set {
+		f.BoolVar(&p.anyHost, "any-host", false, "let it appear on any host of the network")
+	}
+}
+
+func (p *portFlags) any(f *pflag.FlagSet) bool {
+	return given(f, "label", "mac", "ip", "vm", "host", "any-host")
+}
+
+func (p *portFlags) network() string { return p.net }
+
+func (p *portFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
+	body := r.GetPort()
+	if body.Spec == nil {
+		body.Spec = &culvertv1.PortSpec{}
+	}
+	if f.Changed("mac") {
+		if _, err := api.ParseMAC("--mac", p.mac); err != nil {
+			return err
+		}
+		body.Spec.Mac = p.mac
+	}
+	if f.Changed("ip") {
+		for _, a := range p.ips {
+			if _, err := overlay.ParseAddr("--ip", a); err != nil {
+				return err
+			}
+		}
+		body.Spec.Addresses = p.ips
+	}
+	if f.Changed("vm") {
+		body.Spec.Vm = p.vm
+	}
+	return errorsOf(hosts(f, p.hosts, p.anyHost, &body.Spec.Hosts), p.labelFlag.apply(body.Metadata))
+}

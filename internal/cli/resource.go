@@ -1,0 +1,191 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"culvert/internal/api"
+	"culvert/internal/api/client"
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+func (s *session) tenantCommand() *cobra.Command {
+	c := &cobra.Command{Use: "tenant", Short: "Tenants own networks and ports", RunE: group,
+		Example: "  culvert tenant create acme\n  culvert tenant list"}
+	c.AddCommand(
+		s.writeCommand(overlay.KindTenant, "create", "  culvert tenant create acme --max-networks 10"),
+		s.writeCommand(overlay.KindTenant, "set", "  culvert tenant set acme --max-ports 500"),
+		s.listCommand(overlay.KindTenant), s.showCommand(overlay.KindTenant, "acme"),
+		s.deleteCommand(overlay.KindTenant, "acme"), s.watchCommand(overlay.KindTenant),
+	)
+	return c
+}
+
+func (s *session) networkCommand() *cobra.Command {
+	c := &cobra.Command{Use: "network", Short: "Networks: one VXLAN segment each", RunE: group,
+		Example: "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network list"}
+	c.AddCommand(
+		s.writeCommand(overlay.KindNetwork, "create", "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network create red --subnet fd00:20::/64 --vni 20001 --host h1 --host h2"),
+		s.writeCommand(overlay.KindNetwork, "set", "  culvert network set blue --mtu 1400\n  culvert network set blue --label tier=web"),
+		s.listCommand(overlay.KindNetwork), s.showCommand(overlay.KindNetwork, "blue"),
+		s.deleteCommand(overlay.KindNetwork, "blue"), s.watchCommand(overlay.KindNetwork),
+	)
+	return c
+}
+
+func (s *session) portCommand() *cobra.Command {
+	c := &cobra.Command{Use: "port", Short: "Ports: a VM's card in a network", RunE: group,
+		Example: "  culvert port create vm1 --network blue --vm web1\n  culvert port list"}
+	c.AddCommand(
+		s.writeCommand(overlay.KindPort, "create", "  culvert port create vm1 --network blue --vm web1\n  culvert port create db --network blue --mac 52:54:00:12:34:56 --ip 10.20.0.9"),
+		s.writeCommand(overlay.KindPort, "set", "  culvert port set vm1 --ip 10.20.0.7"),
+		s.bindCommand(),
+		s.listCommand(overlay.KindPort), s.showCommand(overlay.KindPort, "vm1"),
+		s.deleteCommand(overlay.KindPort, "vm1"), s.watchCommand(overlay.KindPort),
+	)
+	return c
+}
+
+func (s *session) hostCommand() *cobra.Command {
+	c := &cobra.Command{Use: "host", Short: "Hosts: machines with an agent", RunE: group,
+		Example: "  culvert host list"}
+	c.AddCommand(s.listCommand(overlay.KindHost), s.showCommand(overlay.KindHost, "h1"), s.watchCommand(overlay.KindHost))
+	return c
+}
+
+func (s *session) endpointCommand() *cobra.Command {
+	c := &cobra.Command{Use: "endpoint", Short: "Endpoints: where each port is now", RunE: group,
+		Example: "  culvert endpoint list --network blue"}
+	c.AddCommand(s.listCommand(overlay.KindEndpoint), s.showCommand(overlay.KindEndpoint, "vm1"), s.watchCommand(overlay.KindEndpoint))
+	return c
+}
+
+// networkFlag adds --network to verbs that look at what networks hold.
+func networkFlag(c *cobra.Command, kind overlay.Kind, into *string) {
+	if kind == overlay.KindPort || kind == overlay.KindEndpoint {
+		c.Flags().StringVar(into, "network", "", "only those of this network")
+	}
+}
+
+// only reads --network: a name, or TENANT/NAME.
+func (s *session) only(network string) (name, error) {
+	if network == "" {
+		return name{tenant: s.tenant}, nil
+	}
+	return s.name("--network", network)
+}
+
+func (s *session) listCommand(kind overlay.Kind) *cobra.Command {
+	var network string
+	c := verb("list", fmt.Sprintf("List %ss", kind), fmt.Sprintf("  culvert %s list\n  culvert %s list -o json", kind, kind), exactly(),
+		func(c *cobra.Command, _ []string) error {
+			return s.with(func(cl *client.Client) error {
+				n, err := s.only(network)
+				if err != nil {
+					return err
+				}
+				ctx, cancel := context.WithTimeout(c.Context(), callTimeout)
+				defer cancel()
+				list, err := cl.List(ctx, &culvertv1.ListRequest{Kind: kind.String(), Tenant: ofOwned(kind, n.tenant), Network: n.name})
+				if err != nil {
+					return err
+				}
+				return s.printList(kind, list)
+			})
+		})
+	networkFlag(c, kind, &network)
+	return c
+}
+
+// ofOwned is the tenant for kinds that have one: --tenant is the default of
+// names and says nothing about hosts.
+func ofOwned(kind overlay.Kind, tenant string) string {
+	if !owned(kind) {
+		return ""
+	}
+	return tenant
+}
+
+func (s *session) showCommand(kind overlay.Kind, sample string) *cobra.Command {
+	return verb("show NAME", fmt.Sprintf("Show one %s in full", kind),
+		fmt.Sprintf("  culvert %s show %s\n  culvert %s show %s -o json", kind, sample, kind, sample), exactly("NAME"),
+		func(c *cobra.Command, args []string) error {
+			return s.with(func(cl *client.Client) error {
+				r, _, err := s.find(c.Context(), cl, kind, args[0])
+				if err != nil {
+					return err
+				}
+				return s.printOne(r)
+			})
+		})
+}
+
+func (s *session) watchCommand(kind overlay.Kind) *cobra.Command {
+	var network string
+	c := verb("watch", fmt.Sprintf("Print %ss, then every change, until interrupted", kind),
+		fmt.Sprintf("  culvert %s watch\n  culvert %s watch -o json", kind, kind), exactly(),
+		func(c *cobra.Command, _ []string) error {
+			return s.with(func(cl *client.Client) error {
+				n, err := s.only(network)
+				if err != nil {
+					return err
+				}
+				stream, err := cl.Watch(c.Context(), &culvertv1.WatchRequest{Kind: kind.String(), Tenant: ofOwned(kind, n.tenant), Network: n.name})
+				if err != nil {
+					return err
+				}
+				defer stream.Close()
+				for {
+					e, err := stream.Receive()
+					if errors.Is(err, io.EOF) {
+						return api.Refuse(api.CodeUnanswered, "the watch ended", "the manager closed it", "type the same command again")
+					}
+					if err != nil {
+						return err
+					}
+					if err := s.printEvent(kind, e); err != nil {
+						return err
+					}
+				}
+			})
+		})
+	networkFlag(c, kind, &network)
+	return c
+}
+
+func (s *session) deleteCommand(kind overlay.Kind, sample string) *cobra.Command {
+	var withPorts bool
+	var w waiting
+	c := verb("delete NAME", fmt.Sprintf("Delete one %s", kind), fmt.Sprintf("  culvert %s delete %s", kind, sample), exactly("NAME"),
+		func(c *cobra.Command, args []string) error {
+			if err := w.check(c); err != nil {
+				return err
+			}
+			return s.with(func(cl *client.Client) error {
+				r, _, err := s.find(c.Context(), cl, kind, args[0])
+				if err != nil {
+					return err
+				}
+				m := api.MetadataOf(r)
+				ctx, cancel := context.WithTimeout(c.Context(), callTimeout)
+				defer cancel()
+				reply, err := cl.Delete(ctx, &culvertv1.DeleteRequest{Kind: kind.String(), Tenant: m.GetTenant(), Name: m.GetName(), WithPorts: withPorts})
+				if err != nil {
+					return err
+				}
+				wait, err := w.wait(c.Context(), cl, reply.GetRevision())
+				return errors.Join(s.printDeleted(kind, m, reply, wait), err, w.verdict(wait, reply.GetRevision()))
+			})
+		})
+	if kind == overlay.KindNetwork {
+		c.Example += " --with-ports"
+		c.Flags().BoolVar(&withPorts, "with-ports", false, "delete its ports too")
+	}
+	w.flags(c)
+	return c
+}

@@ -1,0 +1,75 @@
+package kernel
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/packet"
+)
+
+// announceMax bounds the ports one announcement goes out of: a bridge has at
+// most 1023 (kernel-facts 5).
+const announceMax = 1023
+
+// announce sends the frame out of every VM port of the network that is a
+// member. A packet socket's frame leaves by the device and never enters the
+// bridge, so that no FDB moves; its source is the address itself, which is
+// what guests behind a switch expect. Ports that are down are left out: their
+// guests ask anew.
+func (k *Kernel) announce(r hoststate.Row) error {
+	frame := packet.Announce(packet.Announcement{IP: r.Key.IP, MAC: r.Val.MAC})
+	if frame == nil || !r.Val.MAC.IsUnicast() {
+		return fmt.Errorf("announce %s at %s: %w", r.Key.IP, r.Val.MAC, unix.EINVAL)
+	}
+	devs, err := k.lookup(k.write, r.Key.VNI)
+	if err != nil {
+		return err
+	}
+	if devs.bridge == 0 {
+		return fmt.Errorf("%s: %w", r.Key.VNI.Bridge(), errAbsent)
+	}
+	members, err := readMembers(k.nfw)
+	if err != nil && !gone(err) { // without the base nobody is a member
+		return fmt.Errorf("read members: %w", err)
+	}
+	var ports []int32
+	err = eachLink(k.write, devs.bridge, func(l link) {
+		if l.Kind == hoststate.LinkOther && l.Up && slices.Contains(members, l.Index) && len(ports) < announceMax {
+			ports = append(ports, l.Index)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("ports of %s: %w", r.Key.VNI.Bridge(), err)
+	}
+	slices.SortFunc(ports, cmp.Compare)
+	return k.sendOut(ports, frame)
+}
+
+// sendOut sends one frame out of each port.
+func (k *Kernel) sendOut(ports []int32, frame []byte) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	fd := -1
+	err := inNS(k.ns, func() (err error) {
+		// Protocol 0: the socket receives nothing.
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("packet socket: %w", err)
+	}
+	var all error
+	for _, i := range ports {
+		err := unix.Sendto(fd, frame, unix.MSG_DONTWAIT, &unix.SockaddrLinklayer{Ifindex: int(i), Halen: 6})
+		if err != nil && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENETDOWN) {
+			all = errors.Join(all, fmt.Errorf("port %d: %w", i, err))
+		}
+	}
+	return errors.Join(all, unix.Close(fd))
+}

@@ -1,0 +1,191 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/kernel/kerneltest"
+	"culvert/internal/netnstest"
+	"culvert/internal/overlay"
+)
+
+// realSubject is a kernel in a private namespace; foreign hands are those of
+// an operator: ip, bridge and nft.
+type realSubject struct {
+	*Kernel
+	t     *testing.T
+	ns    *netnstest.NS
+	guest *netnstest.NS
+	bells chan hoststate.Doorbell
+}
+
+func newSubject(t *testing.T) *realSubject {
+	t.Helper()
+	s := &realSubject{t: t, ns: netnstest.New(t), guest: netnstest.New(t), bells: make(chan hoststate.Doorbell, 1<<20)}
+	s.guest.Sysctl("net/ipv6/conf/default/disable_ipv6", "1") // silent: nothing is learned
+	k, err := Open(int(s.ns.Handle), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Kernel = k
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- k.Watch(ctx, func(d hoststate.Doorbell) { s.bells <- d }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("watch: %v", err)
+		}
+		if err := k.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	if !s.Bell(func(d hoststate.Doorbell) bool { return d.Overflow }) {
+		t.Fatal("watch did not begin")
+	}
+	return s
+}
+
+func (s *realSubject) Bell(ok func(hoststate.Doorbell) bool) bool {
+	end := time.After(3 * time.Second)
+	for {
+		select {
+		case d := <-s.bells:
+			if ok(d) {
+				return true
+			}
+		case <-end:
+			return false
+		}
+	}
+}
+
+func (s *realSubject) Quiet() []hoststate.Doorbell {
+	var rang []hoststate.Doorbell
+	for {
+		select {
+		case d := <-s.bells:
+			rang = append(rang, d)
+		case <-time.After(100 * time.Millisecond):
+			return rang
+		}
+	}
+}
+
+func (s *realSubject) Plug(name string) int32 {
+	netnstest.Veth(s.ns, name, s.guest, name)
+	return int32(s.ns.Index(name))
+}
+
+func (s *realSubject) Join(name, bridge string) {
+	s.ns.Exec("ip", "link", "set", name, "master", bridge)
+}
+func (s *realSubject) Unplug(name string) { s.ns.Exec("ip", "link", "del", name) }
+
+func (s *realSubject) SetUp(name string, up bool) {
+	if up {
+		s.ns.Up(name)
+	} else {
+		s.ns.Down(name)
+	}
+}
+
+func (s *realSubject) SetIPv6(name string, on bool) {
+	v := "1"
+	if on {
+		v = "0"
+	}
+	s.ns.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", v)
+}
+
+// dev is the device that a row is addressed by.
+func (s *realSubject) dev(r hoststate.Row) string {
+	if r.Key.Table == hoststate.TableMaster && r.Val.Port != 0 {
+		st, err := s.Read(context.Background(), hoststate.Scope{Links: true})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, l := range st.Links {
+			if l.Index == r.Val.Port {
+				return l.Name
+			}
+		}
+		s.t.Fatalf("no port %d", r.Val.Port)
+	}
+	return r.Key.VNI.VXLAN()
+}
+
+func state(f hoststate.Flags) string {
+	switch {
+	case f&hoststate.Permanent != 0:
+		return "permanent"
+	case f&hoststate.Static != 0:
+		return "static"
+	}
+	return "dynamic"
+}
+
+func (s *realSubject) SetRow(r hoststate.Row) {
+	s.t.Helper()
+	k, v := r.Key, r.Val
+	var args []string
+	switch k.Table {
+	case hoststate.TableFDB:
+		args = []string{"bridge", "fdb", "replace", k.MAC.String(), "dev", s.dev(r), "dst", v.Dst.String(), "self", state(v.Flags)}
+	case hoststate.TableMaster:
+		args = []string{"bridge", "fdb", "replace", k.MAC.String(), "dev", s.dev(r), "master", state(v.Flags)}
+	case hoststate.TableRepl:
+		args = []string{"bridge", "fdb", "append", "00:00:00:00:00:00", "dev", s.dev(r), "dst", k.IP.String()}
+	case hoststate.TableNeigh:
+		args = []string{"ip", "neigh", "replace", k.IP.String(), "lladdr", v.MAC.String(), "dev", s.dev(r), "nud", state(v.Flags)}
+	case hoststate.TableVTEP:
+		args = []string{"nft", "add", "element", "inet", "culvert", "vtep4", fmt.Sprintf("{ %s }", k.IP)}
+	case hoststate.TableMember:
+		args = []string{"nft", "add", "element", "bridge", "culvert", "member", fmt.Sprintf("{ %d }", k.Port)}
+	}
+	if v.Flags&hoststate.Extern != 0 {
+		args = append(args, "extern_learn")
+	}
+	if v.Flags&hoststate.Sticky != 0 {
+		args = append(args, "sticky")
+	}
+	if v.Flags&hoststate.Ours != 0 {
+		args = append(args, "protocol", fmt.Sprint(Protocol))
+	}
+	s.ns.Exec(args[0], args[1:]...)
+}
+
+func (s *realSubject) DeleteRow(r hoststate.Row) {
+	s.t.Helper()
+	k := r.Key
+	var args []string
+	switch k.Table {
+	case hoststate.TableFDB:
+		args = []string{"bridge", "fdb", "del", k.MAC.String(), "dev", s.dev(r), "self"}
+	case hoststate.TableMaster:
+		args = []string{"bridge", "fdb", "del", k.MAC.String(), "dev", s.dev(r), "master"}
+	case hoststate.TableRepl:
+		args = []string{"bridge", "fdb", "del", "00:00:00:00:00:00", "dev", s.dev(r), "dst", k.IP.String()}
+	case hoststate.TableNeigh:
+		args = []string{"ip", "neigh", "del", k.IP.String(), "dev", s.dev(r)}
+	case hoststate.TableVTEP:
+		args = []string{"nft", "delete", "element", "inet", "culvert", "vtep4", fmt.Sprintf("{ %s }", k.IP)}
+	case hoststate.TableMember:
+		args = []string{"nft", "delete", "element", "bridge", "culvert", "member", fmt.Sprintf("{ %d }", k.Port)}
+	}
+	s.ns.Exec(args[0], args[1:]...)
+}
+
+func (s *realSubject) FlushRuleset() { s.ns.Exec("nft", "flush", "ruleset") }
+
+func (s *realSubject) DropIsolation(v overlay.VNI) {
+	s.ns.Exec("nft", "delete", "chain", "netdev", "culvert", v.Bridge())
+}
+
+func TestContract(t *testing.T) {
+	kerneltest.Contract(t, func(t *testing.T) kerneltest.Subject { return newSubject(t) })
+}

@@ -1,0 +1,135 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// dumpTries bounds how often an interrupted dump is begun anew in one read. A
+// table that changes faster than it can be read is the caller's to wait for.
+const dumpTries = 5
+
+// Read reads what sc asks for, whole or not at all. An error is always a
+// *hoststate.Error; an interrupted dump that stays interrupted after some
+// tries is ClassTransient.
+func (k *Kernel) Read(ctx context.Context, sc hoststate.Scope) (*hoststate.State, error) {
+	for try := 1; ; try++ {
+		if err := ctx.Err(); err != nil {
+			return nil, readError("read", err)
+		}
+		st := &hoststate.State{Rows: map[hoststate.Key]hoststate.Val{}}
+		what, err := k.readInto(st, sc)
+		if err == nil {
+			return st, nil
+		}
+		if Classify(err) != hoststate.ClassTransient || try == dumpTries {
+			return nil, readError(what, err)
+		}
+	}
+}
+
+func readError(what string, err error) error {
+	return &hoststate.Error{What: what, Class: Classify(err), Text: err.Error()}
+}
+
+func (k *Kernel) readInto(st *hoststate.State, sc hoststate.Scope) (what string, err error) {
+	if sc.Links {
+		if err := k.readLinks(st); err != nil {
+			return "read links", err
+		}
+		if err := k.readNft(st); err != nil {
+			return "read nftables", err
+		}
+	}
+	if sc.VNI != 0 {
+		if err := k.readRows(st, sc.VNI); err != nil {
+			return "read rows", err
+		}
+	}
+	return "", nil
+}
+
+// readLinks reports our devices and all ports of our bridges.
+func (k *Kernel) readLinks(st *hoststate.State) error {
+	var all []link
+	if err := eachLink(k.read, 0, func(l link) { all = append(all, l) }); err != nil {
+		return err
+	}
+	ours := map[int32]bool{}
+	for _, l := range all {
+		if _, ok := vniOf(l); ok && l.Kind == hoststate.LinkBridge {
+			ours[l.Index] = true
+		}
+	}
+	for _, l := range all {
+		if l.VNI != 0 || ours[l.Master] {
+			st.Links = append(st.Links, l.Link)
+		}
+	}
+	slices.SortFunc(st.Links, func(a, b hoststate.Link) int { return cmp.Compare(a.Index, b.Index) })
+	return nil
+}
+
+// readRows reads one network's rows: the FDB entries of all ports of its
+// bridge, the VXLAN device's own among them, in one dump, and the neighbours in
+// another. A network without devices has no rows.
+func (k *Kernel) readRows(st *hoststate.State, v overlay.VNI) error {
+	d, err := k.lookup(k.read, v)
+	if err != nil {
+		return err
+	}
+	kernels, err := k.portMACs(d)
+	if err != nil {
+		return err
+	}
+	add := func(n neigh) {
+		r, ok := n.row(v, d)
+		if !ok || r.Key.Table == hoststate.TableMaster && r.Val.Flags == hoststate.Permanent && kernels[r.Key.MAC] {
+			return
+		}
+		st.Rows[r.Key] = r.Val
+	}
+	if d.bridge != 0 {
+		if err := dumpNeigh(k.read, unix.AF_BRIDGE, 0, d.bridge, add); err != nil && !gone(err) {
+			return err
+		}
+	}
+	if d.vxlan == 0 {
+		return nil
+	}
+	if d.vxlanMaster != d.bridge || d.bridge == 0 {
+		if err := dumpNeigh(k.read, unix.AF_BRIDGE, d.vxlan, 0, add); err != nil && !gone(err) {
+			return err
+		}
+	}
+	if err := dumpNeigh(k.read, unix.AF_UNSPEC, d.vxlan, 0, add); err != nil && !gone(err) {
+		return err
+	}
+	return nil
+}
+
+// portMACs are the addresses for which the bridge itself holds a permanent
+// entry: its own and its ports'.
+func (k *Kernel) portMACs(d devices) (map[overlay.MAC]bool, error) {
+	macs := map[overlay.MAC]bool{}
+	if d.bridge == 0 {
+		return macs, nil
+	}
+	b, err := getLink(k.read, d.bridge, "")
+	if err != nil && !errors.Is(err, errAbsent) {
+		return nil, err
+	}
+	macs[b.MAC] = true
+	err = eachLink(k.read, d.bridge, func(l link) { macs[l.MAC] = true })
+	if err != nil && !gone(err) {
+		return nil, err
+	}
+	return macs, nil
+}

@@ -1,0 +1,315 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// watchBuf holds about 20,000 events (kernel-facts 3).
+const watchBuf = 8 << 20
+
+// Pauses between attempts to open the sockets anew.
+const (
+	reopenMin = 100 * time.Millisecond
+	reopenMax = 5 * time.Second
+)
+
+// Watch calls ring for each change of what is ours, one call at a time, until
+// ctx ends; then it returns ctx.Err(). The first doorbell is an Overflow: from
+// then on nothing is missed unnoticed. Lost events, and sockets that had to be
+// opened anew, ring Overflow too.
+//
+// Own writes ring where the kernel cannot tell the writer (both FDBs), and do
+// not where it can (neighbours, set elements). ring must not call Close.
+func (k *Kernel) Watch(ctx context.Context, ring func(hoststate.Doorbell)) error {
+	pause := reopenMin
+	for ctx.Err() == nil {
+		opened := time.Now()
+		err := k.watchOnce(ctx, ring)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(opened) > reopenMax {
+			pause = reopenMin
+		}
+		k.log.Warn("kernel events interrupted, opening the sockets anew", "err", err, "in", pause)
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+		pause = min(2*pause, reopenMax)
+	}
+	return ctx.Err()
+}
+
+// watcher is one pair of event sockets and what it knows of links.
+type watcher struct {
+	k  *Kernel
+	mu sync.Mutex // one call of ring at a time
+	f  func(hoststate.Doorbell)
+
+	// Of the goroutine that reads rtnetlink alone.
+	links map[int32]watched
+	devs  map[overlay.VNI]devices
+}
+
+// watched is a link that matters: a device of ours or a port of one.
+type watched struct {
+	vni    overlay.VNI // of its own name; 0 for a VM's port
+	kind   hoststate.LinkKind
+	master int32
+}
+
+func (w *watcher) ring(d hoststate.Doorbell) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.f(d)
+}
+
+// watchOnce runs until a socket fails or ctx ends.
+func (k *Kernel) watchOnce(ctx context.Context, ring func(hoststate.Doorbell)) error {
+	rt, err := k.listen(unix.NETLINK_ROUTE, noMisses, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH)
+	if err != nil {
+		return fmt.Errorf("listen to rtnetlink: %w", err)
+	}
+	defer rt.Close()
+	nf, err := k.listen(unix.NETLINK_NETFILTER, nil, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return fmt.Errorf("listen to nftables: %w", err)
+	}
+	defer nf.Close()
+
+	w := &watcher{k: k, f: ring, links: map[int32]watched{}, devs: map[overlay.VNI]devices{}}
+	if err := w.learnLinks(); err != nil {
+		return fmt.Errorf("read links: %w", err)
+	}
+	w.ring(hoststate.Doorbell{Overflow: true})
+
+	// A deadline in the past ends both receives, for good.
+	end := func() {
+		_ = rt.SetReadDeadline(time.Unix(1, 0))
+		_ = nf.SetReadDeadline(time.Unix(1, 0))
+	}
+	stop := context.AfterFunc(ctx, end)
+	defer stop()
+	done := make(chan error, 1)
+	go func() {
+		err := w.receive(nf, w.nftEvent)
+		end()
+		done <- err
+	}()
+	err = w.receive(rt, w.routeEvent)
+	end()
+	return errors.Join(err, <-done)
+}
+
+// listen opens an event socket in the namespace.
+func (k *Kernel) listen(proto int, filter []unix.SockFilter, groups ...uint32) (*netlink.Conn, error) {
+	c, err := netlink.Dial(proto, &netlink.Config{NetNS: k.ns})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := c.SyscallConn()
+	if err == nil {
+		var inner error
+		err = raw.Control(func(fd uintptr) {
+			inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuf)
+			if inner == nil && filter != nil {
+				inner = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+					&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+			}
+		})
+		err = errors.Join(err, inner)
+	}
+	for _, g := range groups {
+		if err == nil {
+			err = c.JoinGroup(g)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// noMisses drops RTM_GETNEIGH: a guest makes tens of thousands of miss
+// notifications a second (kernel-facts 1), which share the group with what
+// we listen to. Classic BPF loads in network order and netlink headers are in
+// host order, hence the byte swap.
+var noMisses = []unix.SockFilter{
+	{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 4}, // nlmsg_type
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 0, Jf: 1, K: networkOrder(unix.RTM_GETNEIGH)},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+}
+
+// networkOrder is what a big-endian load sees of v in host order.
+func networkOrder(v uint16) uint32 {
+	b := native.AppendUint16(nil, v)
+	return uint32(b[0])<<8 | uint32(b[1])
+}
+
+// receive hands messages to each until the socket fails.
+func (w *watcher) receive(c *netlink.Conn, each func(netlink.Message)) error {
+	for {
+		msgs, err := c.Receive()
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			w.ring(hoststate.Doorbell{Overflow: true})
+			continue
+		case err != nil:
+			return err
+		}
+		for _, m := range msgs {
+			each(m)
+		}
+	}
+}
+
+// learnLinks fills what events refer to, after the sockets are open.
+func (w *watcher) learnLinks() error {
+	for range dumpTries {
+		clear(w.links)
+		clear(w.devs)
+		var ports []link
+		err := eachLink(w.k.read, 0, func(l link) {
+			if _, ok := vniOf(l); ok {
+				w.note(l)
+			} else if l.Master != 0 {
+				ports = append(ports, l)
+			}
+		})
+		if errors.Is(err, errInterrupted) {
+			continue
+		}
+		for _, p := range ports {
+			if w.ours(p.Master) {
+				w.note(p)
+			}
+		}
+		return err
+	}
+	return errInterrupted
+}
+
+// note remembers a link as it is now.
+func (w *watcher) note(l link) {
+	v, _ := vniOf(l)
+	w.links[l.Index] = watched{vni: v, kind: l.Kind, master: l.Master}
+	if v == 0 {
+		return
+	}
+	d := w.devs[v]
+	if l.Kind == hoststate.LinkBridge {
+		d.bridge = l.Index
+	} else {
+		d.vxlan, d.vxlanMaster = l.Index, l.Master
+	}
+	w.devs[v] = d
+}
+
+// forget removes a link that is gone. Its network's devices stay known under
+// their old index, for the deletions of rows that may still come.
+func (w *watcher) forget(index int32) { delete(w.links, index) }
+
+// ours says whether an ifindex is a bridge of ours.
+func (w *watcher) ours(index int32) bool {
+	l, ok := w.links[index]
+	return ok && l.vni != 0 && l.kind == hoststate.LinkBridge
+}
+
+func (w *watcher) routeEvent(m netlink.Message) {
+	switch typ := uint16(m.Header.Type); typ {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		w.linkEvent(typ, m.Data)
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		w.neighEvent(typ, m)
+	}
+}
+
+func (w *watcher) linkEvent(typ uint16, body []byte) {
+	l, err := parseLink(body)
+	if err != nil {
+		w.ring(hoststate.Doorbell{Links: true}) // what it was of cannot be known
+		return
+	}
+	_, known := w.links[l.Index]
+	if body[0] == unix.AF_BRIDGE {
+		// A change of a port, also its leaving; says nothing of the device.
+		if known || w.ours(l.Master) {
+			w.ring(hoststate.Doorbell{Links: true})
+		}
+		return
+	}
+	if l.VNI == 0 && !w.ours(l.Master) && !known {
+		return
+	}
+	switch _, device := vniOf(l); {
+	case typ == unix.RTM_DELLINK:
+		w.forget(l.Index)
+	case device, w.ours(l.Master):
+		w.note(l)
+	default:
+		w.forget(l.Index)
+	}
+	w.ring(hoststate.Doorbell{Links: true})
+}
+
+func (w *watcher) neighEvent(typ uint16, m netlink.Message) {
+	n, err := parseNeigh(m.Data)
+	if err != nil {
+		w.ring(hoststate.Doorbell{Overflow: true})
+		return
+	}
+	if n.family != unix.AF_BRIDGE && m.Header.PID != 0 && m.Header.PID == w.k.write.portID() {
+		return
+	}
+	index := n.ifindex
+	if n.master != 0 {
+		index = n.master
+	}
+	v := w.links[index].vni
+	if v == 0 {
+		return
+	}
+	r, ok := n.row(v, w.devs[v])
+	if !ok {
+		// A neighbour that died says nothing but that it is no longer there.
+		if n.family == unix.AF_BRIDGE || !n.dst.IsValid() || n.dst.IsMulticast() {
+			return
+		}
+		r.Key = hoststate.Key{Table: hoststate.TableNeigh, VNI: v, IP: n.dst}
+		typ = unix.RTM_DELNEIGH
+	}
+	w.ring(hoststate.Doorbell{VNI: v, Row: r, Deleted: typ == unix.RTM_DELNEIGH})
+}
+
+// nftEvent rings for every object of a table of our name: all kinds of
+// objects have the table's name as their first attribute. Elements written by
+// ourselves do not ring.
+func (w *watcher) nftEvent(m netlink.Message) {
+	typ := uint16(m.Header.Type)
+	if typ>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 || m.Header.PID == w.k.nfw.portID() {
+		return
+	}
+	if msg := typ & 0xff; msg == unix.NFT_MSG_NEWGEN || msg == unix.NFT_MSG_TRACE {
+		return
+	}
+	const tableAttr = 1
+	ours := false
+	err := eachAttr(m.Data[4:], func(t uint16, d []byte) { ours = ours || t == tableAttr && str0(d) == tableName })
+	if ours || err != nil {
+		w.ring(hoststate.Doorbell{Links: true})
+	}
+}

@@ -1,0 +1,210 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"culvert/internal/api"
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+// MigrateResult is what a migration took. Times begin at the moment that the
+// guest was stopped, but for Prepared.
+type MigrateResult struct {
+	VM, From, To string
+	Changed      bool          // false: it was there already
+	Prepared     time.Duration // to make the device on the destination, before the stop
+	Resumed      time.Duration // the guest runs again
+	Revision     string        // that says where it is
+	Exact        time.Duration // every host that answers holds that revision
+	Slowest      string        // the host that was the last
+	Hosts        int           // hosts that hold it
+	Away         []string      // hosts that did not answer
+	Pings        *PingResult   // of MigrateOptions.Ping
+	Interval     time.Duration // of these
+}
+
+// MigrateOptions say what goes with a migration.
+type MigrateOptions struct {
+	// Pings is how many pings another VM of the network sends to the moving
+	// one meanwhile, 1 ms apart, half of them before the stop; 0 for none.
+	Pings int
+}
+
+// pingInterval is between the pings under which a VM moves.
+const pingInterval = time.Millisecond
+
+// Migrate moves a VM to another host as a hypervisor does: the device on the
+// destination is made ahead; the guest stops, runs again there, and then its
+// device on the source goes. A VM that is there already is left as it is.
+func (l *Lab) Migrate(ctx context.Context, name, to string, o MigrateOptions) (MigrateResult, error) {
+	unlock, err := l.lock(ctx)
+	if err != nil {
+		return MigrateResult{}, err
+	}
+	defer unlock(false)
+	s, err := l.loadReady()
+	if err != nil {
+		return MigrateResult{}, err
+	}
+	what := fmt.Sprintf("VM %q was not moved", name)
+	vm, ok := s.vm(name)
+	if !ok || !vm.Ready {
+		return MigrateResult{}, api.Refuse(api.CodeNotFound, what, "there is no VM of this name", "See the VMs: culvert lab status"+l.flag())
+	}
+	if !s.Topology.HasHost(to) {
+		ref, _ := api.RefuseValue(what, &overlay.FieldError{Field: "host", Value: to, Allowed: "h1 to " + HostName(s.Topology.Hosts)})
+		return MigrateResult{}, ref
+	}
+	r := MigrateResult{VM: name, From: vm.Host, To: to, Interval: pingInterval}
+	if vm.Host == to && vm.Moving == "" {
+		return r, nil
+	}
+	r.Changed = true
+	if o.Pings == 0 {
+		return l.move(ctx, s, vm, r)
+	}
+	return l.moveUnderPing(ctx, s, vm, r, o.Pings)
+}
+
+// moveUnderPing moves the VM half-way through a ping from a VM that stays.
+func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResult, count int) (MigrateResult, error) {
+	from, target, ok := pinging(s, vm, r.To)
+	if !ok {
+		return r, api.Refuse(api.CodeNotFound, fmt.Sprintf("VM %q was not moved", vm.Name),
+			fmt.Sprintf("no other VM of network %s is there to ping it", vm.Network), "Make one: culvert lab vm create --help")
+	}
+	type outcome struct {
+		res PingResult
+		err error
+	}
+	done := make(chan outcome, 1)
+	half := make(chan struct{})
+	go func() {
+		res, err := Ping(ctx, NSOfVM(l.name, from.Name), PingOptions{
+			Target: target, Count: count, Interval: pingInterval, At: map[int]func(){count / 2: func() { close(half) }},
+		})
+		done <- outcome{res, err}
+	}()
+	select {
+	case <-half:
+	case o := <-done: // it failed before the middle
+		return r, o.err
+	}
+	r, err := l.move(ctx, s, vm, r)
+	o := <-done
+	if err == nil {
+		err = o.err
+	}
+	r.Pings = &o.res
+	return r, err
+}
+
+// pinging chooses who pings a VM that moves: one of its network, on a host
+// that is neither source nor destination if there is one.
+func pinging(s *state, vm VM, to string) (from VM, target netip.Addr, ok bool) {
+	best := -1
+	for _, v := range s.VMs {
+		if v.Name == vm.Name || v.VNI != vm.VNI || !v.Ready {
+			continue
+		}
+		a, fits := commonAddress(v, vm)
+		score := 0
+		if v.Host != vm.Host && v.Host != to {
+			score = 1
+		}
+		if fits && score > best {
+			best, from, target, ok = score, v, a, true
+		}
+	}
+	return from, target, ok
+}
+
+// commonAddress is the first address of to whose family from has as well.
+func commonAddress(from, to VM) (netip.Addr, bool) {
+	for _, a := range to.Addresses {
+		for _, b := range from.Addresses {
+			if a.Addr().Is4() == b.Addr().Is4() {
+				return a.Addr(), true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func (l *Lab) move(ctx context.Context, s *state, vm VM, r MigrateResult) (MigrateResult, error) {
+	g, err := vm.guest(l.name)
+	if err != nil {
+		return r, err
+	}
+	if err := l.awaitBridge(ctx, r.To, g.Bridge); err != nil {
+		return r, err
+	}
+	vm.Moving = r.To
+	s.put(vm)
+	if err := l.save(s); err != nil {
+		return r, err
+	}
+	start := time.Now()
+	if err := g.Prepare(r.To); err != nil {
+		return r, err
+	}
+	r.Prepared = time.Since(start)
+	start = time.Now()
+	if err := g.Stop(r.From); err != nil {
+		return r, err
+	}
+	if err := g.Resume(r.To); err != nil {
+		return r, err
+	}
+	r.Resumed = time.Since(start)
+	if g.Announce {
+		if err := g.Speak(); err != nil {
+			return r, err
+		}
+	}
+	if r.From != r.To {
+		if err := g.Retire(r.From); err != nil {
+			return r, err
+		}
+	}
+	vm.Host, vm.Moving = r.To, ""
+	s.put(vm)
+	if err := l.save(s); err != nil {
+		return r, err
+	}
+	if !vm.Declared || s.Topology.NoDaemons {
+		return r, nil
+	}
+	return l.awaitMoved(ctx, vm, r, start)
+}
+
+// awaitMoved waits until all hosts know where the VM is.
+func (l *Lab) awaitMoved(ctx context.Context, vm VM, r MigrateResult, start time.Time) (MigrateResult, error) {
+	client, err := l.dial()
+	if err != nil {
+		return r, err
+	}
+	defer client.Close()
+	var hosts []*culvertv1.HostWait
+	r.Revision, hosts, err = awaitPorts(ctx, client, map[string]VM{vm.Tenant + "/" + vm.Name: vm})
+	if err != nil {
+		return r, err
+	}
+	r.Exact = time.Since(start)
+	slowest := -1.0
+	for _, h := range hosts {
+		if h.GetState() != "exact" {
+			r.Away = append(r.Away, h.GetHost())
+			continue
+		}
+		r.Hosts++
+		if h.GetSeconds() > slowest {
+			slowest, r.Slowest = h.GetSeconds(), h.GetHost()
+		}
+	}
+	return r, nil
+}

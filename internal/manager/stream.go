@@ -1,0 +1,368 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"connectrpc.com/connect/v2"
+
+	"culvert/internal/api"
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/api/culvertv1/culvertv1connect"
+	"culvert/internal/api/rpcerr"
+	"culvert/internal/apiserver"
+	"culvert/internal/managercore"
+	"culvert/internal/overlay"
+	"culvert/internal/trust"
+)
+
+// Protocol is the version of the agents' stream that this program speaks;
+// LeastProtocol is the oldest that it still understands.
+const (
+	Protocol      = 1
+	LeastProtocol = 1
+)
+
+// Bounds of one stream.
+const (
+	batchItems = 1000 // of one Items message
+	maxNets    = 16384
+)
+
+// stream is one agent's stream: a receiver that feeds the core, and a sender
+// that owns the cursor.
+type stream struct {
+	m       *Manager
+	host    overlay.UID
+	name    string
+	session uint64
+	end     context.CancelCauseFunc
+
+	mu      sync.Mutex
+	add     []api.Position
+	remove  []overlay.UID
+	answers []api.Answer
+	wake    chan struct{} // of capacity 1
+}
+
+func (s *stream) ring() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// answer queues the answer to a claim. Claims are bounded by what the agent
+// has under way, so answers are too.
+func (s *stream) answer(a managercore.ClaimAnswer) {
+	s.mu.Lock()
+	s.answers = append(s.answers, api.Answer(a))
+	s.mu.Unlock()
+	s.ring()
+}
+
+var (
+	errReplaced = errors.New("the host opened another stream")
+	errTermOver = errors.New("the manager reads its store anew")
+)
+
+// agents serves the agents' side of the schema.
+type agents struct {
+	m *Manager
+}
+
+// Attach runs one agent's stream.
+func (a agents) Attach(ctx context.Context, st culvertv1connect.AgentsAttachServerStream) error {
+	id, uid, refused := agentIdentity(ctx)
+	if refused != nil {
+		a.m.counts.add("agents_refused", 1)
+		return rpcerr.Encode(refused)
+	}
+	hello, err := receiveHello(st)
+	if err != nil {
+		a.m.counts.add("streams_malformed", 1)
+		return err
+	}
+	if hello.Least > Protocol || hello.Protocol < LeastProtocol {
+		return rpcerr.Encode(api.Refuse(api.CodeVersion, "The stream was not opened",
+			fmt.Sprintf("the agent speaks protocol %d to %d, this manager %d to %d", hello.Least, hello.Protocol, LeastProtocol, Protocol), ""))
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	s := &stream{m: a.m, host: uid, name: id.Name, end: end, wake: make(chan struct{}, 1)}
+	r, err := a.m.request(ctx, func(n uint64) managercore.Event {
+		return managercore.Opened{ID: n, Host: uid, VTEP: overlay.Host{VTEP: hello.VTEP}, BootID: hello.BootID}
+	})
+	var no *api.Refusal
+	if errors.As(err, &no) {
+		return rpcerr.Encode(no)
+	}
+	if err != nil {
+		return err
+	}
+	s.session = r.Session
+	a.m.enter(s)
+	defer a.m.leave(s)
+	a.m.log.Info("agent attached", "host", s.name, "session", s.session, "holds", hello.UpTo.String())
+	view := a.m.feed.view()
+	if err := st.Send(api.DownPB(api.Down{Welcome: &api.Welcome{Protocol: Protocol, Session: s.session, Epoch: view.At.Epoch, Cluster: a.m.cfg.Cluster}})); err != nil {
+		return err
+	}
+	received := make(chan error, 1)
+	go func() {
+		err := s.receive(ctx, st)
+		end(err)
+		received <- err
+	}()
+	sendErr := s.sendAll(ctx, st, hello)
+	end(sendErr)
+	// The receiver ends with the call: its Receive fails once Attach returns.
+	select {
+	case err := <-received:
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	default:
+	}
+	return sendErr
+}
+
+// agentIdentity is the caller's, who must be an agent of this cluster.
+func agentIdentity(ctx context.Context) (trust.Identity, overlay.UID, *api.Refusal) {
+	id, ok := apiserver.IdentityOf(ctx)
+	if !ok || id.Role != trust.RoleAgent {
+		return id, overlay.UID{}, api.Refuse(api.CodeNotAllowed, "The call was refused", "it is for agents, and the caller's certificate is not an agent's", "Join this machine as a host: culvert token create --role agent")
+	}
+	uid, err := overlay.ParseUID(id.UID)
+	if err != nil {
+		return id, overlay.UID{}, api.Refuse(api.CodeCertificate, "The call was refused", "the certificate names no host", "")
+	}
+	return id, uid, nil
+}
+
+func receiveHello(st culvertv1connect.AgentsAttachServerStream) (*api.Hello, error) {
+	pb, err := st.Receive()
+	if err != nil {
+		return nil, err
+	}
+	up, err := api.UpFromPB(pb)
+	if err != nil || up.Hello == nil {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "first message is no hello")
+	}
+	return up.Hello, nil
+}
+
+// enter makes s the host's stream; the former one, if it is still open, ends.
+func (m *Manager) enter(s *stream) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if old := m.streams[s.host]; old != nil && old.session < s.session {
+		old.end(errReplaced)
+	}
+	m.streams[s.host] = s
+}
+
+func (m *Manager) leave(s *stream) {
+	m.mu.Lock()
+	if m.streams[s.host] == s {
+		delete(m.streams, s.host)
+	}
+	m.mu.Unlock()
+	select { // also when the loop is between two terms
+	case m.inbox <- event{e: managercore.Closed{Host: s.host, Session: s.session}, after: m.noteStates}:
+	default:
+		go func() { m.inbox <- event{e: managercore.Closed{Host: s.host, Session: s.session}, after: m.noteStates} }()
+	}
+}
+
+func (m *Manager) endStreams() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.streams {
+		s.end(errTermOver)
+	}
+}
+
+// receive feeds the core with what the agent says. What is malformed ends the
+// stream: an agent of ours never says it.
+func (s *stream) receive(ctx context.Context, st culvertv1connect.AgentsAttachServerStream) error {
+	for {
+		pb, err := st.Receive()
+		if err != nil {
+			return err
+		}
+		up, err := api.UpFromPB(pb)
+		if err != nil {
+			s.m.counts.add("streams_malformed", 1)
+			s.m.log.Warn("stream ended", "host", s.name, "err", err)
+			return connect.Errorf(connect.CodeInvalidArgument, "%v", err)
+		}
+		if err := s.take(ctx, up); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *stream) take(ctx context.Context, up api.Up) error {
+	switch {
+	case up.Interest != nil:
+		s.mu.Lock()
+		s.add = append(s.add, up.Interest.Add...)
+		s.remove = append(s.remove, up.Interest.Remove...)
+		tooMany := len(s.add)+len(s.remove) > maxNets
+		s.mu.Unlock()
+		if tooMany {
+			return connect.Errorf(connect.CodeResourceExhausted, "more networks than a host may ask for at once")
+		}
+		s.ring()
+	case up.Claims != nil:
+		e := managercore.Claimed{Host: s.host, Session: up.Claims.Session}
+		for _, c := range up.Claims.Claims {
+			e.Claims = append(e.Claims, managercore.Claim(c))
+		}
+		return s.m.send(ctx, e)
+	case up.InventoryEnd != nil:
+		return s.m.send(ctx, managercore.InventoryEnded{Host: s.host, Session: up.InventoryEnd.Session})
+	case up.Ack != nil:
+		select {
+		case s.m.inbox <- event{e: managercore.Acked{Host: s.host, Session: s.session, Rev: up.Ack.Rev}, after: s.m.noteStates}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	case up.Report != nil:
+		s.m.mu.Lock()
+		s.m.reports[s.host] = Report{
+			Problems: up.Report.Problems, Unclaimed: up.Report.Unclaimed, Repairs: up.Report.Repairs, Strangers: up.Report.Strangers, At: s.m.cfg.Now(),
+		}
+		s.m.mu.Unlock()
+	}
+	return nil
+}
+
+// noteStates publishes what the core knows of the hosts; on the loop.
+func (m *Manager) noteStates(c *managercore.Core) {
+	st := c.HostStates()
+	m.states.Store(&st)
+	m.hosts.publish(c.View())
+}
+
+// sendAll sends what the cursor finds, and answers, until ctx ends.
+func (s *stream) sendAll(ctx context.Context, st culvertv1connect.AgentsAttachServerStream, hello *api.Hello) error {
+	view, changed := s.m.feed.next()
+	cur := managercore.NewCursor(view, s.name, fleetPosition(hello))
+	var told overlay.Rev // the newest UpTo that was sent
+	for {
+		if err := s.sendAnswers(st); err != nil {
+			return err
+		}
+		if err := s.interest(ctx, view, cur); err != nil {
+			return err
+		}
+		b := cur.Next(view, batchItems)
+		if len(b.Items)+len(b.Ends)+len(b.Begins) > 0 || told.Less(b.UpTo) {
+			if err := st.Send(api.DownPB(api.Down{Items: itemsOf(b)})); err != nil {
+				return err
+			}
+		}
+		if b.UpTo.IsZero() { // more to send of this very view
+			continue
+		}
+		told = b.UpTo
+		select {
+		case <-changed:
+		case <-s.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		view, changed = s.m.feed.next()
+	}
+}
+
+func fleetPosition(h *api.Hello) overlay.Rev {
+	for _, p := range h.Logs {
+		if p.Network.IsZero() {
+			return p.Sent
+		}
+	}
+	return overlay.Rev{}
+}
+
+func itemsOf(b managercore.Batch) *api.Items {
+	out := &api.Items{Begins: b.Begins, UpTo: b.UpTo}
+	for _, it := range b.Items {
+		out.Items = append(out.Items, api.StreamItem{Wire: it.Wire})
+	}
+	for _, e := range b.Ends {
+		out.Ends = append(out.Ends, api.LogEnd(e))
+	}
+	return out
+}
+
+func (s *stream) sendAnswers(st culvertv1connect.AgentsAttachServerStream) error {
+	s.mu.Lock()
+	as := s.answers
+	s.answers = nil
+	s.mu.Unlock()
+	for part := range slices.Chunk(as, api.MaxStreamClaims) {
+		if err := st.Send(api.DownPB(api.Down{Answers: part})); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// interest takes the subscriptions that came in. One that the host is not
+// entitled to, or that is not in the view yet, is tried again with the next.
+func (s *stream) interest(ctx context.Context, v *managercore.View, cur *managercore.Cursor) error {
+	s.mu.Lock()
+	add, remove := s.add, s.remove
+	s.add, s.remove = nil, nil
+	s.mu.Unlock()
+	for _, n := range remove {
+		cur.Unsubscribe(n)
+		if err := s.m.send(ctx, managercore.Subscribed{Host: s.host, Session: s.session, Network: n, Off: true}); err != nil {
+			return err
+		}
+	}
+	for _, p := range add {
+		if !cur.Subscribe(v, p.Network, p.Sent) {
+			s.m.counts.add("subscriptions_refused", 1)
+			continue
+		}
+		if err := s.m.send(ctx, managercore.Subscribed{Host: s.host, Session: s.session, Network: p.Network}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Resolve finds a declared port by name, of networks that select the caller.
+func (a agents) Resolve(ctx context.Context, req *culvertv1.ResolveRequest) (*culvertv1.ResolveResponse, error) {
+	id, _, no := agentIdentity(ctx)
+	if no != nil {
+		return nil, rpcerr.Encode(no)
+	}
+	v := a.m.feed.view()
+	missing := rpcerr.Encode(api.Refuse(api.CodeNotFound, "Port "+req.GetTenant()+"/"+req.GetPort()+" was not found", "no port of a network that host "+id.Name+" serves has that name", "See the ports: culvert port list"))
+	t := v.Named(overlay.KindTenant, overlay.UID{}, req.GetTenant())
+	if t == nil {
+		return nil, missing
+	}
+	p := v.Named(overlay.KindPort, t.Key.UID, req.GetPort())
+	if p == nil {
+		return nil, missing
+	}
+	port := p.Rec.(*overlay.Port)
+	n := v.Network(port.Network)
+	if n == nil || !n.SelectsHost(id.Name) {
+		return nil, missing
+	}
+	return &culvertv1.ResolveResponse{Network: n.UID[:], Vni: uint32(n.VNI), Port: port.UID[:]}, nil
+}
