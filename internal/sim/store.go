@@ -1,0 +1,150 @@
+package sim
+
+import (
+	"slices"
+
+	"culvert/internal/api"
+	"culvert/internal/managercore"
+	"culvert/internal/overlay"
+)
+
+// store is a durable store: bytes by key, a revision that rises, a fence. What
+// it hands out went through the record encoder.
+type store struct {
+	w      *world
+	rev    uint64
+	fence  uint64 // revision of the present decider's place
+	values map[overlay.Key]value
+	// tell gets each revision, in order.
+	tell func(managercore.Stored)
+}
+
+type value struct {
+	bytes []byte
+	rec   overlay.Record // decoded from bytes
+	gone  bool
+	n     uint64
+}
+
+// campaign makes the caller the decider; whoever was is fenced.
+func (s *store) campaign() uint64 {
+	s.rev++
+	s.fence = s.rev
+	return s.fence
+}
+
+// encoded is one write on its way.
+type encoded struct {
+	key   overlay.Key
+	bytes []byte // nil: delete
+}
+
+func encodeWrites(ws []managercore.Write) []encoded {
+	out := make([]encoded, 0, len(ws))
+	for _, w := range ws {
+		e := encoded{key: w.Key}
+		if w.Rec != nil {
+			e.bytes = api.MarshalStore(w.Rec, w.Gone)
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// commit writes all or, under a lost fence, nothing.
+func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
+	if fence != s.fence {
+		return 0, false
+	}
+	seen := map[overlay.Key]bool{}
+	e := managercore.Stored{N: s.rev + 1}
+	for _, w := range ws {
+		if seen[w.key] {
+			s.w.fail("a transaction writes %v twice", w.key)
+		}
+		seen[w.key] = true
+		if w.bytes == nil {
+			if _, had := s.values[w.key]; had {
+				delete(s.values, w.key)
+				e.Deletes = append(e.Deletes, w.key)
+			}
+			continue
+		}
+		v := s.decode(w.bytes)
+		v.n = e.N
+		if overlay.KeyOf(v.rec) != w.key {
+			s.w.fail("a record of %v is written under %v", overlay.KeyOf(v.rec), w.key)
+		}
+		s.values[w.key] = v
+		s.w.ever.note(v)
+		e.Puts = append(e.Puts, managercore.StoredRecord{Rec: v.rec, Gone: v.gone, N: v.n})
+	}
+	if len(e.Puts)+len(e.Deletes) == 0 {
+		return s.rev, true
+	}
+	s.rev++
+	s.tell(e)
+	return s.rev, true
+}
+
+func (s *store) decode(b []byte) value {
+	rec, gone, err := api.UnmarshalStore(b)
+	if err != nil {
+		s.w.fail("the store holds what cannot be read: %v", err)
+	}
+	return value{bytes: b, rec: rec, gone: gone}
+}
+
+// load is everything, in the order of keys.
+func (s *store) load() managercore.Loaded {
+	out := managercore.Loaded{N: s.rev}
+	for _, k := range s.keys() {
+		v := s.decode(s.values[k].bytes)
+		out.Records = append(out.Records, managercore.StoredRecord{Rec: v.rec, Gone: v.gone, N: s.values[k].n})
+	}
+	return out
+}
+
+func (s *store) keys() []overlay.Key {
+	keys := make([]overlay.Key, 0, len(s.values))
+	for k := range s.values {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, overlay.Key.Compare)
+	return keys
+}
+
+// networks, ports, tenants and hosts are the live records, by key.
+func (s *store) networks() []*overlay.Network { return live[*overlay.Network](s) }
+func (s *store) ports() []*overlay.Port       { return live[*overlay.Port](s) }
+func (s *store) tenants() []*overlay.Tenant   { return live[*overlay.Tenant](s) }
+
+func live[T overlay.Record](s *store) []T {
+	var out []T
+	for _, k := range s.keys() {
+		if v := s.values[k]; !v.gone {
+			if rec, ok := v.rec.(T); ok {
+				out = append(out, rec)
+			}
+		}
+	}
+	return out
+}
+
+func (s *store) network(uid overlay.UID) *overlay.Network {
+	v, ok := s.values[overlay.Key{Kind: overlay.KindNetwork, UID: uid}]
+	if !ok || v.gone {
+		return nil
+	}
+	return v.rec.(*overlay.Network)
+}
+
+// binding is the endpoint's value, tombstone or not; ok is false if there is
+// none.
+func (s *store) binding(network overlay.UID, mac overlay.MAC) (e *overlay.Endpoint, v value, ok bool) {
+	v, ok = s.values[overlay.Key{Kind: overlay.KindEndpoint, UID: network, MAC: mac}]
+	if !ok {
+		return nil, v, false
+	}
+	return v.rec.(*overlay.Endpoint), v, true
+}
