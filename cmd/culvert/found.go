@@ -132,7 +132,7 @@ func found(_ context.Context, o cli.InitOptions) error {
 func saveOperator(ca *trust.CA, me managerFile, now time.Time) (string, error) {
 	base, err := os.UserConfigDir()
 	if err != nil {
-		base = "/root/.config"
+		return "", fmt.Errorf("find the user's configuration: %w", err)
 	}
 	dir := filepath.Join(base, "culvert")
 	op, err := ca.IssueOperator("admin", now)

@@ -40,8 +40,13 @@ func main() {
 	os.Exit(cli.Main(ctx, env, os.Args[1:]))
 }
 
+// newLog logs to stderr; CULVERT_LOG=debug shows each step.
 func newLog() *slog.Logger {
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	level := slog.LevelInfo
+	if os.Getenv("CULVERT_LOG") == "debug" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
 // runManager is a manager on its embedded store.

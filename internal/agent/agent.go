@@ -214,14 +214,16 @@ func (a *Agent) workKernel(ctx context.Context, in <-chan job, out chan<- func()
 		case <-ctx.Done():
 			return
 		}
+		start := a.cfg.Now()
 		if len(j.ops) > 0 {
 			res := a.kernel.Apply(ctx, j.ops)
+			a.log.Debug("kernel written", "ops", len(res), "first", j.ops[0].String(), "took", a.cfg.Now().Sub(start))
 			out <- func() { a.applied(res) }
 			continue
 		}
-		start := a.cfg.Now()
 		st, err := a.kernel.Read(ctx, j.scope)
 		took := a.cfg.Now().Sub(start)
+		a.log.Debug("kernel read", "links", j.scope.Links, "vni", uint32(j.scope.VNI), "took", took)
 		out <- func() {
 			if err != nil {
 				a.log.Warn("reading the kernel", "err", err)
@@ -281,6 +283,7 @@ func (a *Agent) tell() {
 	if u.Empty() {
 		return
 	}
+	a.log.Debug("telling the manager", "claims", len(u.Claims), "networks", len(u.Add)-len(u.Remove), "holds", u.Ack.String())
 	a.out.put(u)
 }
 

@@ -135,8 +135,10 @@ func (a *Agent) down(d api.Down) error {
 				return err
 			}
 		}
+		a.log.Debug("told by the manager", "items", len(d.Items.Items), "up_to", d.Items.UpTo.String())
 		a.core.Step(a.now(), itemsOf(d.Items))
 	case d.Answers != nil:
+		a.log.Debug("answered by the manager", "claims", len(d.Answers))
 		for _, x := range d.Answers {
 			a.core.Step(a.now(), agentcore.Answered(x))
 		}

@@ -68,7 +68,8 @@ type Core struct {
 
 	needLinks   bool
 	lookOrphans bool
-	readAgain   Time // links are not read before
+	readAgain   Time // after a failure, links are not read before
+	linkReads   budget
 
 	alarm Time // the earliest time at which something is due
 
@@ -224,9 +225,10 @@ func (c *Core) Step(now Time, e Event) (wake Time) {
 	return c.alarm
 }
 
-// alarmAt asks to be woken at t; zero asks for nothing.
+// alarmAt asks to be woken at t. What is due already needs no waking: it is
+// pulled as soon as the driver has room.
 func (c *Core) alarmAt(t Time) {
-	if t != 0 && (c.alarm == 0 || t < c.alarm) {
+	if t > c.now && (c.alarm == 0 || t < c.alarm) {
 		c.alarm = t
 	}
 }
@@ -254,7 +256,7 @@ func (c *Core) due() {
 		c.dueNet(n)
 	}
 	if c.needLinks {
-		c.alarmAt(c.readAgain)
+		c.alarmAt(c.linksDue())
 	}
 }
 
@@ -274,7 +276,7 @@ func (c *Core) dueNet(n *network) {
 		}
 	}
 	if n.needRead {
-		c.alarmAt(n.readAgain)
+		c.alarmAt(n.readDue())
 	}
 	for _, t := range n.taps { // order-free: the least of all
 		if t.retryAt > c.now {

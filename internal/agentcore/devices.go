@@ -25,240 +25,6 @@ func (c *Core) settle(n *network) {
 	}
 }
 
-// bell takes a doorbell. One that says what is wanted anyway is the echo of
-// our own write, or of somebody who did the same; anything else causes a read.
-func (c *Core) bell(b hoststate.Doorbell) {
-	if b.Overflow {
-		c.stats.Overflows++
-		c.needLinks = true
-		for _, n := range c.nets { // order-free: each by itself
-			n.needRead = true
-		}
-		return
-	}
-	if b.Links {
-		c.needLinks = true
-		return
-	}
-	n := c.byVNI[b.VNI]
-	if n == nil {
-		return
-	}
-	rs := n.rows.rows[b.Row.Key]
-	switch {
-	case rs == nil || !rs.wanted():
-		if b.Deleted {
-			return // nobody wants it, and it is gone
-		}
-	case !b.Deleted && b.Row.Val == rs.want():
-		return
-	}
-	if rs != nil && rs.busy {
-		rs.recheck = true
-		return
-	}
-	c.wantRead(n.uid)
-}
-
-func (c *Core) wantRead(uid overlay.UID) {
-	if n := c.nets[uid]; n != nil {
-		n.needRead = true
-		c.alarmAt(max(n.readAgain, c.now+1))
-	} else {
-		c.needLinks = true
-	}
-}
-
-// NextRead is what to read next. Reads are single-flight and take at most a
-// tenth of the time: after one that took d, the same is not read again for 9 d.
-func (c *Core) NextRead() (hoststate.Scope, bool) {
-	if c.needLinks && c.readAgain <= c.now {
-		c.needLinks = false
-		return hoststate.Scope{Links: true}, true
-	}
-	for _, n := range c.sortedNets() {
-		if n.needRead && n.readAgain <= c.now && n.rec != nil && n.vxlan != 0 {
-			n.needRead = false
-			return hoststate.Scope{VNI: n.rec.VNI}, true
-		}
-	}
-	return hoststate.Scope{}, false
-}
-
-func (c *Core) read(e Read) {
-	c.stats.Reads++
-	if e.Scope.Links {
-		c.readAgain = c.now + 9*e.Took
-		if e.State == nil {
-			c.needLinks, c.readAgain = true, c.now+100*millisecond
-			c.alarmAt(c.readAgain)
-			return
-		}
-		c.readLinks(e.State)
-		return
-	}
-	n := c.byVNI[e.Scope.VNI]
-	if n == nil {
-		return
-	}
-	n.readAgain = c.now + 9*e.Took
-	if e.State == nil {
-		n.needRead, n.readAgain = true, c.now+100*millisecond
-		c.alarmAt(n.readAgain)
-		return
-	}
-	n.verifiedAt = c.now
-	if c.cfg.Verify > 0 {
-		c.alarmAt(c.now + c.cfg.Verify)
-	}
-	c.compare(n.rows, e.State.Rows, n.log.complete, func(k hoststate.Key, v hoststate.Val) bool { return c.learned(n, k, v) })
-	if !n.tablesRead {
-		n.tablesRead = true
-		c.touch(n)
-	}
-}
-
-// learned takes an entry that the bridge learned from a frame on a device that
-// is not known yet: it may say which port it is. Such entries are not ours.
-func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
-	if k.Table != hoststate.TableMaster || v.Flags != 0 {
-		return false
-	}
-	t := n.taps[v.Port]
-	if t == nil || !t.port.IsZero() {
-		return false
-	}
-	if _, declared := n.byMAC[k.MAC]; declared {
-		t.seen = k.MAC
-		c.identify(n, t)
-	}
-	return true
-}
-
-// compare takes what tables were read to hold. A difference in a row that was
-// held is somebody else's doing and counts as a repair.
-func (c *Core) compare(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelete bool, skip func(hoststate.Key, hoststate.Val) bool) {
-	var differ []hoststate.Key
-	for k, rs := range s.rows { // order-free: sorted below
-		v, present := have[k]
-		if rs.busy {
-			continue // its read-back comes
-		}
-		held := rs.settled()
-		rs.known, rs.present, rs.have = true, present, v
-		switch {
-		case rs.settled():
-			if rs.open {
-				differ = append(differ, k)
-			}
-		default:
-			differ = append(differ, k)
-			if held {
-				c.stats.Repairs++
-			}
-		}
-	}
-	for k, v := range have { // order-free: sorted below
-		if rs := s.rows[k]; rs != nil || !mayDelete || skip(k, v) {
-			continue
-		}
-		rs := s.row(k)
-		rs.known, rs.present, rs.have = true, true, v
-		differ = append(differ, k)
-		c.stats.Repairs++
-	}
-	slices.SortFunc(differ, hoststate.Key.Compare)
-	for _, k := range differ {
-		if rs := s.rows[k]; rs != nil {
-			c.changed(s, k, rs)
-		}
-	}
-}
-
-func (c *Core) readLinks(st *hoststate.State) {
-	if c.linksRead && c.base && !st.Base {
-		c.stats.Repairs++
-	}
-	c.base, c.stats.Strangers = st.Base, st.Strangers
-	old := c.links
-	c.links = make(map[int32]hoststate.Link, len(st.Links))
-	byName := map[string]int32{}
-	for _, l := range st.Links {
-		c.links[l.Index] = l
-		byName[l.Name] = l.Index
-	}
-	for _, n := range c.sortedNets() {
-		if n.rec != nil {
-			c.netLinks(n, old, byName)
-		}
-	}
-	if st.Base {
-		c.compare(c.global, st.Rows, c.tapsKnown(), func(hoststate.Key, hoststate.Val) bool { return false })
-	} else {
-		c.compare(c.global, nil, false, nil)
-	}
-	c.linksRead, c.lookOrphans = true, true
-}
-
-// netLinks takes what was read of one network's devices.
-func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[string]int32) {
-	bridge, vxlan := byName[n.rec.VNI.Bridge()], byName[n.rec.VNI.VXLAN()]
-	if n.vxlan != 0 && (vxlan != n.vxlan || old[n.vxlan].Up && !c.links[vxlan].Up) {
-		// Deleted, made anew, or down for a moment: neighbours are gone.
-		n.filled = false
-		if vxlan != n.vxlan {
-			c.stats.Repairs++
-			n.tablesRead = false
-		}
-		n.needRead = true
-	}
-	if vxlan != 0 && n.vxlan == 0 && !n.tablesRead {
-		n.needRead = true
-	}
-	if n.vxlan != 0 && vxlan != n.vxlan {
-		c.remove(c.global, memberKey(n.vxlan), memberBy(n))
-		c.forgetHeld(n)
-	}
-	if n.vxlan != 0 && vxlan == 0 && !n.serving {
-		c.drop(n.rows)
-	}
-	if vxlan != 0 && vxlan != n.vxlan {
-		c.add(c.global, hoststate.Row{Key: memberKey(vxlan)}, memberBy(n), overlay.Rev{})
-	}
-	differs := n.waitLinks && n.flying == 0 || bridge != n.bridge || vxlan != n.vxlan || !sameLink(old[bridge], c.links[bridge]) || !sameLink(old[vxlan], c.links[vxlan])
-	n.waitLinks = n.waitLinks && n.flying > 0
-	n.bridge, n.vxlan = bridge, vxlan
-	for _, idx := range sortedTaps(n.taps) {
-		if l, ok := c.links[idx]; !ok || bridge == 0 || l.Master != bridge {
-			c.tapWent(n, n.taps[idx])
-		} else if t := n.taps[idx]; t.name != l.Name || t.alias != l.Alias || t.state != l.State || t.tuned != (!l.Flood && !l.Learns) {
-			c.tapChanged(n, t, l)
-		}
-	}
-	c.findTaps(n)
-	if differs {
-		c.touch(n)
-	}
-}
-
-func sameLink(a, b hoststate.Link) bool {
-	return a.Index == b.Index && a.Up == b.Up && a.MTU == b.MTU && a.Master == b.Master && a.Alias == b.Alias && a.Isolated == b.Isolated &&
-		a.Local == b.Local && a.DF == b.DF && a.DOVE == b.DOVE && a.Flood == b.Flood && a.Learns == b.Learns && slices.Equal(a.AltNames, b.AltNames)
-}
-
-// forgetHeld marks all rows of a network as unknown: its device is another.
-func (c *Core) forgetHeld(n *network) {
-	var keys []hoststate.Key
-	for k, rs := range n.rows.rows { // order-free: sorted below
-		rs.known, rs.present, rs.busy = false, false, false
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, hoststate.Key.Compare)
-	for _, k := range keys {
-		c.changed(n.rows, k, n.rows.rows[k])
-	}
-}
-
 // device is what the network wants of its devices on this host.
 func (c *Core) device(n *network) hoststate.Device {
 	return hoststate.Device{
@@ -321,9 +87,7 @@ func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
 			buf = c.takeRows(n.rows, n.uid, n.log.complete, max-len(buf), buf)
 		}
 	}
-	for _, op := range c.orders {
-		buf = append(buf, op)
-	}
+	buf = append(buf, c.orders...)
 	c.orders = nil
 	return buf
 }
@@ -424,7 +188,7 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	case !hasBridge:
 		emit(hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: d})
 		return
-	case bl.MTU != d.MTU || !bl.Isolated || bl.Alias != d.Alias || !slices.Contains(bl.AltNames, d.AltName):
+	case bl.MTU != d.MTU || !bl.Isolated || bl.IPv6 || bl.Alias != d.Alias || !slices.Contains(bl.AltNames, d.AltName):
 		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
 	}
 	if hasBridge && !bl.Up {
@@ -469,7 +233,7 @@ func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have
 		c.problem(fmt.Sprintf("CV0204 device %s had other flags than ours and is made anew", vl.Name))
 		emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
 		return
-	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood || vl.Learns || vl.Master != n.bridge || vl.Alias != d.Alias:
+	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood || vl.Learns || !vl.IPv6 || vl.Master != n.bridge || vl.Alias != d.Alias:
 		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
 	}
 	if !n.tablesRead {
@@ -499,7 +263,7 @@ func (n *network) rowsOpen() bool {
 // deviceDone takes the outcome of an operation on devices: whatever it was,
 // the links are read again, and what is still missing is asked for again.
 func (c *Core) deviceDone(f flight, r *hoststate.Result) {
-	c.needLinks, c.readAgain = true, 0
+	c.wantLinks()
 	bad := r.Class != hoststate.ClassOK && r.Class != hoststate.ClassExists && r.Class != hoststate.ClassGone
 	if f.base {
 		c.baseBusy = false

@@ -40,7 +40,8 @@ type network struct {
 	retryAt       Time
 	graceEnd      Time
 	needRead      bool
-	readAgain     Time
+	readAgain     Time // after a failure, tables are not read before
+	reads         budget
 	verifiedAt    Time
 	conflict      bool // a device of ours carries another network's mark
 
@@ -427,7 +428,7 @@ func (c *Core) logEnd(e End) {
 		for _, n := range c.sortedNets() {
 			c.touch(n)
 		}
-		c.needLinks = true
+		c.wantLinks()
 	}
 }
 

@@ -242,7 +242,7 @@ func (c *Core) rowDone(f flight, r *hoststate.Result) {
 	case r.Class == hoststate.ClassOK:
 		rs.known, rs.present, rs.have = true, f.kind == hoststate.OpSet, r.Op.Row.Val
 	case r.Class == hoststate.ClassGone:
-		c.needLinks = true
+		c.wantLinks()
 	}
 	if rs.recheck {
 		rs.recheck = false

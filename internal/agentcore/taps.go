@@ -14,7 +14,7 @@ type tap struct {
 	name  string
 	alias string
 	state hoststate.PortState
-	tuned bool // flood and learning are off
+	tuned bool // flood, learning and IPv6 are off
 
 	port     overlay.UID // zero while unclaimed
 	mac      overlay.MAC // the port's
@@ -96,7 +96,7 @@ func (c *Core) tapCame(n *network, l hoststate.Link) {
 // tapChanged takes what was read of a device that is a port of our bridge.
 func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	up := l.State == hoststate.StateForwarding && t.state != hoststate.StateForwarding
-	t.name, t.alias, t.state, t.tuned = l.Name, l.Alias, l.State, !l.Flood && !l.Learns
+	t.name, t.alias, t.state, t.tuned = l.Name, l.Alias, l.State, tuned(l)
 	c.identify(n, t)
 	if up && c.linksRead { // a NIC that begins to pass frames is a sign of life
 		if t.pending = !n.log.complete; !t.pending {
@@ -105,6 +105,9 @@ func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	}
 	c.touch(n)
 }
+
+// tuned reports whether a device is as a VM port must be.
+func tuned(l hoststate.Link) bool { return !l.Flood && !l.Learns && !l.IPv6 }
 
 // arrive notes that the device came to life at the binding in force now.
 func (c *Core) arrive(n *network, t *tap) {
@@ -199,7 +202,7 @@ func (c *Core) member(n *network, t *tap) {
 func (c *Core) bindingChanged(n *network, t *tap, e *endpoint) {
 	if e.gone && t.base.Less(e.rev) {
 		// Nobody has it, and it is here: that is evidence enough, and new.
-		t.base, t.claimed = e.rev, false
+		t.base, t.claimed, t.retryAt = e.rev, false, 0
 	}
 	if !e.gone && e.rec.Host != c.cfg.Self {
 		t.claimed = false

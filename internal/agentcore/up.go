@@ -211,6 +211,9 @@ func (c *Core) answered(e Answered) {
 		return
 	}
 	t.refusal, t.waitFor = e.Reason, e.Binding
+	if !e.Binding.IsZero() && e.Binding.Compare(t.base) <= 0 {
+		return // newer evidence came while the claim was under way
+	}
 	t.retryAt = c.now + second
 	c.alarmAt(t.retryAt)
 }

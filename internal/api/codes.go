@@ -24,6 +24,7 @@ const (
 	CodeDocument     Code = "CV0002" // a document is not well formed
 	CodeAmbiguous    Code = "CV0005" // a bare name is of several tenants
 	CodeFile         Code = "CV0006" // a file is not usable
+	CodeLocal        Code = "CV0007" // something on this machine was in the way
 	CodeUnreachable  Code = "CV0010" // no manager answers
 	CodeOtherCluster Code = "CV0011" // the server is not of our cluster
 	CodeNoCluster    Code = "CV0012" // no configuration, no lab
@@ -58,6 +59,7 @@ var Codes = []Info{
 	{CodeDocument, ExitUsage, "document not understood", "A document is not well formed: its syntax, an unknown field, a wrong type, a key given twice. Nothing of the file was applied.", "See the fields of a kind: culvert schema network"},
 	{CodeAmbiguous, ExitUsage, "name is of several tenants", "A name without tenant is of tenant default or the only match; here several tenants have it.", "Name the tenant: --tenant TENANT, or TENANT/NAME."},
 	{CodeFile, ExitUsage, "file not usable", "A file that the command needs is missing, not readable, or not of the right form.", "Check the path and its mode."},
+	{CodeLocal, ExitDiffers, "not finished on this machine", "Something on this machine was in the way: a port that is taken, a full disk, a missing right. The reason names it.", "Remove what the reason names, then type the same command again."},
 	{CodeUnreachable, ExitUnreachable, "managers not reachable", "No manager answered at the addresses that this machine knows. Running VMs are not concerned: hosts keep what they have.", "Check the address and the way to it; on the manager's machine: culvert manager run"},
 	{CodeOtherCluster, ExitNotAllowed, "another cluster answers", "The server at the address has a certificate that the cluster's authority did not sign. Nothing was sent to it.", "Check the address in the configuration, or who answers there."},
 	{CodeNoCluster, ExitUnreachable, "no cluster on this machine", "There is no configuration on this machine and no lab runs here, so there is nobody to ask.", "Make a cluster: culvert init. Or a lab: culvert lab up"},

@@ -148,7 +148,7 @@ func refusalOf(err error) *api.Refusal {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return api.Refuse(api.CodeUnanswered, "the command was not finished", "its time was over before the answer came", "")
 	}
-	return api.Refuse(api.CodeUsage, "the command was not finished", err.Error(), "")
+	return api.Refuse(api.CodeLocal, "the command was not finished", err.Error(), "")
 }
 
 func printRefusal(w io.Writer, ref *api.Refusal, asJSON bool) {

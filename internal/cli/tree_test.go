@@ -33,7 +33,7 @@ func walk(c *cobra.Command, f func(*cobra.Command)) {
 
 // typed is a command as a text tells people to type it: at the start, or after
 // a colon, a comma or sudo.
-var typed = regexp.MustCompile(`(?:^ *|[:,] +|sudo )culvert ([a-z][a-z-]*(?: [^\s]+)*)`)
+var typed = regexp.MustCompile(`(?:^ *|[:,] +|sudo |\$\()culvert ([a-z][a-z-]*(?: [^\s]+)*)`)
 
 // formats are first words of formats and names that begin with "culvert" and
 // are no commands.

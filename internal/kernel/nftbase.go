@@ -44,6 +44,8 @@ var (
 	inetTable   = &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	bridgeTable = &nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}
 	netdevTable = &nftables.Table{Name: tableName, Family: nftables.TableFamilyNetdev}
+
+	baseTables = []*nftables.Table{inetTable, bridgeTable, netdevTable}
 )
 
 // baseSets are fresh descriptions: the library writes numbers into them.
@@ -128,11 +130,14 @@ func (k *Kernel) makeBase() error {
 	if ok, err := k.baseStands(have); err != nil || ok {
 		return err
 	}
+	if err := k.wake(have); err != nil {
+		return err
+	}
 	c, err := k.nft()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	for _, t := range []*nftables.Table{inetTable, bridgeTable, netdevTable} {
+	for _, t := range baseTables {
 		c.AddTable(t)
 	}
 	for _, s := range baseSets() {
@@ -159,9 +164,27 @@ func (k *Kernel) makeBase() error {
 	return nil
 }
 
+// wake clears the dormant flag of tables, in a transaction of its own: the
+// kernel refuses to change chains in the one that does.
+func (k *Kernel) wake(have *base) error {
+	c, err := k.nft()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	for _, t := range baseTables {
+		if have.tables[uint8(t.Family)] != 0 {
+			c.AddTable(t)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("wake tables: %w", err)
+	}
+	return nil
+}
+
 // baseStands compares tables, chains, rules, sets and counter with the base.
 func (k *Kernel) baseStands(have *base) (bool, error) {
-	for _, t := range []*nftables.Table{inetTable, bridgeTable, netdevTable} {
+	for _, t := range baseTables {
 		if flags, ok := have.tables[uint8(t.Family)]; !ok || flags != 0 {
 			return false, nil // absent, or dormant
 		}
@@ -219,6 +242,9 @@ func (k *Kernel) isolate(bridge string, fresh bool) error {
 	old, found := have.chains[chainID{unix.NFPROTO_NETDEV, bridge}]
 	if found && old.isolates(bridge) && have.tables[unix.NFPROTO_NETDEV] == 0 && !fresh {
 		return nil
+	}
+	if err := k.wake(have); err != nil {
+		return err
 	}
 	c, err := k.nft()
 	if err != nil {

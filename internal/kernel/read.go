@@ -77,14 +77,30 @@ func (k *Kernel) readLinks(st *hoststate.State) error {
 	return nil
 }
 
-// readRows reads one network's rows: the FDB entries of all ports of its
-// bridge, the VXLAN device's own among them, in one dump, and the neighbours in
-// another. A network without devices has no rows.
+// readRows reads one network's rows. A network without devices has none.
 func (k *Kernel) readRows(st *hoststate.State, v overlay.VNI) error {
 	d, err := k.lookup(k.read, v)
 	if err != nil {
 		return err
 	}
+	s, err := k.watchDeletions()
+	if err != nil {
+		return err
+	}
+	err = k.dumpRows(st, v, d)
+	disturbed, errS := s.disturbed(d)
+	if err := errors.Join(err, errS, s.close()); err != nil {
+		return err
+	}
+	if disturbed {
+		return errInterrupted
+	}
+	return nil
+}
+
+// dumpRows dumps the FDB entries of all ports of the network's bridge, the
+// VXLAN device's own among them, and then the neighbours.
+func (k *Kernel) dumpRows(st *hoststate.State, v overlay.VNI, d devices) error {
 	kernels, err := k.portMACs(d)
 	if err != nil {
 		return err

@@ -28,6 +28,11 @@ const (
 // then on nothing is missed unnoticed. Lost events, and sockets that had to be
 // opened anew, ring Overflow too.
 //
+// After an overflow the sockets are opened anew: the kernel says ENOBUFS once
+// and then goes on losing events in silence until the queue has been read
+// empty (NETLINK_S_CONGESTED in net/netlink/af_netlink.c), and what is in the
+// queue is worth nothing when everything is read again anyway.
+//
 // Own writes ring where the kernel cannot tell the writer (both FDBs), and do
 // not where it can (neighbours, set elements). ring must not call Close.
 func (k *Kernel) Watch(ctx context.Context, ring func(hoststate.Doorbell)) error {
@@ -41,7 +46,11 @@ func (k *Kernel) Watch(ctx context.Context, ring func(hoststate.Doorbell)) error
 		if time.Since(opened) > reopenMax {
 			pause = reopenMin
 		}
-		k.log.Warn("kernel events interrupted, opening the sockets anew", "err", err, "in", pause)
+		if errors.Is(err, unix.ENOBUFS) {
+			k.log.Info("kernel events overflowed, listening anew")
+			continue
+		}
+		k.log.Warn("kernel events interrupted, listening anew", "err", err, "in", pause)
 		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -164,11 +173,7 @@ func networkOrder(v uint16) uint32 {
 func (w *watcher) receive(c *netlink.Conn, each func(netlink.Message)) error {
 	for {
 		msgs, err := c.Receive()
-		switch {
-		case errors.Is(err, unix.ENOBUFS):
-			w.ring(hoststate.Doorbell{Overflow: true})
-			continue
-		case err != nil:
+		if err != nil {
 			return err
 		}
 		for _, m := range msgs {

@@ -60,11 +60,6 @@ func (m *batch) u32(typ uint16, v uint32) {
 	m.b = native.AppendUint32(m.b, v)
 }
 
-// be32 is u32 in network order, which nftables wants.
-func (m *batch) be32(typ uint16, v uint32) {
-	m.attr(typ, binary.BigEndian.AppendUint32(nil, v))
-}
-
 // be16 is a 16-bit value in network order (UDP ports of IFLA_VXLAN_PORT).
 func (m *batch) be16(typ uint16, v uint16) {
 	m.attr(typ, binary.BigEndian.AppendUint16(nil, v))

@@ -42,9 +42,10 @@ type Manager struct {
 
 	authority Authority
 
-	inbox chan event
-	feed  *feed
-	hosts *feed // ticks when a host's state changed
+	inbox   chan event
+	stopped chan struct{} // closed when Run ends
+	feed    *feed
+	hosts   *feed // ticks when a host's state changed
 
 	joining sync.Mutex // one use of a token at a time
 
@@ -80,7 +81,7 @@ func New(st store.Store, cfg Config) *Manager {
 		cfg.Lease = 10 * time.Second
 	}
 	m := &Manager{
-		cfg: cfg, store: st, log: cfg.Log, inbox: make(chan event, 256), feed: newFeed(), hosts: newFeed(),
+		cfg: cfg, store: st, log: cfg.Log, inbox: make(chan event, 256), stopped: make(chan struct{}), feed: newFeed(), hosts: newFeed(),
 		waiting: map[uint64]chan managercore.Reply{}, streams: map[overlay.UID]*stream{}, reports: map[overlay.UID]Report{},
 		tokens: map[string]*token{}, authority: cfg.Authority,
 	}
@@ -92,6 +93,7 @@ func New(st store.Store, cfg Config) *Manager {
 // goes back to reading the store whenever its place or its certainty is lost.
 func (m *Manager) Run(ctx context.Context) error {
 	defer m.endStreams()
+	defer close(m.stopped)
 	for {
 		err := m.term(ctx)
 		if ctx.Err() != nil {

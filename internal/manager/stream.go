@@ -175,10 +175,9 @@ func (m *Manager) leave(s *stream) {
 		delete(m.streams, s.host)
 	}
 	m.mu.Unlock()
-	select { // also when the loop is between two terms
+	select {
 	case m.inbox <- event{e: managercore.Closed{Host: s.host, Session: s.session}, after: m.noteStates}:
-	default:
-		go func() { m.inbox <- event{e: managercore.Closed{Host: s.host, Session: s.session}, after: m.noteStates} }()
+	case <-m.stopped:
 	}
 }
 
@@ -319,7 +318,8 @@ func (s *stream) sendAnswers(st culvertv1connect.AgentsAttachServerStream) error
 }
 
 // interest takes the subscriptions that came in. One that the host is not
-// entitled to, or that is not in the view yet, is tried again with the next.
+// entitled to is counted and comes to nothing: the host was not told of such a
+// network, or will be told that it is gone.
 func (s *stream) interest(ctx context.Context, v *managercore.View, cur *managercore.Cursor) error {
 	s.mu.Lock()
 	add, remove := s.add, s.remove

@@ -62,6 +62,7 @@ type Core struct {
 	sessions map[overlay.UID]*session
 	quaran   []overlay.UID // tombstones of networks whose VNI is held, in order of deletion
 	deferred []deferredClaim
+	pruning  map[overlay.UID]bool // networks whose tombstones are being thrown away
 	stats    Stats
 }
 
@@ -95,7 +96,7 @@ func (c *Core) reset() {
 	c.frozenNets = &btree.Map[string, *Log]{}
 	c.names = btree.NewBTreeGOptions(named.less, btree.Options{NoLocks: true})
 	c.sessions = map[overlay.UID]*session{}
-	c.quaran, c.deferred = nil, nil
+	c.quaran, c.deferred, c.pruning = nil, nil, map[overlay.UID]bool{}
 	c.publish()
 }
 
@@ -292,6 +293,18 @@ func (c *Core) stored(e Stored) {
 	c.at.N = e.N
 	c.publish()
 	c.release()
+	for _, r := range e.Puts {
+		if k := KeyOf(r.Rec); r.Gone {
+			switch rec := r.Rec.(type) {
+			case *overlay.Endpoint:
+				c.prune(rec.Network)
+			case *overlay.Port:
+				c.prune(rec.Network)
+			case *overlay.Tenant: // no agent reads these: nobody needs the tombstone
+				c.forget(k)
+			}
+		}
+	}
 }
 
 // dropped removes a key that the store has deleted.

@@ -6,41 +6,41 @@ type Fault int
 
 // The kinds.
 const (
-	AgentKilledKept    Fault = iota // agent dies; its journal and kernel stay
-	AgentKilledBare                 // agent dies and its disk with it; the kernel stays
-	AgentMoved                      // agent starts again with another VTEP
-	ManagerKilled                   // manager dies; the store stays
-	FenceLost                       // the decider's place is lost
-	OutcomeWritten                  // no answer of the store; it had written
-	OutcomeNotWritten               // no answer of the store; it had not
-	StoreSlow                       // the store answers late
-	WatchBeforeAnswer               // the store's event comes before its answer
-	StreamCut                       // both ends see the end, at different times
-	MessageLost                     // and the stream ends after it
-	MessageLate                     //
-	ClaimsReplayed                  // messages of a former session arrive in a later one
-	ItemsDoubled                    // entries come twice
-	AnswersDoubled                  // answers come twice
-	AgentSlow                       // reads, operations and receipt take long
-	BellsOverflowed                 // kernel events are lost, and the kernel says so
-	BellLost                        // one is lost silently: the slow verify finds it
-	ReadFailed                      // a dump is interrupted
-	OpFull                          // operations refused, by class
-	OpTransient                     //
-	OpRefused                       //
-	OpUnknown                       //
-	OpsHalfDone                     // the agent dies in the middle of a batch
-	RowVandalised                   // rows written or deleted by somebody else
-	DeviceVandalised                // devices deleted or set down by somebody else
-	RulesVandalised                 // nftables flushed or opened by somebody else
-	NICFlapped                      // a VM's device goes down and up
-	MovedEarly                      // migration: the destination lives before the source goes
-	MovedLate                       // migration: the source goes before the destination lives
-	AddressMoved                    // an address moves between two ports
-	VNIRefused                      // a VNI is asked for while its quarantine lasts
-	VNIReused                       // a VNI is given again
-	NetworkWithPorts                // a network is deleted with its ports
-	JournalRewritten                // the journal is written anew from what the agent knows
+	AgentKilledKept   Fault = iota // agent dies; its journal and kernel stay
+	AgentKilledBare                // agent dies and its disk with it; the kernel stays
+	AgentMoved                     // agent starts again with another VTEP
+	ManagerKilled                  // manager dies; the store stays
+	FenceLost                      // the decider's place is lost
+	OutcomeWritten                 // no answer of the store; it had written
+	OutcomeNotWritten              // no answer of the store; it had not
+	StoreSlow                      // the store answers late
+	WatchBeforeAnswer              // the store's event comes before its answer
+	StreamCut                      // both ends see the end, at different times
+	MessageLost                    // and the stream ends after it
+	MessageLate                    //
+	ClaimsReplayed                 // messages of a former session arrive in a later one
+	ItemsDoubled                   // entries come twice
+	AnswersDoubled                 // answers come twice
+	AgentSlow                      // reads, operations and receipt take long
+	BellsOverflowed                // kernel events are lost, and the kernel says so
+	BellLost                       // one is lost silently: the slow verify finds it
+	ReadFailed                     // a dump is interrupted
+	OpFull                         // operations refused, by class
+	OpTransient                    //
+	OpRefused                      //
+	OpUnknown                      //
+	OpsHalfDone                    // the agent dies in the middle of a batch
+	RowVandalised                  // rows written or deleted by somebody else
+	DeviceVandalised               // devices deleted or set down by somebody else
+	RulesVandalised                // nftables flushed or opened by somebody else
+	NICFlapped                     // a VM's device goes down and up
+	MovedEarly                     // migration: the destination lives before the source goes
+	MovedLate                      // migration: the source goes before the destination lives
+	AddressMoved                   // an address moves between two ports
+	VNIRefused                     // a VNI is asked for while its quarantine lasts
+	VNIReused                      // a VNI is given again
+	NetworkWithPorts               // a network is deleted with its ports
+	JournalRewritten               // the journal is written anew from what the agent knows
 	faults
 )
 

@@ -11,10 +11,15 @@ import (
 // store is a durable store: bytes by key, a revision that rises, a fence. What
 // it hands out went through the record encoder.
 type store struct {
-	w      *world
-	rev    uint64
-	fence  uint64 // revision of the present decider's place
-	values map[overlay.Key]value
+	w       *world
+	rev     uint64
+	changed uint64 // of the newest change of a record
+	fence   uint64 // revision of the present decider's place
+	values  map[overlay.Key]value
+	// bound are the endpoints that each network ever had.
+	bound map[overlay.UID][]overlay.Key
+	// declared are the ports that each network ever had.
+	declared map[overlay.UID][]overlay.Key
 	// tell gets each revision, in order.
 	tell func(managercore.Stored)
 }
@@ -75,6 +80,7 @@ func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
 		if overlay.KeyOf(v.rec) != w.key {
 			s.w.fail("a record of %v is written under %v", overlay.KeyOf(v.rec), w.key)
 		}
+		s.index(w.key, v.rec)
 		s.values[w.key] = v
 		s.w.ever.note(v)
 		e.Puts = append(e.Puts, managercore.StoredRecord{Rec: v.rec, Gone: v.gone, N: v.n})
@@ -83,8 +89,23 @@ func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
 		return s.rev, true
 	}
 	s.rev++
+	s.changed = s.rev
 	s.tell(e)
 	return s.rev, true
+}
+
+func (s *store) index(k overlay.Key, rec overlay.Record) {
+	at, network := s.bound, k.UID
+	switch r := rec.(type) {
+	case *overlay.Endpoint:
+	case *overlay.Port:
+		at, network = s.declared, r.Network
+	default:
+		return
+	}
+	if !slices.Contains(at[network], k) {
+		at[network] = append(at[network], k)
+	}
 }
 
 func (s *store) decode(b []byte) value {
@@ -104,6 +125,9 @@ func (s *store) load() managercore.Loaded {
 	}
 	return out
 }
+
+// newest is the revision of the newest change that is still there to be told.
+func (s *store) newest() uint64 { return s.changed }
 
 func (s *store) keys() []overlay.Key {
 	keys := make([]overlay.Key, 0, len(s.values))

@@ -85,6 +85,8 @@ type world struct {
 	nics  []*nic
 	ever  history
 	names int // of devices, ever
+	vteps int // given, ever
+	vnis  map[overlay.VNI]overlay.UID
 
 	trace traceRing
 }

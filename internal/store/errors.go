@@ -19,7 +19,8 @@ var (
 	ErrFull = errors.New("store is full")
 	// ErrHeld: another id is the decider. See HeldError.
 	ErrHeld = errors.New("another decider holds the place")
-	// ErrCompacted: the history asked for is gone. See CompactedError.
+	// ErrCompacted: the history asked for is gone, or its reader is so far
+	// behind that it is not kept for it. See CompactedError.
 	ErrCompacted = errors.New("history was compacted")
 	// ErrNotMonotone: the store's revision went back. See NotMonotoneError.
 	ErrNotMonotone = errors.New("store revision went back")

@@ -406,6 +406,33 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// What waits for a reader that does not read is bounded.
+func TestReaderFarBehind(t *testing.T) {
+	s := mustOpen(t, Options{Dir: t.TempDir(), UnsafeNoFsync: true})
+	ctx := timeout(t)
+	f := mustCampaign(t, s)
+	w, err := s.Watch(ctx, f.Rev())
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := []store.Op{{Key: s.Prefix() + "big", Value: make([]byte, 1<<19)}}
+	var rev int64
+	for range maxQueued/len(big[0].Value) + 1 {
+		if rev, err = s.Commit(ctx, f, big); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for err == nil { // the pump may still be reading
+		if err = w.Confirm(ctx); err == nil {
+			err = ctx.Err()
+		}
+	}
+	var c *store.CompactedError
+	if _, _, err := w.Poll(); !errors.As(err, &c) || c.Rev > rev {
+		t.Fatalf("reader far behind: %v", err)
+	}
+}
+
 // The server's warnings come as debug, quietly, under one constant message.
 func TestLog(t *testing.T) {
 	var out strings.Builder

@@ -13,8 +13,11 @@ import (
 )
 
 const (
-	// queueBatches is how far the pump reads ahead of a slow reader.
-	queueBatches = 256
+	// maxQueued is how many bytes of keys and values may wait for a slow
+	// reader; beyond it the watch ends, and a snapshot is the shorter way. To
+	// stop reading from etcd's client instead would bound nothing: it has a
+	// buffer without end of its own.
+	maxQueued = 64 << 20
 	// askAgain is after how long an unanswered request for progress is
 	// repeated: the server drops one that comes while it is catching up.
 	askAgain = 100 * time.Millisecond
@@ -25,14 +28,15 @@ type watch struct {
 	s      *Store
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // to the reader; capacity 1
-	nudge  chan struct{} // to the pump: the queue has shrunk, or a bookmark is wanted; capacity 1
+	nudge  chan struct{} // to the pump: a bookmark is wanted; capacity 1
 
 	mu       sync.Mutex
 	queue    []store.Batch
+	queued   int   // bytes of keys and values in queue
 	received int64 // newest revision known to be complete at the pump
 	at       int64 // everything up to here is delivered
 	wanted   int64 // bookmark owed once at has reached it; 0: none
-	err      error // final, after the queue
+	err      error // final
 }
 
 // Watch implements store.Store.
@@ -85,10 +89,6 @@ func (w *watch) pump(ctx context.Context, events clientv3.WatchChan) error {
 	ask := time.NewTicker(askAgain)
 	defer ask.Stop()
 	for {
-		in := events
-		if w.full() {
-			in = nil
-		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -96,9 +96,12 @@ func (w *watch) pump(ctx context.Context, events clientv3.WatchChan) error {
 			w.askProgress(ctx)
 		case <-ask.C:
 			w.askProgress(ctx)
-		case resp, ok := <-in:
+		case resp, ok := <-events:
 			if !ok {
-				return context.Cause(ctx)
+				return w.broken(ctx, errors.New("etcd ended the watch"))
+			}
+			if err := resp.Err(); err != nil && resp.CompactRevision == 0 {
+				return w.broken(ctx, err)
 			}
 			if err := w.take(resp); err != nil {
 				return err
@@ -107,10 +110,16 @@ func (w *watch) pump(ctx context.Context, events clientv3.WatchChan) error {
 	}
 }
 
-func (w *watch) full() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.queue) >= queueBatches
+// broken is why etcd's channel gives no more: the end of the watch or of the
+// store where that is the cause, else err. The store's end is asked for itself,
+// since it reaches etcd's client as soon as it reaches ctx.
+func (w *watch) broken(ctx context.Context, err error) error {
+	for _, c := range []context.Context{ctx, w.s.ctx} {
+		if c.Err() != nil {
+			return context.Cause(c)
+		}
+	}
+	return err
 }
 
 // askProgress asks the server how far it is, where a bookmark is owed beyond
@@ -128,11 +137,8 @@ func (w *watch) askProgress(ctx context.Context) {
 // take cuts a response into revisions. A response holds each of its revisions
 // whole, as long as fragments are not asked for.
 func (w *watch) take(resp clientv3.WatchResponse) error {
-	switch {
-	case resp.CompactRevision > 0:
+	if resp.CompactRevision > 0 {
 		return &store.CompactedError{Rev: resp.CompactRevision}
-	case resp.Err() != nil:
-		return w.s.readError(resp.Err())
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -151,13 +157,29 @@ func (w *watch) take(resp clientv3.WatchResponse) error {
 			w.received = rev
 		}
 		b := &w.queue[len(w.queue)-1]
+		w.queued += len(e.Kv.Key) + len(e.Kv.Value)
 		if e.Type == clientv3.EventTypeDelete {
 			b.Deletes = append(b.Deletes, string(e.Kv.Key))
 		} else {
 			b.Puts = append(b.Puts, store.KV{Key: string(e.Kv.Key), Value: e.Kv.Value, ModRev: rev, CreateRev: e.Kv.CreateRevision})
 		}
 	}
+	if w.queued > maxQueued {
+		w.queue, w.queued = nil, 0
+		return &store.CompactedError{Rev: w.received}
+	}
 	return nil
+}
+
+// size is what b counts for in a queue.
+func size(b store.Batch) (n int) {
+	for _, kv := range b.Puts {
+		n += len(kv.Key) + len(kv.Value)
+	}
+	for _, k := range b.Deletes {
+		n += len(k)
+	}
+	return n
 }
 
 func signal(c chan struct{}) {
@@ -204,7 +226,7 @@ func (w *watch) Poll() (store.Batch, bool, error) {
 		w.queue[0] = store.Batch{}
 		w.queue = w.queue[1:]
 		w.at = b.Rev
-		signal(w.nudge)
+		w.queued -= size(b)
 		return b, true, nil
 	}
 	if len(w.queue) == 0 {

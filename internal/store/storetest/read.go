@@ -263,6 +263,14 @@ func testBookmarks(e *env) {
 		}
 	}
 	e.same("bookmark", store.Batch{Rev: want[19], Bookmark: true}, e.next(w))
+	// It speaks of what was delivered, not of what waits.
+	confirm()
+	next, other := e.commit(f, e.put("a", "x")), e.watch(want[19])
+	e.next(other) // so the change is on its way to w as well
+	e.same("bookmark before a change", store.Batch{Rev: want[19], Bookmark: true}, e.next(w))
+	if b := e.next(w); b.Rev != next || b.Bookmark {
+		e.Fatalf("after the bookmark: %+v", b)
+	}
 	w.Close()
 	if err := w.Confirm(e.ctx); !errors.Is(err, store.ErrClosed) {
 		e.Fatalf("confirm of a closed watch: %v", err)

@@ -1,0 +1,330 @@
+package sim
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"culvert/internal/api"
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// history is what the store has ever held, for questions like "was this MAC
+// ever a port's in that network".
+type history struct {
+	networks []overlay.UID
+	macs     map[netMAC]bool
+	addrs    map[netAddr]bool
+	vteps    map[netip.Addr]bool
+	goneAt   map[overlay.UID]uint64 // networks
+}
+
+type netMAC struct {
+	network overlay.UID
+	mac     overlay.MAC
+}
+
+type netAddr struct {
+	network overlay.UID
+	addr    netip.Addr
+}
+
+func (x *history) note(v value) {
+	switch r := v.rec.(type) {
+	case *overlay.Network:
+		if v.gone {
+			x.goneAt[r.UID] = v.n
+		} else if !slices.Contains(x.networks, r.UID) {
+			x.networks = append(x.networks, r.UID)
+		}
+	case *overlay.Port:
+		x.macs[netMAC{r.Network, r.MAC}] = true
+		for _, a := range r.Addresses {
+			x.addrs[netAddr{r.Network, a}] = true
+		}
+	case *overlay.Host:
+		if r.VTEP.IsValid() {
+			x.vteps[r.VTEP] = true
+		}
+	}
+}
+
+// knowledge is what an agent was told and shown, kept beside it.
+type knowledge struct {
+	fleet    bool                 // a full pass over the fleet's log has ended
+	complete map[overlay.UID]bool // ... over that network's
+	// told: everything of the network up to there. since: from which UpTo on,
+	// without a break.
+	told, since map[overlay.UID]uint64
+	toldEver    map[overlay.UID]uint64 // to any incarnation
+	upToAt      map[uint64]int64       // when that UpTo came
+	looked      bool                   // links were read
+	standing    map[int32]bool         // devices that forwarded at the first look and ever since
+}
+
+func (k *knowledge) restart() {
+	if k.toldEver == nil {
+		k.toldEver = map[overlay.UID]uint64{}
+	}
+	*k = knowledge{
+		complete: map[overlay.UID]bool{}, told: map[overlay.UID]uint64{}, since: map[overlay.UID]uint64{}, toldEver: k.toldEver,
+		upToAt: map[uint64]int64{}, standing: map[int32]bool{},
+	}
+}
+
+func (k *knowledge) items(h *host, it *api.Items, covers []overlay.UID) {
+	for _, e := range it.Ends {
+		switch {
+		case !e.Full:
+		case e.Network.IsZero():
+			k.fleet = true
+		default:
+			k.complete[e.Network] = true
+		}
+	}
+	if it.UpTo.IsZero() {
+		return
+	}
+	n := it.UpTo.N
+	if _, ok := k.upToAt[n]; !ok {
+		k.upToAt[n] = h.w.now
+	}
+	for _, uid := range h.w.ever.networks {
+		if !slices.Contains(covers, uid) {
+			delete(k.since, uid)
+			continue
+		}
+		if _, ok := k.since[uid]; !ok {
+			k.since[uid] = n
+		}
+		k.told[uid] = max(k.told[uid], n)
+		k.toldEver[uid] = max(k.toldEver[uid], n)
+	}
+}
+
+func (k *knowledge) links(h *host, st *hoststate.State) {
+	forwarding := map[int32]bool{}
+	for _, l := range st.Links {
+		forwarding[l.Index] = l.Kind == hoststate.LinkOther && l.State == hoststate.StateForwarding
+	}
+	if !k.looked {
+		k.looked = true
+		k.standing = forwarding
+		return
+	}
+	for i := range k.standing {
+		if !forwarding[i] {
+			delete(k.standing, i)
+		}
+	}
+}
+
+// checkBatch: what is new is written before what is old is taken away, FDB
+// before neighbour, and the other way round.
+func (h *host) checkBatch(ops []hoststate.Op) {
+	type stage struct {
+		kind  hoststate.OpKind
+		table hoststate.Table
+	}
+	last := map[overlay.VNI]stage{}
+	for _, op := range ops {
+		if op.Kind != hoststate.OpSet && op.Kind != hoststate.OpDel {
+			continue
+		}
+		k := op.Row.Key
+		was, ok := last[k.VNI]
+		last[k.VNI] = stage{op.Kind, k.Table}
+		switch {
+		case !ok || was.kind == hoststate.OpSet && op.Kind == hoststate.OpDel:
+		case was.kind != op.Kind:
+			h.w.fail("%s: %v comes after a deletion in the same network", h.name, op)
+		case op.Kind == hoststate.OpSet && cmp.Compare(was.table, k.Table) > 0, op.Kind == hoststate.OpDel && cmp.Compare(was.table, k.Table) < 0:
+			h.w.fail("%s: %v comes after %v of table %v", h.name, op, was.kind, was.table)
+		}
+	}
+}
+
+// owner is the network whose devices stand on this host under a VNI.
+func (h *host) owner(vni overlay.VNI) (overlay.UID, bool) {
+	for _, name := range []string{vni.Bridge(), vni.VXLAN()} {
+		if l, ok := h.kernel.Link(name); ok {
+			if _, uid, ok := hoststate.ParseDeviceAlias(l.Alias); ok {
+				return uid, true
+			}
+		}
+	}
+	return overlay.UID{}, false
+}
+
+// checkOp judges one operation at the moment at which it reaches the kernel.
+func (h *host) checkOp(op hoststate.Op) {
+	switch op.Kind {
+	case hoststate.OpSet:
+		h.checkSet(op)
+	case hoststate.OpDel:
+		h.checkDel(op)
+	case hoststate.OpDelLink:
+		h.checkDelLink(op)
+	}
+}
+
+func (h *host) checkSet(op hoststate.Op) {
+	w, k, v := h.w, op.Row.Key, op.Row.Val
+	switch k.Table {
+	case hoststate.TableVTEP:
+		if k.IP == h.vtep || !w.ever.vteps[k.IP] {
+			w.fail("%s: %v is no VTEP of another host", h.name, op)
+		}
+		return
+	case hoststate.TableMember:
+		h.checkMember(op)
+		return
+	}
+	uid, ok := h.owner(k.VNI)
+	if !ok {
+		return // the devices went meanwhile: the kernel refuses
+	}
+	mac := k.MAC
+	if k.Table == hoststate.TableNeigh {
+		mac = v.MAC
+		if !w.ever.addrs[netAddr{uid, k.IP}] {
+			w.fail("%s: %v: the address was never a port's in that network", h.name, op)
+		}
+	}
+	if k.Table != hoststate.TableRepl && !w.ever.macs[netMAC{uid, mac}] {
+		w.fail("%s: %v: the MAC was never a port's in that network", h.name, op)
+	}
+	for _, a := range []netip.Addr{k.IP, v.Dst} {
+		if a == h.vtep || k.Table != hoststate.TableNeigh && a.IsValid() && !w.ever.vteps[a] {
+			w.fail("%s: %v: the address is this host's own, or no host's", h.name, op)
+		}
+	}
+	remote := k.Table == hoststate.TableFDB || k.Table == hoststate.TableNeigh || k.Table == hoststate.TableMaster && v.Port == 0
+	if e, at, ok := w.store.binding(uid, mac); remote && ok && !at.gone && e.Host == h.uid && at.n <= h.seen.told[uid] {
+		w.fail("%s: %v: the endpoint is here since revision %d, and the agent was told", h.name, op, at.n)
+	}
+	if k.Table == hoststate.TableNeigh && h.troubled < w.now {
+		if _, fdb := h.kernel.Row(hoststate.Key{Table: hoststate.TableFDB, VNI: k.VNI, MAC: mac}); !fdb {
+			w.fail("%s: %v: guests are told a MAC that cannot be sent to", h.name, op)
+		}
+	}
+}
+
+// checkMember: a device that stood there at the agent's first look is no
+// evidence against a binding elsewhere that the agent was told of.
+func (h *host) checkMember(op hoststate.Op) {
+	w := h.w
+	nic := w.nicAt(h, op.Row.Key.Port)
+	if nic == nil || !h.seen.standing[op.Row.Key.Port] {
+		return
+	}
+	n, p := w.portOf(nic)
+	if p == nil {
+		return
+	}
+	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && e.Host != h.uid && at.n <= h.seen.told[n.UID] {
+		w.fail("%s: %v: device %s may pass frames, and port %s is elsewhere since revision %d", h.name, op, nic.name, p.Name, at.n)
+	}
+}
+
+// checkDel: nothing is deleted before the pass that could name it has ended,
+// and no row that is right.
+func (h *host) checkDel(op hoststate.Op) {
+	w, k := h.w, op.Row.Key
+	if k.Table == hoststate.TableVTEP || k.Table == hoststate.TableMember {
+		if !h.seen.fleet {
+			w.fail("%s: %v before a full pass over the fleet's log has ended", h.name, op)
+		}
+		return
+	}
+	uid, ok := h.owner(k.VNI)
+	if !ok {
+		return
+	}
+	_, gone := w.ever.goneAt[uid]
+	if !h.seen.complete[uid] && !gone {
+		w.fail("%s: %v before a full pass over the network's log has ended", h.name, op)
+	}
+	if h.troubled > w.now || gone || !h.served(uid, 20*second) {
+		return
+	}
+	have, present := h.kernel.Row(k)
+	if n := w.store.network(uid); n != nil && present && have == op.Row.Val {
+		if v, ok := w.expect(h, n, h.seen.toldEver[uid])[k]; ok && v == have {
+			w.fail("%s: %v deletes a row that is right, and the agent was told all of it", h.name, op)
+		}
+	}
+	if k.Table == hoststate.TableFDB {
+		for _, r := range h.kernel.Rows(k.VNI) {
+			if r.Key.Table == hoststate.TableNeigh && r.Val.MAC == k.MAC {
+				w.fail("%s: %v while %v still points there", h.name, op, r)
+			}
+		}
+	}
+}
+
+func (h *host) checkDelLink(op hoststate.Op) {
+	w := h.w
+	l, ok := h.kernel.LinkAt(op.Index)
+	if !ok {
+		return
+	}
+	_, uid, _ := hoststate.ParseDeviceAlias(l.Alias)
+	if !h.seen.fleet {
+		w.fail("%s: %v (%s) before a full pass over the fleet's log has ended", h.name, op, l.Name)
+	}
+	if _, gone := w.ever.goneAt[uid]; !gone && h.troubled < w.now && h.served(uid, 20*second) && w.store.network(uid) != nil {
+		w.fail("%s: %v deletes %s, which a VM needs", h.name, op, l.Name)
+	}
+}
+
+// checkAck: who acknowledges a revision holds everything up to it.
+func (h *host) checkAck(rev overlay.Rev) {
+	w, r := h.w, rev.N
+	w.log("%s acknowledges %d", h.name, r)
+	if r > w.store.rev {
+		w.fail("%s acknowledges revision %d, the store is at %d", h.name, r, w.store.rev)
+	}
+	if h.troubled > w.now {
+		return
+	}
+	for _, uid := range w.ever.networks {
+		at, gone := w.ever.goneAt[uid]
+		if gone && at <= r && h.hasDevices(uid) {
+			w.fail("%s acknowledges revision %d and has devices of a network that was deleted at %d", h.name, r, at)
+		}
+		since, ok := h.seen.since[uid]
+		if gone || !ok || since > r || !h.served(uid, w.now-h.seen.upToAt[r]+5*second) {
+			continue
+		}
+		h.checkHeld(uid, r)
+	}
+}
+
+func (h *host) hasDevices(uid overlay.UID) bool {
+	for _, l := range h.kernel.Links() {
+		if _, of, ok := hoststate.ParseDeviceAlias(l.Alias); ok && of == uid && l.Kind != hoststate.LinkOther {
+			return true
+		}
+	}
+	return false
+}
+
+// checkHeld: the kernel has every row that bindings up to r call for.
+func (h *host) checkHeld(uid overlay.UID, r uint64) {
+	w := h.w
+	n := w.store.network(uid)
+	if n == nil {
+		return
+	}
+	have := map[hoststate.Key]hoststate.Val{}
+	for _, row := range h.kernel.Rows(n.VNI) {
+		have[row.Key] = row.Val
+	}
+	for _, row := range hoststate.SortedRows(w.expect(h, n, r)) {
+		if v, ok := have[row.Key]; !ok || v != row.Val {
+			w.fail("%s acknowledges revision %d and lacks %v (has %v)", h.name, r, row, v)
+		}
+	}
+}

@@ -1,0 +1,522 @@
+package sim
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	"culvert/internal/api"
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/managercore"
+	"culvert/internal/overlay"
+)
+
+// manager drives a manager's core as package manager does, without threads.
+type manager struct {
+	w       *world
+	up      bool
+	term    int
+	core    *managercore.Core
+	fence   uint64
+	busy    bool  // a transaction is on its way
+	watched int64 // when the store's last event arrives
+	streams []*stream
+	waiting map[uint64]func(managercore.Reply)
+	nextID  uint64
+	told    int // messages sent, ever
+}
+
+func (m *manager) start() {
+	w := m.w
+	m.up = true
+	m.term++
+	m.fence, m.busy = w.store.campaign(), false
+	m.waiting = map[uint64]func(managercore.Reply){}
+	if m.core == nil || w.chance(0.5) { // a new process, or one that reads its store anew
+		m.core = managercore.New(managercore.Config{Epoch: 1})
+	}
+	w.log("manager term %d at revision %d", m.term, w.store.rev)
+	term := m.term
+	w.store.tell = func(e managercore.Stored) {
+		d := w.between(50*micro, 2*milli)
+		m.watched = max(m.watched+1, w.now+d)
+		w.at(m.watched, func() {
+			if m.up && m.term == term {
+				m.step(e)
+			}
+		})
+	}
+	m.step(w.store.load())
+}
+
+// stop is the end of a term. A manager that knows it has lost says so to its
+// core; one that is killed does not.
+func (m *manager) stop(killed bool, again int64) {
+	w := m.w
+	if !m.up {
+		return
+	}
+	w.log("manager term %d ends, killed %t", m.term, killed)
+	m.up = false
+	w.store.tell = func(managercore.Stored) {}
+	if killed {
+		m.check()
+		m.core = nil
+	} else {
+		m.core.Step(managercore.Time(w.now), managercore.Lost{})
+		m.replies()
+	}
+	for _, s := range m.streams {
+		if s != nil {
+			s.cut()
+		}
+	}
+	term := m.term
+	w.after(again, func() {
+		if m.term == term {
+			m.start()
+		}
+	})
+}
+
+// check looks at what must never have happened.
+func (m *manager) check() {
+	if st := m.core.Stats(); st.Defects != 0 {
+		m.w.fail("the manager counted %d defects", st.Defects)
+	}
+}
+
+func (m *manager) step(e managercore.Event) {
+	if m.core == nil {
+		return
+	}
+	before := m.core.View().At
+	v := m.core.Step(managercore.Time(m.w.now), e)
+	if v != nil && v.At.Less(before) && !isLoad(e) {
+		m.w.fail("the view went back from %v to %v", before, v.At)
+	}
+	m.pump()
+	if v != nil {
+		for _, s := range m.streams {
+			if s != nil {
+				s.wake()
+			}
+		}
+	}
+}
+
+func isLoad(e managercore.Event) bool { _, ok := e.(managercore.Loaded); return ok }
+
+// pump hands out what the core has to say.
+func (m *manager) pump() {
+	m.replies()
+	if m.busy || !m.up {
+		return
+	}
+	if writes := m.core.NextTxn(nil, 1000); len(writes) > 0 {
+		m.busy = true
+		m.commit(encodeWrites(writes))
+	}
+}
+
+func (m *manager) replies() {
+	for _, r := range m.core.NextReplies() {
+		if r.Claim == nil {
+			if f := m.waiting[r.ID]; f != nil {
+				delete(m.waiting, r.ID)
+				f(r)
+			}
+			continue
+		}
+		for _, s := range m.streams {
+			if s != nil && s.host.uid == r.Host && s.session == r.Session {
+				s.answers = append(s.answers, api.Answer(*r.Claim))
+				s.wake()
+			}
+		}
+	}
+}
+
+// commit sends one transaction to the store and brings back what it answers.
+func (m *manager) commit(ws []encoded) {
+	w, term, fence := m.w, m.term, m.fence
+	d := w.between(100*micro, 3*milli)
+	if w.hit(StoreSlow, 0.05) {
+		d += w.between(50*milli, 2*second)
+	}
+	if w.hit(FenceLost, 0.01) {
+		w.after(d/2, func() { w.store.campaign() })
+	}
+	lostBefore, lostAfter := w.hit(OutcomeNotWritten, 0.008), w.hit(OutcomeWritten, 0.008)
+	w.after(d, func() {
+		alive := m.up && m.term == term
+		if lostBefore {
+			if alive {
+				m.stop(false, 200*milli)
+			}
+			return
+		}
+		rev, ok := w.store.commit(fence, ws) // also when the manager has died meanwhile: it was sent
+		w.log("store: %d writes, revision %d, accepted %t", len(ws), rev, ok)
+		if !alive {
+			return
+		}
+		if !ok || lostAfter {
+			m.stop(false, 200*milli)
+			return
+		}
+		back := w.between(20*micro, 2*milli)
+		if w.hit(WatchBeforeAnswer, 0.2) {
+			back = max(back, m.watched-w.now+100*micro)
+		}
+		w.after(back, func() {
+			if m.up && m.term == term {
+				m.busy = false
+				m.step(managercore.TxnDone{N: rev})
+			}
+		})
+	})
+}
+
+// ask is one request of a user. then gets the reply, unless the manager is
+// killed before.
+func (m *manager) ask(a managercore.Asked, then func(managercore.Reply)) {
+	if !m.up {
+		return
+	}
+	m.nextID++
+	a.ID, a.Seed, a.Actor = m.nextID, m.w.uid(), "operator admin"
+	rev := m.w.store.rev
+	m.waiting[a.ID] = func(r managercore.Reply) {
+		if r.Refusal == nil && r.Rev.N > m.w.store.rev {
+			m.w.fail("a request was acknowledged at revision %v, the store is at %d", r.Rev, m.w.store.rev)
+		}
+		if r.Refusal == nil && r.Rev.N != 0 && r.Rev.N <= rev {
+			m.w.fail("a change was acknowledged at revision %v, before it was asked for at %d", r.Rev, rev)
+		}
+		then(r)
+	}
+	m.step(a)
+}
+
+// hello opens a session for a stream.
+func (m *manager) hello(s *stream, h *api.Hello) {
+	if !m.up {
+		s.cut()
+		return
+	}
+	m.nextID++
+	m.waiting[m.nextID] = func(r managercore.Reply) { m.opened(s, h, r) }
+	m.step(managercore.Opened{ID: m.nextID, Host: s.host.uid, VTEP: overlay.Host{VTEP: h.VTEP}, BootID: h.BootID})
+}
+
+func (m *manager) opened(s *stream, h *api.Hello, r managercore.Reply) {
+	w := m.w
+	if s.dead || r.Refusal != nil {
+		s.cut()
+		return
+	}
+	if r.Session <= s.host.session {
+		w.fail("host %s got session %d after session %d", s.host.name, r.Session, s.host.session)
+	}
+	s.host.session, s.session = r.Session, r.Session
+	v := m.core.View()
+	if v.At.Less(r.Rev) {
+		w.fail("session at %v was answered before the view held it (%v)", r.Rev, v.At)
+	}
+	for i, old := range m.streams {
+		if old != nil && old.host == s.host {
+			old.cut()
+			m.streams[i] = nil
+		}
+	}
+	m.streams = append(compact(m.streams), s)
+	var fleet overlay.Rev
+	for _, p := range h.Logs {
+		if p.Network.IsZero() {
+			fleet = p.Sent
+		}
+	}
+	s.cursor = managercore.NewCursor(v, s.host.name, fleet)
+	s.down.send(api.DownPB(api.Down{Welcome: &api.Welcome{Protocol: 1, Session: r.Session, Epoch: 1, Cluster: cluster}}))
+	s.wake()
+}
+
+func compact(in []*stream) (out []*stream) {
+	for _, s := range in {
+		if s != nil {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// heard is one message of an agent.
+func (m *manager) heard(s *stream, up api.Up) {
+	if !m.up {
+		return
+	}
+	switch {
+	case up.Hello != nil:
+		m.hello(s, up.Hello)
+	case up.Interest != nil:
+		s.add = append(s.add, up.Interest.Add...)
+		s.remove = append(s.remove, up.Interest.Remove...)
+		s.wake()
+	case up.Claims != nil:
+		e := managercore.Claimed{Host: s.host.uid, Session: up.Claims.Session}
+		for _, c := range up.Claims.Claims {
+			e.Claims = append(e.Claims, managercore.Claim(c))
+		}
+		m.step(e)
+	case up.InventoryEnd != nil:
+		m.step(managercore.InventoryEnded{Host: s.host.uid, Session: up.InventoryEnd.Session})
+	case up.Ack != nil:
+		m.step(managercore.Acked{Host: s.host.uid, Session: s.session, Rev: up.Ack.Rev})
+	}
+}
+
+// closed is the end of a stream as the manager sees it.
+func (m *manager) closed(s *stream) {
+	for i, x := range m.streams {
+		if x == s {
+			m.streams[i] = nil
+		}
+	}
+	m.streams = compact(m.streams)
+	if m.up {
+		m.step(managercore.Closed{Host: s.host.uid, Session: s.session})
+	}
+}
+
+// send is one round of a stream's sender.
+func (m *manager) send(s *stream) {
+	if s.dead || s.cursor == nil || !m.up {
+		return
+	}
+	if len(s.answers) > 0 {
+		as := s.answers
+		s.answers = nil
+		s.down.send(api.DownPB(api.Down{Answers: as}))
+		if m.w.hit(AnswersDoubled, 0.05) {
+			s.down.send(api.DownPB(api.Down{Answers: as}))
+		}
+	}
+	v := m.core.View()
+	for _, n := range s.remove {
+		s.cursor.Unsubscribe(n)
+		m.step(managercore.Subscribed{Host: s.host.uid, Session: s.session, Network: n, Off: true})
+	}
+	for _, p := range s.add {
+		if s.cursor.Subscribe(v, p.Network, p.Sent) {
+			m.step(managercore.Subscribed{Host: s.host.uid, Session: s.session, Network: p.Network})
+		}
+	}
+	s.add, s.remove = nil, nil
+	for s.down.unread < s.window {
+		b := s.cursor.Next(v, s.batch)
+		if len(b.Items)+len(b.Ends)+len(b.Begins) > 0 || s.told.Less(b.UpTo) {
+			m.tell(s, b)
+		}
+		if !b.UpTo.IsZero() {
+			s.told = b.UpTo
+			return
+		}
+	}
+	s.wakeWhenRead = true
+}
+
+func (m *manager) tell(s *stream, b managercore.Batch) {
+	out := &api.Items{Begins: b.Begins, UpTo: b.UpTo}
+	for _, it := range b.Items {
+		out.Items = append(out.Items, api.StreamItem{Wire: it.Wire})
+	}
+	for _, e := range b.Ends {
+		out.Ends = append(out.Ends, api.LogEnd(e))
+	}
+	var covers []overlay.UID
+	if !b.UpTo.IsZero() {
+		for _, n := range m.w.ever.networks {
+			if s.cursor.Subscribed(n) {
+				covers = append(covers, n)
+			}
+		}
+	}
+	s.down.send(api.DownPB(api.Down{Items: out}), covers...)
+	if len(out.Items) > 0 && m.w.hit(ItemsDoubled, 0.05) {
+		s.down.send(api.DownPB(api.Down{Items: &api.Items{Items: out.Items}}))
+	}
+}
+
+// cluster is the name of the simulated cluster.
+const cluster = "sim"
+
+// stream is one agent's connection: two pipes that keep their order, and an
+// end that each side sees in its own time.
+type stream struct {
+	w       *world
+	host    *host
+	session uint64
+	dead    bool // cut: nothing is sent any more
+	up      pipe
+	down    pipe
+	done    [2]bool // manager's, agent's side saw the end
+
+	cursor       *managercore.Cursor
+	add          []api.Position
+	remove       []overlay.UID
+	answers      []api.Answer
+	told         overlay.Rev
+	batch        int
+	window       int
+	waking       bool
+	wakeWhenRead bool
+	said         []*culvertv1.Up // the last messages up, for replays
+}
+
+func (w *world) newStream(h *host) *stream {
+	s := &stream{w: w, host: h, batch: 1 + w.pick(40), window: 1 + w.pick(8)}
+	if w.chance(0.3) {
+		s.batch = 1000
+	}
+	s.up = pipe{s: s, take: s.takeUp}
+	s.down = pipe{s: s, take: s.takeDown}
+	return s
+}
+
+// wake lets the sender look, soon.
+func (s *stream) wake() {
+	if s.waking || s.dead {
+		return
+	}
+	s.waking = true
+	s.w.after(s.w.between(5*micro, 200*micro), func() {
+		s.waking = false
+		s.w.mgr.send(s)
+	})
+}
+
+// cut ends the stream. Each side sees it later, and takes what arrives before.
+func (s *stream) cut() {
+	if s.dead {
+		return
+	}
+	s.dead = true
+	s.w.log("stream of %s, session %d, is cut", s.host.name, s.session)
+	s.w.after(s.w.between(100*micro, 300*milli), func() {
+		s.done[0] = true
+		s.w.mgr.closed(s)
+		s.replay()
+	})
+	s.w.after(s.w.between(100*micro, 300*milli), func() {
+		s.done[1] = true
+		s.host.streamEnded(s)
+	})
+}
+
+// replay lets the last messages of a stream that has ended arrive once more,
+// when the host may have another.
+func (s *stream) replay() {
+	for _, up := range s.said {
+		if s.w.hit(ClaimsReplayed, 0.3) {
+			s.w.after(s.w.between(milli, 3*second), func() {
+				u, err := api.UpFromPB(up)
+				if err != nil {
+					s.w.fail("a message was accepted once and then refused: %v", err)
+				}
+				s.w.log("replayed of session %d of %s", s.session, s.host.name)
+				s.w.mgr.heard(s, u)
+			})
+		}
+	}
+}
+
+func (s *stream) takeUp(b []byte, _ []overlay.UID) {
+	var pb culvertv1.Up
+	if err := proto.Unmarshal(b, &pb); err != nil {
+		s.w.fail("a message up cannot be read: %v", err)
+	}
+	u, err := api.UpFromPB(&pb)
+	if err != nil {
+		s.w.fail("a message up is refused: %v", err)
+	}
+	if u.Claims != nil || u.InventoryEnd != nil || u.Ack != nil {
+		if s.said = append(s.said, &pb); len(s.said) > 4 {
+			s.said = s.said[1:]
+		}
+	}
+	s.w.log("up %s session %d: %d bytes", s.host.name, s.session, len(b))
+	s.w.mgr.heard(s, u)
+}
+
+func (s *stream) takeDown(b []byte, covers []overlay.UID) {
+	var pb culvertv1.Down
+	if err := proto.Unmarshal(b, &pb); err != nil {
+		s.w.fail("a message down cannot be read: %v", err)
+	}
+	d, err := api.DownFromPB(&pb)
+	if err != nil {
+		s.w.fail("a message down is refused: %v", err)
+	}
+	s.w.log("down %s session %d: %d bytes", s.host.name, s.session, len(b))
+	s.host.heard(s, d, frame{b, covers})
+	if s.wakeWhenRead && s.down.unread < s.window {
+		s.wakeWhenRead = false
+		s.wake()
+	}
+}
+
+// frame is one message with items, and what the sender knows of it: the
+// networks that its UpTo covers.
+type frame struct {
+	bytes  []byte
+	covers []overlay.UID
+}
+
+// pipe is one direction of a stream.
+type pipe struct {
+	s      *stream
+	take   func([]byte, []overlay.UID)
+	last   int64 // when the newest message arrives
+	unread int
+	doomed bool // a message was lost: nothing arrives after it
+}
+
+func (p *pipe) send(m proto.Message, covers ...overlay.UID) {
+	s := p.s
+	w := s.w
+	if s.dead || p.doomed {
+		return
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		w.fail("a message cannot be encoded: %v", err)
+	}
+	w.trace.foldBytes(b)
+	w.mgr.told++
+	if w.hit(MessageLost, 0.004) {
+		p.doomed = true
+		w.after(w.between(10*milli, second), s.cut)
+		return
+	}
+	d := w.between(50*micro, milli)
+	if w.hit(MessageLate, 0.02) {
+		d += w.between(10*milli, second)
+	}
+	side := 0
+	if p == &s.down {
+		side = 1
+		if s.host.slow && w.hit(AgentSlow, 0.5) {
+			d += w.between(milli, 300*milli)
+		}
+	}
+	p.last = max(p.last+1, w.now+d)
+	p.unread++
+	w.at(p.last, func() {
+		p.unread--
+		if !s.done[side] {
+			p.take(b, covers)
+		}
+	})
+	if w.hit(StreamCut, 0.003) {
+		w.at(p.last, s.cut)
+	}
+}

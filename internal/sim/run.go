@@ -1,0 +1,245 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+
+	"culvert/internal/kernel/kerneltest"
+	"culvert/internal/managercore"
+	"culvert/internal/overlay"
+)
+
+// Result is what became of one seed.
+type Result struct {
+	Err    string // empty: all invariants held
+	Trace  string // the last events, a line each
+	Hash   uint64 // of the whole run
+	Hits   [Faults]int
+	Events int
+}
+
+// Options of a run.
+type Options struct {
+	Echo func(string) // gets every line of the trace; nil: none
+	Deep bool         // put the text of every line into the hash: slower
+}
+
+// Run simulates one seed from beginning to end.
+func Run(seed uint64, o Options) (res Result) {
+	w := newWorld(seed)
+	w.trace.echo, w.trace.deep = o.Echo, o.Deep
+	defer func() {
+		res.Trace, res.Hash, res.Hits, res.Events = w.trace.String(), w.trace.hash, w.hits, w.done
+		if v := recover(); v != nil {
+			violated, ok := v.(violation)
+			if !ok {
+				fmt.Println(w.trace.String())
+				panic(v)
+			}
+			res.Err = violated.text
+		}
+	}()
+	w.begin()
+	for range 1 + w.pick(2) {
+		w.chaos()
+		w.rest()
+	}
+	return res
+}
+
+func newWorld(seed uint64) *world {
+	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x43756c76657274)), vnis: map[overlay.VNI]overlay.UID{}}
+	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}}
+	w.store = &store{
+		w: w, rev: 1, values: map[overlay.Key]value{}, bound: map[overlay.UID][]overlay.Key{}, declared: map[overlay.UID][]overlay.Key{},
+		tell: func(managercore.Stored) {},
+	}
+	w.mgr = &manager{w: w}
+	return w
+}
+
+func vtepOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) }
+
+// begin joins the hosts and starts everything.
+func (w *world) begin() {
+	w.calm = true
+	w.now = second
+	n := 2 + w.pick(3)
+	switch {
+	case w.chance(0.05):
+		n = 12 + w.pick(9)
+	case w.chance(0.2):
+		n = 5 + w.pick(5)
+	}
+	w.mgr.start()
+	w.ask(w.put(overlay.Doc{Kind: overlay.KindTenant, Name: "t0"}), "tenant t0")
+	for i := range n {
+		w.vteps++
+		h := &host{w: w, index: i, name: fmt.Sprintf("h%d", i+1), vtep: vtepOf(w.vteps), kernel: kerneltest.New()}
+		h.kernel.Fail, h.kernel.FailRead, h.kernel.Lose = h.failOp, h.failRead, h.loseBell
+		w.hosts = append(w.hosts, h)
+		if i == 0 || w.chance(0.8) {
+			w.join(h)
+		} else { // later
+			w.after(w.between(second, 20*second), func() { w.join(h) })
+		}
+	}
+	w.run(w.now + second)
+}
+
+// join adds a host to the cluster and starts its agent, again and again until
+// the manager has said yes.
+func (w *world) join(h *host) {
+	if h.joined {
+		return
+	}
+	w.mgr.ask(managercore.Asked{AddHost: &managercore.AddHost{Name: h.name, MachineID: h.name}}, func(r managercore.Reply) {
+		if r.Refusal == nil && !h.joined {
+			h.joined, h.uid = true, r.Changes[0].Rec.(*overlay.Host).UID
+			h.startAgent()
+		}
+	})
+	w.after(2*second, func() { w.join(h) })
+}
+
+// chaos is the time in which things happen and break.
+func (w *world) chaos() {
+	w.calm = false
+	w.chooseFaults()
+	steps := 40 + w.pick(120)
+	pace := []int64{20 * milli, 100 * milli, 400 * milli}[w.pick(3)]
+	for range steps {
+		w.operate()
+		if w.chance(0.5) {
+			w.makeTrouble()
+		}
+		w.run(w.now + w.between(milli/10, pace))
+	}
+}
+
+// Lengths of a rest: until everything must be as it should, and how long
+// nothing may happen then.
+const (
+	settling = 45 * second
+	idling   = 35 * second
+)
+
+// rest ends all trouble and waits; then kernels must equal the oracle.
+func (w *world) rest() {
+	w.log("rest begins")
+	w.calm = true
+	for _, h := range w.hosts {
+		h.slow = false
+	}
+	w.run(w.now + 8*second) // everybody is up again, every device where it goes
+	w.finish()
+	w.run(w.now + settling)
+	w.finish()
+	w.run(w.now + settling)
+	w.judge("at rest")
+	w.idle()
+	w.quietChange()
+}
+
+// finish does what a patient user does: repeats what was not confirmed, and
+// puts VMs back onto bridges.
+func (w *world) finish() {
+	for _, n := range w.store.networks() {
+		if n.Blocked {
+			w.ask(managercore.Asked{Delete: &managercore.Delete{Kind: overlay.KindNetwork, Tenant: n.TenantName, Name: n.Name, WithPorts: true}}, "network delete %s/%s, again", n.TenantName, n.Name)
+		}
+	}
+	w.rejoin()
+}
+
+// judge compares everything with the oracle.
+func (w *world) judge(when string) {
+	w.mgr.check()
+	all := w.placements()
+	var diff []string
+	for _, h := range w.hosts {
+		if !h.up || h.stream == nil || h.current == 0 {
+			w.fail("%s: agent of %s is not connected", when, h.name)
+		}
+		h.check()
+		for _, d := range w.compare(h, all) {
+			diff = append(diff, h.name+" "+d)
+		}
+	}
+	diff = append(diff, w.compareStore(all)...)
+	for _, k := range w.store.keys() {
+		if v := w.store.values[k]; k.Kind == overlay.KindNetwork && v.gone {
+			diff = append(diff, fmt.Sprintf("network %s, deleted at %d, is still in quarantine", v.rec.(*overlay.Network).Name, v.n))
+		}
+	}
+	if len(diff) > 0 {
+		w.fail("%s, %d differences (at most 20 are listed):\n  %s", when, len(diff), strings.Join(diff[:min(len(diff), 20)], "\n  "))
+	}
+	for _, h := range w.hosts {
+		if held := h.core.Held().N; held != w.store.newest() {
+			w.fail("%s: %s has acknowledged %d, the store's newest change is %d", when, h.name, held, w.store.newest())
+		}
+	}
+}
+
+// idle: a converged fleet writes nothing.
+func (w *world) idle() {
+	rev, told := w.store.rev, w.mgr.told
+	written := make([]int, len(w.hosts))
+	for i, h := range w.hosts {
+		written[i] = h.written
+	}
+	w.run(w.now + idling)
+	for i, h := range w.hosts {
+		if h.written != written[i] {
+			w.fail("idle: the agent of %s did %d operations", h.name, h.written-written[i])
+		}
+	}
+	if w.store.rev != rev || w.mgr.told != told {
+		w.fail("idle: %d revisions and %d messages", w.store.rev-rev, w.mgr.told-told)
+	}
+}
+
+// quietChange lets one VM start on a network that others serve already: they
+// write what is new and read nothing, because all that rings is their own
+// echo.
+func (w *world) quietChange() {
+	all := w.placements()
+	for _, p := range all {
+		n := p.net
+		for _, port := range w.portsOf(n.UID) {
+			if len(w.running(n, port)) > 0 {
+				continue
+			}
+			w.log("quiet change: port %s on %s", port.Name, p.nic.host.name)
+			reads := map[*host]int{}
+			for _, h := range w.hosts {
+				reads[h] = h.reads
+			}
+			w.names++
+			w.plugAt(p.nic.host, n, port, true)
+			w.run(w.now + second)
+			for _, h := range w.hosts {
+				if d := h.reads - reads[h]; h != p.nic.host && d > h.verifies(second) {
+					w.fail("%s read tables %d times though nobody but its agent wrote them", h.name, d)
+				}
+			}
+			w.run(w.now + 10*second)
+			w.judge("after a quiet change")
+			return
+		}
+	}
+}
+
+// verifies is how many reads the slow verify may make in d.
+func (h *host) verifies(d int64) int {
+	n := 0
+	for _, v := range h.w.store.networks() {
+		if _, ok := h.kernel.Link(v.VNI.VXLAN()); ok {
+			n += int(d/verify) + 1
+		}
+	}
+	return n
+}

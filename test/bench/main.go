@@ -1,0 +1,115 @@
+// Command bench measures what Culvert promises in time and memory, on whole
+// labs of real processes and real kernels: how long an endpoint takes to
+// appear in all other hosts' tables, how an agent comes back, what daemons
+// weigh. It prints a JSON line a figure and a table at the end.
+//
+// Arrival is taken by a netlink listener of its own in each host's namespace,
+// never from an agent's or a manager's word. Configurations are interleaved
+// sample by sample, and the floor (the kernel alone, a durable commit alone) is
+// measured between them, so that a noisy machine shows in both.
+//
+// It needs root: `make bench`, or
+//
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory]
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+type options struct {
+	culvert   string // absolute path of the binary
+	samples   int    // of each configuration
+	endpoints int    // the many that are there already
+	restarts  int
+	more      int // endpoints that appear while an agent restarts
+	only      string
+}
+
+func (o options) wants(what string) bool {
+	return o.only == "" || strings.Contains(","+o.only+",", ","+what+",")
+}
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == crowdVerb {
+		if err := runCrowd(os.Args[2], os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "crowd:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	var o options
+	flag.StringVar(&o.culvert, "culvert", "bin/culvert", "the binary to measure")
+	flag.IntVar(&o.samples, "samples", 200, "samples of each configuration")
+	flag.IntVar(&o.endpoints, "endpoints", 10_000, "endpoints that are there already, where many are")
+	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
+	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory; empty: all")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("it builds labs of network namespaces, which root alone may")
+	}
+	if o.culvert, err = filepath.Abs(o.culvert); err != nil {
+		return err
+	}
+	if o.samples < 11 || o.restarts < 11 {
+		return errors.New("a median wants 11 samples or more")
+	}
+	out := &printer{w: os.Stdout}
+	if err := out.machine(); err != nil {
+		return err
+	}
+	var worlds []*world
+	defer func() {
+		for _, w := range worlds {
+			err = errors.Join(err, w.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	for _, size := range []struct{ hosts, endpoints int }{{2, 0}, {2, o.endpoints}, {8, 0}, {8, o.endpoints}} {
+		if size.hosts != 2 && !o.wants("appear") {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "building a lab of %d hosts with %d endpoints\n", size.hosts, size.endpoints)
+		w, err := newWorld(ctx, o, size.hosts, size.endpoints)
+		worlds = append(worlds, w)
+		if err != nil {
+			return fmt.Errorf("lab of %d hosts with %d endpoints: %w", size.hosts, size.endpoints, err)
+		}
+	}
+	if o.wants("appear") {
+		if err := appear(ctx, o, worlds, out); err != nil {
+			return err
+		}
+	}
+	if o.wants("memory") {
+		for _, w := range worlds {
+			if err := memory(w, out); err != nil {
+				return err
+			}
+		}
+	}
+	if o.wants("restart") {
+		if err := restart(ctx, o, worlds[1], out); err != nil {
+			return err
+		}
+	}
+	out.table()
+	return nil
+}

@@ -1,0 +1,193 @@
+package survive
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/lab"
+)
+
+// listener counts, in one host's namespace, every event on what is ours: links
+// and neighbour entries of our devices, and changes of nftables.
+type listener struct {
+	t    *testing.T
+	host string
+	rt   *netlink.Conn
+	nf   *netlink.Conn
+	end  sync.WaitGroup
+
+	mu     sync.Mutex
+	ours   map[int32]string // ifindex of our devices and their ports
+	events []string
+}
+
+// listen begins to count on a host. Devices are those that stand now, and any
+// that comes with one of our names.
+func (r *rig) listen(host string) *listener {
+	r.t.Helper()
+	l := &listener{t: r.t, host: host, ours: map[int32]string{}}
+	st, err := r.tables(host)
+	if err != nil {
+		r.t.Fatalf("tables of %s: %v", host, err)
+	}
+	for _, k := range st.Links {
+		if k.VNI != 0 || k.Kind == hoststate.LinkOther {
+			l.ours[k.Index] = k.Name
+		}
+	}
+	fd, err := unix.Open("/run/netns/"+lab.NSOfNode(r.name, host), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		r.t.Fatalf("namespace of %s: %v", host, err)
+	}
+	defer unix.Close(fd)
+	l.rt = l.open(fd, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH)
+	l.nf = l.open(fd, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	l.end.Go(func() { l.read(l.rt, l.route) })
+	l.end.Go(func() { l.read(l.nf, l.nft) })
+	r.t.Cleanup(l.close)
+	return l
+}
+
+func (l *listener) open(ns, proto int, groups ...uint32) *netlink.Conn {
+	l.t.Helper()
+	c, err := netlink.Dial(proto, &netlink.Config{NetNS: ns})
+	if err != nil {
+		l.t.Fatalf("listen on %s: %v", l.host, err)
+	}
+	if err := c.SetReadBuffer(16 << 20); err != nil {
+		l.t.Fatalf("listen on %s: %v", l.host, err)
+	}
+	for _, g := range groups {
+		if err := c.JoinGroup(g); err != nil {
+			l.t.Fatalf("listen on %s: %v", l.host, err)
+		}
+	}
+	return c
+}
+
+func (l *listener) close() {
+	past := time.Unix(1, 0)
+	_, _ = l.rt.SetReadDeadline(past), l.nf.SetReadDeadline(past)
+	l.end.Wait()
+	_, _ = l.rt.Close(), l.nf.Close()
+}
+
+func (l *listener) read(c *netlink.Conn, each func(netlink.Message)) {
+	for {
+		msgs, err := c.Receive()
+		if errors.Is(err, unix.ENOBUFS) {
+			l.note("events were lost")
+			continue
+		}
+		if err != nil {
+			return
+		}
+		for _, m := range msgs {
+			each(m)
+		}
+	}
+}
+
+func (l *listener) note(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, fmt.Sprintf(format, args...))
+}
+
+// Names of events: rtnetlink(7).
+var verbs = map[netlink.HeaderType]string{
+	unix.RTM_NEWLINK: "new link", unix.RTM_DELLINK: "deleted link", unix.RTM_NEWNEIGH: "new entry", unix.RTM_DELNEIGH: "deleted entry",
+}
+
+func (l *listener) route(m netlink.Message) {
+	verb, ok := verbs[m.Header.Type]
+	if !ok || len(m.Data) < 12 { // a miss (RTM_GETNEIGH) is a guest's question, no write
+		return
+	}
+	// struct ndmsg and struct ifinfomsg have the index at the same place.
+	index := int32(binary.NativeEndian.Uint32(m.Data[4:]))
+	text := fmt.Sprintf("%s: family %d", verb, m.Data[0])
+	switch m.Header.Type {
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		text += fmt.Sprintf(" state %#x flags %#x", binary.NativeEndian.Uint16(m.Data[8:]), m.Data[10])
+		text += attributes(m.Data[12:], map[uint16]string{unix.NDA_DST: "dst", unix.NDA_LLADDR: "mac"})
+	default:
+		if name := attributes(m.Data[min(16, len(m.Data)):], map[uint16]string{unix.IFLA_IFNAME: "name"}); strings.Contains(name, "cvb") || strings.Contains(name, "cvx") {
+			l.mu.Lock()
+			l.ours[index] = name
+			l.mu.Unlock()
+		}
+	}
+	l.mu.Lock()
+	name, ours := l.ours[index]
+	l.mu.Unlock()
+	if ours {
+		l.note("%s of %s", text, name)
+	}
+}
+
+// attributes shows some of a message's attributes.
+func attributes(b []byte, names map[uint16]string) string {
+	ad, err := netlink.NewAttributeDecoder(b)
+	if err != nil {
+		return " " + err.Error()
+	}
+	var s strings.Builder
+	for ad.Next() {
+		switch name, ok := names[ad.Type()]; {
+		case !ok:
+		case name == "name":
+			fmt.Fprintf(&s, " %s", ad.String())
+		default:
+			fmt.Fprintf(&s, " %s %x", name, ad.Bytes())
+		}
+	}
+	return s.String()
+}
+
+// nft notes every change of nftables, whoever's: nobody else has rules here.
+func (l *listener) nft(m netlink.Message) {
+	switch msg := uint16(m.Header.Type) & 0xff; msg {
+	case unix.NFT_MSG_NEWGEN, unix.NFT_MSG_TRACE: // a generation follows each change
+	default:
+		l.note("nftables message %d", msg)
+	}
+}
+
+// take hands out what was noted and begins anew.
+func (l *listener) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.events
+	l.events = nil
+	return e
+}
+
+// nothing fails the test if anything was noted since the last take.
+func (l *listener) nothing(when string) {
+	l.t.Helper()
+	if e := l.take(); len(e) > 0 {
+		l.t.Errorf("%s: %d events on %s, want none; the first:\n%s", when, len(e), l.host, strings.Join(e[:min(12, len(e))], "\n"))
+	}
+}
+
+// noDeletion fails the test if an entry or device was deleted since the last
+// take, and returns what was noted.
+func (l *listener) noDeletion(when string) []string {
+	l.t.Helper()
+	e := l.take()
+	if i := slices.IndexFunc(e, func(s string) bool { return strings.HasPrefix(s, "deleted") || s == "events were lost" }); i >= 0 {
+		l.t.Errorf("%s: on %s: %s", when, l.host, e[i])
+	}
+	return e
+}
