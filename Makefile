@@ -11,7 +11,7 @@ export GOTOOLCHAIN ?= auto
 .PHONY: build demo quick check test bench sim mutants stories clean help go ring
 
 build: go  ## bin/culvert: one static binary
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/culvert ./cmd/culvert
+	@CGO_ENABLED=0 $(GO) build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/culvert ./cmd/culvert
 
 demo: build  ## three hosts on this machine, two tenants, a migration (root)
 	@./scripts/demo.sh

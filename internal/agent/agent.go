@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -79,12 +80,16 @@ type Agent struct {
 	core   *agentcore.Core // loop only
 	orders map[uint64]chan hoststate.Result
 	nextID uint64
+
+	told     api.Report // the last report; loop only
+	reported time.Time
 }
 
 // Bounds of one round.
 const (
 	maxOps      = 200
 	reportEvery = 5 * time.Second
+	newsEvery   = 500 * time.Millisecond // a repair or a problem is told this soon
 )
 
 // orderBit marks the numbers of local orders, which the core does not give.
@@ -137,10 +142,9 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 	busy := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	wake := a.core.Step(a.now(), agentcore.Tick{})
-	report := time.NewTicker(reportEvery)
+	a.core.Step(a.now(), agentcore.Tick{})
+	report := time.NewTicker(newsEvery)
 	defer report.Stop()
-	step := func(e agentcore.Event) { wake = a.core.Step(a.now(), e) }
 	for {
 		if !busy {
 			if j, ok := a.nextJob(); ok {
@@ -153,23 +157,22 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 			}
 		}
 		a.tell()
-		a.setTimer(timer, wake)
+		a.setTimer(timer, a.core.Step(a.now(), agentcore.Tick{})) // after pulling, which may set alarms too
 		select {
 		case f := <-done:
 			busy = false
 			f()
-			wake = a.core.Step(a.now(), agentcore.Tick{})
 		case f := <-a.inbox:
 			f()
-			wake = a.core.Step(a.now(), agentcore.Tick{})
 		case <-a.bells.wake:
 			for _, b := range a.bells.take() {
-				step(agentcore.Bell{Doorbell: b})
+				a.core.Step(a.now(), agentcore.Bell{Doorbell: b})
 			}
 		case <-timer.C:
-			step(agentcore.Tick{})
-		case <-report.C:
-			a.report()
+		case now := <-report.C:
+			if now.Sub(a.reported) >= reportEvery || a.news() {
+				a.report()
+			}
 		case err := <-watchErr:
 			if ctx.Err() != nil {
 				return nil
@@ -287,9 +290,17 @@ func (a *Agent) tell() {
 	a.out.put(u)
 }
 
+// news says whether something happened that an operator waits for.
+func (a *Agent) news() bool {
+	return a.core.Stats().Repairs != a.told.Repairs || !slices.Equal(a.core.Problems(), a.told.Problems)
+}
+
 func (a *Agent) report() {
 	st := a.core.Stats()
-	a.out.report(&api.Report{Problems: a.core.Problems(), Unclaimed: a.core.Unclaimed(), Repairs: st.Repairs, Strangers: st.Strangers})
+	a.told = api.Report{Problems: a.core.Problems(), Unclaimed: a.core.Unclaimed(), Repairs: st.Repairs, Strangers: st.Strangers}
+	a.reported = time.Now()
+	r := a.told
+	a.out.report(&r)
 }
 
 // bells gathers doorbells between two rounds of the loop. Beyond its bound

@@ -66,10 +66,11 @@ func (a *Agent) stream(ctx context.Context) error {
 		return ctx.Err()
 	}
 	h := <-hello
-	if err := st.Send(api.Up{Hello: &h}); err != nil {
-		return err
+	sendErr := st.Send(api.Up{Hello: &h})
+	d, err := st.Receive() // after a send that failed it says why
+	if err == nil {
+		err = sendErr
 	}
-	d, err := st.Receive()
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func (a *Agent) stream(ctx context.Context) error {
 	}()
 	err = a.receive(ctx, st)
 	end()
-	if sendErr := <-sent; err == nil || ctx.Err() != nil && sendErr != nil {
+	if sendErr = <-sent; err == nil || ctx.Err() != nil && sendErr != nil {
 		err = errors.Join(err, sendErr)
 	}
 	return err

@@ -261,13 +261,17 @@ func (c *Core) due() {
 }
 
 func (c *Core) dueNet(n *network) {
-	for _, at := range []*Time{&n.graceEnd, &n.retryAt} {
-		if *at != 0 && *at <= c.now {
-			*at = 0
-			c.touch(n)
-		}
-		c.alarmAt(*at)
+	switch { // an end that has passed stays: without it another grace would begin
+	case n.graceEnd > c.now:
+		c.alarmAt(n.graceEnd)
+	case n.graceEnd != 0 && n.serving:
+		c.touch(n)
 	}
+	if n.retryAt != 0 && n.retryAt <= c.now {
+		n.retryAt = 0
+		c.touch(n)
+	}
+	c.alarmAt(n.retryAt)
 	if n.serving && n.tablesRead && c.cfg.Verify > 0 {
 		if n.verifiedAt+c.cfg.Verify <= c.now {
 			n.needRead = true
@@ -275,7 +279,7 @@ func (c *Core) dueNet(n *network) {
 			c.alarmAt(n.verifiedAt + c.cfg.Verify)
 		}
 	}
-	if n.needRead {
+	if n.needRead && n.readable() {
 		c.alarmAt(n.readDue())
 	}
 	for _, t := range n.taps { // order-free: the least of all

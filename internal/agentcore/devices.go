@@ -142,6 +142,7 @@ func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
 	if n.flying == 0 {
 		c.settle(n)
 		if !n.live() && n.bridge == 0 && n.vxlan == 0 && len(n.taps) == 0 && !n.open && c.fleet.complete {
+			c.drop(n.rows)
 			delete(c.nets, n.uid)
 			c.lookOrphans = true
 		}

@@ -44,6 +44,7 @@ type network struct {
 	reads         budget
 	verifiedAt    Time
 	conflict      bool // a device of ours carries another network's mark
+	looked        bool // its devices were looked for: what is found from now on has come
 
 	taps map[int32]*tap
 	rows *rowSet
@@ -215,6 +216,12 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 		c.clear(n)
 	} else {
 		c.byVNI[r.VNI] = n
+		if old == nil && c.linksRead {
+			// An agent without a journal hears of its networks after the
+			// first look: what stands of them is adopted before anything
+			// is made, and before an inventory can end without it.
+			c.netLinks(n, c.links, c.linkNames())
+		}
 		c.findTaps(n)
 	}
 	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || it.Gone {
@@ -263,8 +270,12 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 		n.byName[r.Name], n.byMAC[r.MAC] = r.UID, r.UID
 	}
 	for _, idx := range sortedTaps(n.taps) {
-		if t := n.taps[idx]; t.port == r.UID || t.port.IsZero() {
+		t := n.taps[idx]
+		if t.port == r.UID || t.port.IsZero() {
 			c.identify(n, t)
+		}
+		if t.port.IsZero() && !it.Gone { // it may have spoken with this MAC
+			c.wantTables(n)
 		}
 	}
 }
@@ -414,7 +425,7 @@ func (c *Core) logEnd(e End) {
 			return
 		}
 		if e.Full { // what was left alone until now may be looked at
-			n.needRead = n.tablesRead
+			n.needRead = n.tablesRead || len(n.taps) > 0
 			for _, idx := range sortedTaps(n.taps) {
 				if t := n.taps[idx]; t.pending && t.state == hoststate.StateForwarding {
 					c.arrive(n, t)

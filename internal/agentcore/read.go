@@ -5,6 +5,7 @@ import (
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
+	"culvert/internal/plan"
 )
 
 // bell takes a doorbell. One that says what is wanted anyway is the echo of
@@ -14,8 +15,7 @@ func (c *Core) bell(b hoststate.Doorbell) {
 		c.stats.Overflows++
 		c.wantLinks()
 		for _, n := range c.nets { // order-free: each by itself
-			n.needRead = true
-			c.alarmAt(n.readDue())
+			c.wantTables(n)
 		}
 		return
 	}
@@ -45,11 +45,25 @@ func (c *Core) bell(b hoststate.Doorbell) {
 
 func (c *Core) wantRead(uid overlay.UID) {
 	if n := c.nets[uid]; n != nil {
-		n.needRead = true
-		c.alarmAt(n.readDue())
+		c.wantTables(n)
 	} else {
 		c.wantLinks()
 	}
+}
+
+// wantTables asks for a read of a network's tables, as soon as there is
+// something to read.
+func (c *Core) wantTables(n *network) {
+	n.needRead = true
+	if n.readable() {
+		c.alarmAt(n.readDue())
+	}
+}
+
+// readable reports whether there are tables that say something: without a
+// VXLAN device only what the bridge learned of devices.
+func (n *network) readable() bool {
+	return n.rec != nil && (n.vxlan != 0 || n.bridge != 0 && len(n.taps) > 0)
 }
 
 func (c *Core) wantLinks() {
@@ -70,7 +84,7 @@ func (c *Core) NextRead() (hoststate.Scope, bool) {
 		return hoststate.Scope{Links: true}, true
 	}
 	for _, n := range c.sortedNets() {
-		if n.needRead && n.readDue() <= c.now && n.rec != nil && n.vxlan != 0 {
+		if n.needRead && n.readDue() <= c.now && n.readable() {
 			n.needRead = false
 			return hoststate.Scope{VNI: n.rec.VNI}, true
 		}
@@ -104,6 +118,12 @@ func (c *Core) read(e Read) {
 	if c.cfg.Verify > 0 {
 		c.alarmAt(c.now + c.cfg.Verify)
 	}
+	if n.vxlan == 0 { // nothing is ours to be there; devices may have spoken
+		for _, r := range hoststate.SortedRows(e.State.Rows) {
+			c.learned(n, r.Key, r.Val)
+		}
+		return
+	}
 	c.compare(n.rows, e.State.Rows, n.log.complete, func(k hoststate.Key, v hoststate.Val) bool { return c.learned(n, k, v) })
 	if !n.tablesRead {
 		n.tablesRead = true
@@ -112,20 +132,22 @@ func (c *Core) read(e Read) {
 }
 
 // learned takes an entry that the bridge learned from a frame on a device that
-// is not known yet: it may say which port it is. Such entries are not ours.
+// is not known yet: it may say which port it is. Such entries are not ours. One
+// that was pinned there says what an agent before this one had learned.
 func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
-	if k.Table != hoststate.TableMaster || v.Flags != 0 {
+	if k.Table != hoststate.TableMaster || v.Flags != 0 && v.Flags != plan.LocalFlags || !n.log.complete {
 		return false
 	}
 	t := n.taps[v.Port]
 	if t == nil || !t.port.IsZero() {
 		return false
 	}
-	if _, declared := n.byMAC[k.MAC]; declared {
+	_, declared := n.byMAC[k.MAC]
+	if declared {
 		t.seen = k.MAC
 		c.identify(n, t)
 	}
-	return true
+	return declared || v.Flags == 0
 }
 
 // compare takes what tables were read to hold. A difference in a row that was
@@ -151,14 +173,17 @@ func (c *Core) compare(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelet
 			}
 		}
 	}
-	for k, v := range have { // order-free: sorted below
-		if rs := s.rows[k]; rs != nil || !mayDelete || skip(k, v) {
-			continue
+	for _, k := range unknown(s, have, mayDelete) {
+		v := have[k]
+		ours := !skip(k, v)
+		if ours {
+			s.row(k)
+			c.stats.Repairs++
 		}
-		rs := s.row(k)
-		rs.known, rs.present, rs.have = true, true, v
-		differ = append(differ, k)
-		c.stats.Repairs++
+		if rs := s.rows[k]; rs != nil && !rs.busy { // skip may have found out that it is wanted
+			rs.known, rs.present, rs.have = true, true, v
+			differ = append(differ, k)
+		}
 	}
 	slices.SortFunc(differ, hoststate.Key.Compare)
 	for _, k := range differ {
@@ -168,6 +193,21 @@ func (c *Core) compare(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelet
 	}
 }
 
+// unknown lists the keys that stand and of which a set knows nothing, sorted;
+// none while nothing may be deleted.
+func unknown(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelete bool) (keys []hoststate.Key) {
+	if !mayDelete {
+		return nil
+	}
+	for k := range have { // order-free: sorted below
+		if s.rows[k] == nil {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, hoststate.Key.Compare)
+	return keys
+}
+
 func (c *Core) readLinks(st *hoststate.State) {
 	if c.linksRead && c.base && !st.Base {
 		c.stats.Repairs++
@@ -175,11 +215,10 @@ func (c *Core) readLinks(st *hoststate.State) {
 	c.base, c.stats.Strangers = st.Base, st.Strangers
 	old := c.links
 	c.links = make(map[int32]hoststate.Link, len(st.Links))
-	byName := map[string]int32{}
 	for _, l := range st.Links {
 		c.links[l.Index] = l
-		byName[l.Name] = l.Index
 	}
+	byName := c.linkNames()
 	for _, n := range c.sortedNets() {
 		if n.rec != nil {
 			c.netLinks(n, old, byName)
@@ -191,6 +230,14 @@ func (c *Core) readLinks(st *hoststate.State) {
 		c.compare(c.global, nil, false, nil)
 	}
 	c.linksRead, c.lookOrphans = true, true
+}
+
+func (c *Core) linkNames() map[string]int32 {
+	byName := make(map[string]int32, len(c.links))
+	for _, l := range c.links { // order-free: names are unique
+		byName[l.Name] = l.Index
+	}
+	return byName
 }
 
 // netLinks takes what was read of one network's devices.
@@ -230,6 +277,7 @@ func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[str
 		}
 	}
 	c.findTaps(n)
+	n.looked = true
 	if differs {
 		c.touch(n)
 	}

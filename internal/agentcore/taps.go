@@ -98,7 +98,7 @@ func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	up := l.State == hoststate.StateForwarding && t.state != hoststate.StateForwarding
 	t.name, t.alias, t.state, t.tuned = l.Name, l.Alias, l.State, tuned(l)
 	c.identify(n, t)
-	if up && c.linksRead { // a NIC that begins to pass frames is a sign of life
+	if up && n.looked { // a NIC that begins to pass frames is a sign of life
 		if t.pending = !n.log.complete; !t.pending {
 			c.arrive(n, t)
 		}

@@ -121,9 +121,14 @@ func (c *Core) claimNet(n *network, u *Up) {
 			c.nextID++
 			t.claim = c.nextID
 			c.claims[t.claim] = claimRef{net: n.uid, mac: t.mac, tap: idx}
-			base := t.base
-			if e := n.eps[t.mac]; e != nil && e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self {
+			base, e := t.base, n.eps[t.mac]
+			switch {
+			case e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self:
 				base = e.rev
+			case e.gone && base.Less(n.log.sent):
+				// Nobody has it, as far as the log goes: a full pass does
+				// not name the tombstone on which the claim is based.
+				base = n.log.sent
 			}
 			u.Claims = append(u.Claims, Claim{ID: t.claim, Network: n.uid, MAC: t.mac, Port: t.port, Base: base, Evidence: t.evidence})
 		}
@@ -146,7 +151,7 @@ func (c *Core) mayClaim(n *network, t *tap) bool {
 		return false
 	}
 	e := n.eps[t.mac]
-	if e == nil || !t.owns(c.cfg.Self, e) || e.rev.Less(t.waitFor) {
+	if e == nil || !t.owns(c.cfg.Self, e) || e.rev.Less(t.waitFor) && n.log.sent.Less(t.waitFor) {
 		return false
 	}
 	mine := e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self

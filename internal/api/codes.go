@@ -39,6 +39,7 @@ const (
 	CodeHostTaken    Code = "CV0025" // the host's name is another's
 	CodeCertificate  Code = "CV0026" // the certificate is not accepted
 	CodeHostNotYours Code = "CV0027" // the network does not select the host
+	CodeOlderStore   Code = "CV0028" // the manager knows less than the host
 	CodeDevice       Code = "CV0030" // a device cannot be attached
 	CodePending      Code = "CV0170" // accepted, not yet everywhere
 )
@@ -74,6 +75,7 @@ var Codes = []Info{
 	{CodeHostTaken, ExitConflict, "host name taken", "Another machine has joined under this name, or this machine under another one.", "See the hosts: culvert host list"},
 	{CodeCertificate, ExitNotAllowed, "certificate not accepted", "The server does not accept the caller's certificate: it is of another cluster, expired, or missing.", "Use the configuration that culvert init wrote on the first machine."},
 	{CodeHostNotYours, ExitNotAllowed, "not this host's", "An agent asked for a network or a port that does not select its host.", "See what is selected: culvert network list"},
+	{CodeOlderStore, ExitConflict, "manager knows less than the host", "The host's agent holds a revision that this manager's store has never had: the store is an older copy. The host keeps all it has and takes nothing from it.", "Put the newer store back, then start the manager: culvert manager run"},
 	{CodeDevice, ExitRefused, "device not usable", "The device is missing, is one of culvert's own, or is part of a bridge that is not.", "See the devices of this host: ip link"},
 
 	{CodeField, ExitUsage, "value not allowed", "A field or flag has a value outside what is allowed. Nothing was applied.", "See the fields of a kind: culvert schema network"},

@@ -3,6 +3,8 @@ package apiserver
 import (
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"culvert/internal/api"
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/managercore"
@@ -83,7 +85,7 @@ func (q selection) compare(before, after *renderer) []*culvertv1.WatchResponse {
 		id := identity(res)
 		was := old[id]
 		delete(old, id)
-		if was == nil || api.MetadataOf(was).GetRevision() != api.MetadataOf(res).GetRevision() {
+		if was == nil || !proto.Equal(was, res) {
 			rev, _ := api.ParseRev("revision", api.MetadataOf(res).GetRevision()) // our own print
 			events = append(events, event{rev: rev, res: res})
 		}

@@ -212,10 +212,10 @@ func (s *labSession) done(c *cobra.Command, text string, doc any, ok bool) error
 func (s *labSession) execCommand() *cobra.Command {
 	c := verb("exec NODE -- CMD...", "Run a command in a node or VM", "  sudo culvert lab exec vm1 -- ip address",
 		func(c *cobra.Command, args []string) error {
-			switch {
+			switch _, cmd := nodeAndCommand(args); {
 			case len(args) == 0:
 				return usage(c, "NODE is missing")
-			case len(args) == 1:
+			case len(cmd) == 0:
 				return usage(c, "CMD is missing")
 			}
 			return nil
@@ -225,7 +225,7 @@ func (s *labSession) execCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			code, err := l.Exec(args[0], args[1:])
+			code, err := l.Exec(nodeAndCommand(args))
 			if err != nil {
 				return api.Refuse(api.CodeUsage, "the command was not run", err.Error(), "See the nodes: culvert lab status")
 			}
@@ -236,6 +236,19 @@ func (s *labSession) execCommand() *cobra.Command {
 		})
 	c.Flags().SetInterspersed(false)
 	return c
+}
+
+// nodeAndCommand splits NODE [--] CMD... Flags are not parsed after NODE, so
+// the dashes are still there.
+func nodeAndCommand(args []string) (node string, cmd []string) {
+	if len(args) == 0 {
+		return "", nil
+	}
+	node, cmd = args[0], args[1:]
+	if len(cmd) > 0 && cmd[0] == "--" {
+		cmd = cmd[1:]
+	}
+	return node, cmd
 }
 
 func (s *labSession) netnsCommand() *cobra.Command {

@@ -41,6 +41,7 @@ func TestVandalisedBaseIsSeenAndRepaired(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.nft, func(t *testing.T) {
+			t.Parallel()
 			n := netnstest.New(t)
 			k, err := Open(int(n.Handle), Config{})
 			if err != nil {

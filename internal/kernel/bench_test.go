@@ -136,3 +136,28 @@ func BenchmarkReadBack(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkRead reads links and nftables of 100 networks, and the rows of one
+// with 10,000 endpoints.
+func BenchmarkRead(b *testing.B) {
+	k := benchDevice(b)
+	for v := range overlay.VNI(99) {
+		dev := hoststate.Device{VNI: 200 + v, Local: netip.MustParseAddr("192.0.2.1"), UDPPort: 4789, MTU: 1450}
+		mustApply(b, k, []hoststate.Op{{Kind: hoststate.OpMakeBridge, Dev: dev}, {Kind: hoststate.OpMakeVXLAN, Dev: dev}})
+	}
+	rows := endpoints(10_000, netip.MustParseAddr("192.0.2.2"))
+	mustApply(b, k, kernelOps(hoststate.OpSet, rows))
+	for name, sc := range map[string]hoststate.Scope{"links": {Links: true}, "rows": {VNI: vni100}, "empty": {VNI: 200}} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				st, err := k.Read(b.Context(), sc)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if sc.Links && len(st.Links) != 200 || sc.VNI == vni100 && len(st.Rows) != len(rows) {
+					b.Fatal(len(st.Links), len(st.Rows))
+				}
+			}
+		})
+	}
+}

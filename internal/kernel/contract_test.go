@@ -102,6 +102,10 @@ func (s *realSubject) SetIPv6(name string, on bool) {
 	s.ns.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", v)
 }
 
+func (s *realSubject) SetMAC(name string, mac overlay.MAC) {
+	s.ns.Exec("ip", "link", "set", name, "address", mac.String())
+}
+
 // dev is the device that a row is addressed by.
 func (s *realSubject) dev(r hoststate.Row) string {
 	if r.Key.Table == hoststate.TableMaster && r.Val.Port != 0 {

@@ -14,6 +14,7 @@ import (
 // TestSilentRemoteIsSeenByNoThirdGuest: a one-way unicast stream to a VM that
 // never said anything reaches that VM and nobody else (facts-10, first row).
 func TestSilentRemoteIsSeenByNoThirdGuest(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 2)
 	h1, h2 := r.hosts[0], r.hosts[1]
 	vm1, third := h1.vm("vm1", macN(1)), h1.vm("vm3", macN(3))
@@ -40,6 +41,7 @@ func TestSilentRemoteIsSeenByNoThirdGuest(t *testing.T) {
 // TestSilentArrivalIsReachedByFirstFrame: a VM moves, without a word, to a host
 // that had known it elsewhere (facts-10, second row).
 func TestSilentArrivalIsReachedByFirstFrame(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 2)
 	h1, h2 := r.hosts[0], r.hosts[1]
 	local, far := h1.vm("vm1", macN(1)), h2.vm("vm4", macN(4))
@@ -66,6 +68,7 @@ func TestSilentArrivalIsReachedByFirstFrame(t *testing.T) {
 // from a remote host or another local guest, move no entry (facts-10, third
 // row).
 func TestForeignSourceMovesNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 2)
 	h1, h2 := r.hosts[0], r.hosts[1]
 	vm1, vm3, far := h1.vm("vm1", macN(1)), h1.vm("vm3", macN(3)), h2.vm("vm4", macN(4))
@@ -89,6 +92,7 @@ func TestForeignSourceMovesNothing(t *testing.T) {
 
 // TestBroadcastReachesEachMemberOnce: head-end replication.
 func TestBroadcastReachesEachMemberOnce(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 3)
 	vm1, vm2 := r.hosts[0].vm("vm1", macN(1)), r.hosts[0].vm("vm2", macN(2))
 	vm3, vm4 := r.hosts[1].vm("vm3", macN(3)), r.hosts[2].vm("vm4", macN(4))
@@ -107,6 +111,7 @@ func TestBroadcastReachesEachMemberOnce(t *testing.T) {
 // remote, nor between two unclaimed ports; a bridge that is not ours is left
 // alone.
 func TestUnclaimedPortPassesNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 2)
 	h1, h2 := r.hosts[0], r.hosts[1]
 	member, far := h1.vm("vm1", macN(1)), h2.vm("vm4", macN(4))
@@ -174,6 +179,7 @@ func foreignBridge(t *testing.T, h *host) (x, y *netnstest.Port) {
 // TestAnnounceTellsLocalMembersOnly: the frame is right, comes to each member
 // port, to no unclaimed one and over no tunnel, and moves no entry.
 func TestAnnounceTellsLocalMembersOnly(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 2)
 	h1, h2 := r.hosts[0], r.hosts[1]
 	vm1, vm2, un, far := h1.vm("vm1", macN(1)), h1.vm("vm2", macN(2)), h1.plug("un1", macN(8)), h2.vm("vm4", macN(4))

@@ -33,6 +33,7 @@ func arpReplies(f netnstest.Frame) bool {
 
 // TestGuestReachesNothingOfItsHost: no ARP or ND answer, no ping, v4 and v6.
 func TestGuestReachesNothingOfItsHost(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1)
 	h := r.hosts[0]
 	g := h.vm("vm1", macN(1))
@@ -62,6 +63,7 @@ func TestGuestReachesNothingOfItsHost(t *testing.T) {
 // TestGuestIsNotForwarded: with forwarding on, nothing that a guest sends to
 // the bridge's own address comes out on the underlay.
 func TestGuestIsNotForwarded(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1)
 	h := r.hosts[0]
 	other := r.underlay(9)
@@ -133,6 +135,7 @@ func inetSum(b []byte) uint16 {
 // TestStrangersAreDroppedAndCounted: UDP to the VXLAN port from an address
 // outside the set never reaches a guest; from one inside it does.
 func TestStrangersAreDroppedAndCounted(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, 1)
 	h := r.hosts[0]
 	stranger := r.underlay(66)

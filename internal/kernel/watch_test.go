@@ -48,6 +48,7 @@ func waitBell(t *testing.T, bells <-chan hoststate.Doorbell, what string, ok fun
 func links(d hoststate.Doorbell) bool { return d.Links }
 
 func TestWatchSeesVandals(t *testing.T) {
+	t.Parallel()
 	n := netnstest.New(t)
 	k, err := Open(int(n.Handle), Config{})
 	if err != nil {
@@ -102,6 +103,7 @@ func TestWatchSeesVandals(t *testing.T) {
 }
 
 func TestWatchIgnoresForeignAndOwn(t *testing.T) {
+	t.Parallel()
 	n := netnstest.New(t)
 	k, err := Open(int(n.Handle), Config{})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -107,10 +108,29 @@ func (l *Lab) Tables(ctx context.Context, host, bridge string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("tables of %s: %w", host, err)
 	}
-	if bridge == "" {
-		return state.String(), nil
+	if bridge != "" {
+		if state, err = oneNetwork(state, bridge); err != nil {
+			return "", err
+		}
 	}
-	return oneNetwork(state, bridge)
+	return byName(state.String()), nil
+}
+
+// byName sorts the lines of members, which the dump has in the order of device
+// numbers: a VM that went and came back has another number, and is the same.
+func byName(dump string) string {
+	lines := strings.SplitAfter(dump, "\n")
+	member := func(s string) bool { return strings.HasPrefix(s, "member ") }
+	first := slices.IndexFunc(lines, member)
+	if first < 0 {
+		return dump
+	}
+	end := first
+	for end < len(lines) && member(lines[end]) {
+		end++
+	}
+	slices.Sort(lines[first:end])
+	return strings.Join(lines, "")
 }
 
 func readAll(ctx context.Context, k *kernel.Kernel) (*hoststate.State, error) {
@@ -134,10 +154,10 @@ func readAll(ctx context.Context, k *kernel.Kernel) (*hoststate.State, error) {
 }
 
 // oneNetwork keeps what is of one bridge: its devices, and their rows.
-func oneNetwork(s *hoststate.State, bridge string) (string, error) {
+func oneNetwork(s *hoststate.State, bridge string) (*hoststate.State, error) {
 	i := slices.IndexFunc(s.Links, func(k hoststate.Link) bool { return k.Name == bridge && k.Kind == hoststate.LinkBridge })
 	if i < 0 {
-		return "", api.Refuse(api.CodeNotFound, "tables were not read", "the host has no bridge "+bridge, "")
+		return nil, api.Refuse(api.CodeNotFound, "tables were not read", "the host has no bridge "+bridge, "")
 	}
 	br := s.Links[i]
 	keep := &hoststate.State{Rows: map[hoststate.Key]hoststate.Val{}}
@@ -152,5 +172,5 @@ func oneNetwork(s *hoststate.State, bridge string) (string, error) {
 			keep.Rows[key] = v
 		}
 	}
-	return keep.String(), nil
+	return keep, nil
 }

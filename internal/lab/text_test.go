@@ -148,3 +148,13 @@ func TestStatusText(t *testing.T) {
 		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
 }
+
+func TestTablesDoNotShowDeviceNumbers(t *testing.T) {
+	dump := "bridge cvb42 up\nmember vm-b\nmember cvx42\nmember vm-a\nmaster 42 x\n"
+	if got, want := byName(dump), "bridge cvb42 up\nmember cvx42\nmember vm-a\nmember vm-b\nmaster 42 x\n"; got != want {
+		t.Errorf("got:\n%swant:\n%s", got, want)
+	}
+	if got := byName("vtep 172.20.1.1\n"); got != "vtep 172.20.1.1\n" {
+		t.Errorf("a dump without members became %q", got)
+	}
+}

@@ -53,7 +53,8 @@ type Manager struct {
 	waiting map[uint64]chan managercore.Reply
 	streams map[overlay.UID]*stream // newest per host
 	reports map[overlay.UID]Report
-	tokens  map[string]*token // by id
+	tokens  map[string]*token           // by id
+	newer   map[overlay.UID]overlay.Rev // hosts that hold what this store never had
 	nextID  uint64
 
 	core   *managercore.Core // loop only
@@ -83,7 +84,7 @@ func New(st store.Store, cfg Config) *Manager {
 	m := &Manager{
 		cfg: cfg, store: st, log: cfg.Log, inbox: make(chan event, 256), stopped: make(chan struct{}), feed: newFeed(), hosts: newFeed(),
 		waiting: map[uint64]chan managercore.Reply{}, streams: map[overlay.UID]*stream{}, reports: map[overlay.UID]Report{},
-		tokens: map[string]*token{}, authority: cfg.Authority,
+		tokens: map[string]*token{}, newer: map[overlay.UID]overlay.Rev{}, authority: cfg.Authority,
 	}
 	m.states.Store(&[]managercore.HostState{})
 	return m
@@ -278,7 +279,7 @@ func (m *Manager) flush() {
 			m.mu.Lock()
 			s := m.streams[r.Host]
 			m.mu.Unlock()
-			if s != nil {
+			if s != nil && s.session == r.Session { // else: of a former session, void
 				s.answer(*r.Claim)
 			}
 			continue

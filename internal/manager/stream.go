@@ -77,19 +77,22 @@ type agents struct {
 
 // Attach runs one agent's stream.
 func (a agents) Attach(ctx context.Context, st culvertv1connect.AgentsAttachServerStream) error {
-	id, uid, refused := agentIdentity(ctx)
-	if refused != nil {
-		a.m.counts.add("agents_refused", 1)
-		return rpcerr.Encode(refused)
+	id, uid, no := agentIdentity(ctx)
+	if no != nil {
+		return a.m.refuseStream(id, no)
 	}
 	hello, err := receiveHello(st)
 	if err != nil {
 		a.m.counts.add("streams_malformed", 1)
+		a.m.log.Warn("stream ended", "host", id.Name, "err", err)
 		return err
 	}
 	if hello.Least > Protocol || hello.Protocol < LeastProtocol {
-		return rpcerr.Encode(api.Refuse(api.CodeVersion, "The stream was not opened",
+		return a.m.refuseStream(id, api.Refuse(api.CodeVersion, "The stream was not opened",
 			fmt.Sprintf("the agent speaks protocol %d to %d, this manager %d to %d", hello.Least, hello.Protocol, LeastProtocol, Protocol), ""))
+	}
+	if err := a.m.checkNewer(ctx, uid, hello); err != nil {
+		return a.m.refuseStream(id, err)
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -97,12 +100,8 @@ func (a agents) Attach(ctx context.Context, st culvertv1connect.AgentsAttachServ
 	r, err := a.m.request(ctx, func(n uint64) managercore.Event {
 		return managercore.Opened{ID: n, Host: uid, VTEP: overlay.Host{VTEP: hello.VTEP}, BootID: hello.BootID}
 	})
-	var no *api.Refusal
-	if errors.As(err, &no) {
-		return rpcerr.Encode(no)
-	}
 	if err != nil {
-		return err
+		return a.m.refuseStream(id, err)
 	}
 	s.session = r.Session
 	a.m.enter(s)
@@ -132,6 +131,46 @@ func (a agents) Attach(ctx context.Context, st culvertv1connect.AgentsAttachServ
 	default:
 	}
 	return sendErr
+}
+
+// refuseStream counts a refusal by its code, logs it, and makes the error that
+// the agent gets. What is no refusal passes as it is.
+func (m *Manager) refuseStream(id trust.Identity, err error) error {
+	var no *api.Refusal
+	if !errors.As(err, &no) {
+		return err
+	}
+	m.counts.add("streams_refused_"+string(no.Code()), 1)
+	m.log.Warn("stream refused", "role", id.Role.String(), "name", id.Name, "code", string(no.Code()), "err", no)
+	return rpcerr.Encode(no)
+}
+
+// checkNewer refuses an agent that holds a revision which this store has never
+// had: the store is an older copy, and what it lacks is not a deletion. The
+// host stays refused as long as this manager runs, since revisions of the copy
+// go on from where it was made and would catch up with the agent's.
+func (m *Manager) checkNewer(ctx context.Context, host overlay.UID, h *api.Hello) error {
+	var at overlay.Rev
+	if err := m.inLoop(ctx, func(c *managercore.Core) { at = c.View().At }); err != nil {
+		return err
+	}
+	holds := h.UpTo
+	for _, p := range h.Logs {
+		if holds.Less(p.Sent) {
+			holds = p.Sent
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if at.Less(holds) {
+		m.newer[host] = holds
+	}
+	newer, ok := m.newer[host]
+	if !ok {
+		return nil
+	}
+	return api.Refuse(api.CodeOlderStore, "The stream was not opened", "this manager's store is an older copy: it is at revision "+at.String()+
+		", and the host holds "+newer.String(), "")
 }
 
 // agentIdentity is the caller's, who must be an agent of this cluster.
@@ -334,6 +373,7 @@ func (s *stream) interest(ctx context.Context, v *managercore.View, cur *manager
 	for _, p := range add {
 		if !cur.Subscribe(v, p.Network, p.Sent) {
 			s.m.counts.add("subscriptions_refused", 1)
+			s.m.log.Warn("subscription refused", "host", s.name, "network", p.Network.String())
 			continue
 		}
 		if err := s.m.send(ctx, managercore.Subscribed{Host: s.host, Session: s.session, Network: p.Network}); err != nil {
@@ -347,7 +387,7 @@ func (s *stream) interest(ctx context.Context, v *managercore.View, cur *manager
 func (a agents) Resolve(ctx context.Context, req *culvertv1.ResolveRequest) (*culvertv1.ResolveResponse, error) {
 	id, _, no := agentIdentity(ctx)
 	if no != nil {
-		return nil, rpcerr.Encode(no)
+		return nil, a.m.refuseStream(id, no)
 	}
 	v := a.m.feed.view()
 	missing := rpcerr.Encode(api.Refuse(api.CodeNotFound, "Port "+req.GetTenant()+"/"+req.GetPort()+" was not found", "no port of a network that host "+id.Name+" serves has that name", "See the ports: culvert port list"))

@@ -61,7 +61,7 @@ type Core struct {
 	replies  []Reply
 	sessions map[overlay.UID]*session
 	quaran   []overlay.UID // tombstones of networks whose VNI is held, in order of deletion
-	deferred []deferredClaim
+	deferred []hostClaim
 	pruning  map[overlay.UID]bool // networks whose tombstones are being thrown away
 	stats    Stats
 }

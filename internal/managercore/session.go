@@ -84,14 +84,11 @@ type ClaimAnswer struct {
 	Reason   string      // why not
 }
 
-// deferredClaim waits for a change of the same endpoint to be committed.
-type deferredClaim struct {
-	session uint64
-	claim   hostClaim
-}
-
+// hostClaim is a claim with the session that made it. In deferred it waits for
+// a change of the same endpoint to be committed.
 type hostClaim struct {
-	host overlay.UID
+	host    overlay.UID
+	session uint64
 	Claim
 }
 
@@ -176,7 +173,7 @@ func (c *Core) acked(e Acked) {
 
 func (c *Core) claimed(e Claimed) {
 	for _, cl := range e.Claims {
-		c.claim(e.Session, hostClaim{e.Host, cl})
+		c.claim(hostClaim{e.Host, e.Session, cl})
 	}
 }
 
@@ -190,13 +187,13 @@ func (c *Core) answer(cl hostClaim, ok bool, binding uint64, reason string) {
 	} else {
 		c.stats.ClaimsRefused++
 	}
-	c.reply(Reply{Host: cl.host, Claim: &ClaimAnswer{ID: cl.ID, Accepted: ok, Binding: rev, Reason: reason}})
+	c.reply(Reply{Host: cl.host, Session: cl.session, Claim: &ClaimAnswer{ID: cl.ID, Accepted: ok, Binding: rev, Reason: reason}})
 }
 
 // claim decides on one claim (design 3.1). A claim is never answered while a
 // change of the same endpoint is on its way: it waits, and is looked at again.
-func (c *Core) claim(n uint64, cl hostClaim) {
-	s := c.current(cl.host, n)
+func (c *Core) claim(cl hostClaim) {
+	s := c.current(cl.host, cl.session)
 	if s == nil || c.lost {
 		c.stats.ClaimsVoid++ // of a former session: void, and nobody to tell
 		return
@@ -204,7 +201,7 @@ func (c *Core) claim(n uint64, cl hostClaim) {
 	k := Key{Kind: overlay.KindEndpoint, UID: cl.Network, MAC: cl.MAC}
 	w := c.rows[k]
 	if w != nil && w.busy > 0 {
-		c.deferred = append(c.deferred, deferredClaim{n, cl})
+		c.deferred = append(c.deferred, cl)
 		return
 	}
 	var at overlay.Rev
@@ -316,8 +313,8 @@ func (c *Core) inventoryEnded(e InventoryEnded) {
 	}
 	s.complete = true
 	for _, d := range c.deferred { // claims that wait for a commit were made, too
-		if d.claim.host == e.Host && d.session == e.Session && !d.claim.Leave {
-			s.claimed[Key{Kind: overlay.KindEndpoint, UID: d.claim.Network, MAC: d.claim.MAC}] = true
+		if d.host == e.Host && d.session == e.Session && !d.Leave {
+			s.claimed[Key{Kind: overlay.KindEndpoint, UID: d.Network, MAC: d.MAC}] = true
 		}
 	}
 	t := c.begin()

@@ -148,12 +148,16 @@ func (c *Core) txnDone(e TxnDone) {
 // at the claims that waited for them.
 func (c *Core) release() {
 	i := 0
+	var dead []overlay.UID // networks whose deletion is committed
 	for ; i < len(c.done) && c.done[i].n <= c.at.N; i++ {
 		ch := c.done[i]
 		for _, w := range ch.writes {
 			r := c.rows[w.Key]
 			if r == nil {
 				continue
+			}
+			if w.Gone && w.Rec != nil && w.Key.Kind == overlay.KindNetwork {
+				dead = append(dead, w.Key.UID)
 			}
 			if r.busy--; r.busy == 0 && w.Rec == nil {
 				delete(c.rows, w.Key)
@@ -167,10 +171,13 @@ func (c *Core) release() {
 		return
 	}
 	c.done = append([]*change(nil), c.done[i:]...)
+	for _, uid := range dead {
+		c.sweepNetwork(uid)
+	}
 	again := c.deferred
 	c.deferred = nil
 	for _, d := range again {
-		c.claim(d.session, d.claim)
+		c.claim(d)
 	}
 	c.freeQuarantine()
 }
@@ -195,9 +202,9 @@ type Reply struct {
 	Refusal *api.Refusal // nil if it was done
 	Rev     overlay.Rev  // of the change; zero if nothing changed
 	Changes []Changed    // Asked
-	Session uint64       // Opened
-	Claim   *ClaimAnswer // Claimed
-	Host    overlay.UID  // with Claim: whose session it is for
+	Session uint64       // Opened; with Claim: the one that made it
+	Claim   *ClaimAnswer // Claimed; void for any other session of Host
+	Host    overlay.UID  // with Claim
 }
 
 // Changed is what a request did to one object.

@@ -91,16 +91,20 @@ func (n *NS) close() {
 	n.t.Errorf("namespace %s still held by %s", n.inode, strings.Join(left, ", "))
 }
 
-// holders lists threads in the namespace and file descriptors of this process
-// that refer to it.
+// holders lists processes in the namespace, threads of this one, and file
+// descriptors of this one that refer to it. Threads of other processes are
+// where their process is: it was started there, by Exec.
 func holders(inode string) []string {
-	var found []string
-	paths, err := filepath.Glob("/proc/[0-9]*/task/[0-9]*/ns/net")
-	fds, errFD := filepath.Glob("/proc/self/fd/*")
-	if err := errors.Join(err, errFD); err != nil {
+	var found, paths []string
+	var err error
+	for _, pattern := range []string{"/proc/[0-9]*/ns/net", "/proc/self/task/*/ns/net", "/proc/self/fd/*"} {
+		p, errGlob := filepath.Glob(pattern)
+		paths, err = append(paths, p...), errors.Join(err, errGlob)
+	}
+	if err != nil {
 		return []string{err.Error()}
 	}
-	for _, p := range append(paths, fds...) {
+	for _, p := range paths {
 		if l, err := os.Readlink(p); err == nil && l == inode {
 			found = append(found, p)
 		}

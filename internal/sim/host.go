@@ -44,8 +44,8 @@ type host struct {
 	journal []frame
 	bells   int64 // when the newest doorbell arrives
 	ringing []hoststate.Doorbell
-	reads   int // of networks' tables, ever
-	written int // operations, ever
+	readAt  map[overlay.VNI]int64 // when each network's tables were read last
+	written int                   // operations, ever
 	joined  bool
 
 	seen knowledge
@@ -160,7 +160,7 @@ func (h *host) lag(a, b int64) int64 {
 func (h *host) read(sc hoststate.Scope) {
 	h.busy = true
 	if sc.VNI != 0 {
-		h.reads++
+		h.readAt[sc.VNI] = h.w.now
 	}
 	took := h.lag(50*micro, 500*micro)
 	h.mine(took, func() {

@@ -234,6 +234,9 @@ func (w *world) compare(h *host, all []placed) []string {
 	}
 	for _, v := range h.kernel.VNIs() {
 		for _, r := range h.kernel.Rows(v) {
+			if r.Key.Table == hoststate.TableMaster && r.Val.Flags == 0 {
+				continue // the bridge's own learning, of a device that is nobody's port
+			}
 			have[r.Key] = r.Val
 		}
 	}

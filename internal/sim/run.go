@@ -77,7 +77,7 @@ func (w *world) begin() {
 	w.ask(w.put(overlay.Doc{Kind: overlay.KindTenant, Name: "t0"}), "tenant t0")
 	for i := range n {
 		w.vteps++
-		h := &host{w: w, index: i, name: fmt.Sprintf("h%d", i+1), vtep: vtepOf(w.vteps), kernel: kerneltest.New()}
+		h := &host{w: w, index: i, name: fmt.Sprintf("h%d", i+1), vtep: vtepOf(w.vteps), kernel: kerneltest.New(), readAt: map[overlay.VNI]int64{}}
 		h.kernel.Fail, h.kernel.FailRead, h.kernel.Lose = h.failOp, h.failRead, h.loseBell
 		w.hosts = append(w.hosts, h)
 		if i == 0 || w.chance(0.8) {
@@ -175,6 +175,7 @@ func (w *world) judge(when string) {
 		}
 	}
 	if len(diff) > 0 {
+		for _, h := range w.hosts { for _, l := range h.core.DebugOpen() { w.log("DEBUG %s %s", h.name, l) } }
 		w.fail("%s, %d differences (at most 20 are listed):\n  %s", when, len(diff), strings.Join(diff[:min(len(diff), 20)], "\n  "))
 	}
 	for _, h := range w.hosts {
@@ -214,16 +215,12 @@ func (w *world) quietChange() {
 				continue
 			}
 			w.log("quiet change: port %s on %s", port.Name, p.nic.host.name)
-			reads := map[*host]int{}
-			for _, h := range w.hosts {
-				reads[h] = h.reads
-			}
-			w.names++
+			still := w.unread(p.nic.host, n.VNI)
 			w.plugAt(p.nic.host, n, port, true)
 			w.run(w.now + second)
-			for _, h := range w.hosts {
-				if d := h.reads - reads[h]; h != p.nic.host && d > h.verifies(second) {
-					w.fail("%s read tables %d times though nobody but its agent wrote them", h.name, d)
+			for _, h := range still {
+				if h.readAt[n.VNI] >= w.now-second {
+					w.fail("%s read the tables of %s though nobody but its agent wrote them", h.name, n.VNI.Bridge())
 				}
 			}
 			w.run(w.now + 10*second)
@@ -233,13 +230,13 @@ func (w *world) quietChange() {
 	}
 }
 
-// verifies is how many reads the slow verify may make in d.
-func (h *host) verifies(d int64) int {
-	n := 0
-	for _, v := range h.w.store.networks() {
-		if _, ok := h.kernel.Link(v.VNI.VXLAN()); ok {
-			n += int(d/verify) + 1
+// unread are the hosts, but one, that serve a network and are not due to
+// verify it within the next second.
+func (w *world) unread(but *host, vni overlay.VNI) (out []*host) {
+	for _, h := range w.hosts {
+		if _, ok := h.kernel.Link(vni.VXLAN()); ok && h != but && h.readAt[vni]+verify > w.now+second+100*milli {
+			out = append(out, h)
 		}
 	}
-	return n
+	return out
 }

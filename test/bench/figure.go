@@ -17,7 +17,9 @@ import (
 // sample is a set of measurements of one thing, in the order they were taken.
 type sample []float64
 
-func (s sample) addTime(d time.Duration) sample { return append(s, float64(d)/float64(time.Millisecond)) }
+func (s sample) addTime(d time.Duration) sample {
+	return append(s, float64(d)/float64(time.Millisecond))
+}
 
 // quantile is the nearest-rank quantile; 0 < q <= 1.
 func (s sample) quantile(q float64) float64 {

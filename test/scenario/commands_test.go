@@ -26,6 +26,10 @@ import (
 // settle is how long a story waits for a state; a loaded machine gets it too.
 const settle = 15 * time.Second
 
+// still is how long tables must stay as they are to be taken for settled when
+// they are written into a story.
+const still = 1500 * time.Millisecond
+
 // commands are what a story may type beside testscript's own:
 //
 //	culvert ARGS...              the program; lab verbs get the story's lab
@@ -137,11 +141,17 @@ func (s *story) golden(ts *testscript.TestScript, neg bool, args []string) {
 	want := ts.ReadFile(args[1])
 	var have string
 	var err error
+	since := time.Now() // have is as it is since then
 	ok := s.poll(func() bool {
+		last := have
 		have, err = s.lab.Tables(s.ctx, args[0], bridge)
-		return err == nil && have == want
+		if have != last {
+			since = time.Now()
+		}
+		return err == nil && (have == want || *update && time.Since(since) > still)
 	})
 	ts.Check(err)
+	ok = ok && have == want
 	switch {
 	case ok:
 	case *update:

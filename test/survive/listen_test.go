@@ -28,6 +28,8 @@ type listener struct {
 
 	mu     sync.Mutex
 	ours   map[int32]string // ifindex of our devices and their ports
+	ports  map[int32]string // settings of bridge ports
+	timers map[int32]int    // notifications of ports that changed nothing
 	events []string
 }
 
@@ -35,7 +37,7 @@ type listener struct {
 // that comes with one of our names.
 func (r *rig) listen(host string) *listener {
 	r.t.Helper()
-	l := &listener{t: r.t, host: host, ours: map[int32]string{}}
+	l := &listener{t: r.t, host: host, ours: map[int32]string{}, ports: map[int32]string{}, timers: map[int32]int{}}
 	st, err := r.tables(host)
 	if err != nil {
 		r.t.Fatalf("tables of %s: %v", host, err)
@@ -52,6 +54,7 @@ func (r *rig) listen(host string) *listener {
 	defer unix.Close(fd)
 	l.rt = l.open(fd, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH)
 	l.nf = l.open(fd, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	l.readPorts(fd)
 	l.end.Go(func() { l.read(l.rt, l.route) })
 	l.end.Go(func() { l.read(l.nf, l.nft) })
 	r.t.Cleanup(l.close)
@@ -118,10 +121,15 @@ func (l *listener) route(m netlink.Message) {
 	index := int32(binary.NativeEndian.Uint32(m.Data[4:]))
 	text := fmt.Sprintf("%s: family %d", verb, m.Data[0])
 	switch m.Header.Type {
+	case unix.RTM_NEWLINK:
+		if m.Data[0] == unix.AF_BRIDGE && l.timer(index, settings(m.Data)) {
+			return
+		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		text += fmt.Sprintf(" state %#x flags %#x", binary.NativeEndian.Uint16(m.Data[8:]), m.Data[10])
 		text += attributes(m.Data[12:], map[uint16]string{unix.NDA_DST: "dst", unix.NDA_LLADDR: "mac"})
-	default:
+	}
+	if m.Header.Type == unix.RTM_NEWLINK {
 		if name := attributes(m.Data[min(16, len(m.Data)):], map[uint16]string{unix.IFLA_IFNAME: "name"}); strings.Contains(name, "cvb") || strings.Contains(name, "cvx") {
 			l.mu.Lock()
 			l.ours[index] = name
@@ -134,6 +142,67 @@ func (l *listener) route(m netlink.Message) {
 	if ours {
 		l.note("%s of %s", text, name)
 	}
+}
+
+// readPorts reads the settings of all bridge ports.
+func (l *listener) readPorts(ns int) {
+	l.t.Helper()
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: ns})
+	if err != nil {
+		l.t.Fatalf("read ports of %s: %v", l.host, err)
+	}
+	defer c.Close()
+	ask := make([]byte, 16)
+	ask[0] = unix.AF_BRIDGE
+	msgs, err := c.Execute(netlink.Message{Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump}, Data: ask})
+	if err != nil {
+		l.t.Fatalf("read ports of %s: %v", l.host, err)
+	}
+	for _, m := range msgs {
+		if len(m.Data) >= 16 {
+			l.ports[int32(binary.NativeEndian.Uint32(m.Data[4:]))] = settings(m.Data)
+		}
+	}
+}
+
+// settings is what can be set of a bridge port, out of a link message: all of
+// IFLA_PROTINFO but its timers and pending flags (linux/if_link.h, 19 to 23).
+func settings(b []byte) string {
+	ad, err := netlink.NewAttributeDecoder(b[min(16, len(b)):])
+	if err != nil {
+		return err.Error()
+	}
+	var s strings.Builder
+	for ad.Next() {
+		if ad.Type() != unix.IFLA_PROTINFO {
+			continue
+		}
+		in, err := netlink.NewAttributeDecoder(ad.Bytes())
+		if err != nil {
+			return err.Error()
+		}
+		for in.Next() {
+			if in.Type() < 19 || in.Type() > 23 {
+				fmt.Fprintf(&s, "%d=%x ", in.Type(), in.Bytes())
+			}
+		}
+	}
+	return s.String()
+}
+
+// timer reports whether a notification of a bridge port is the one that the
+// bridge itself sends when the forwarding timer of a new port runs out: it
+// changes no setting, and comes once.
+func (l *listener) timer(index int32, now string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was, known := l.ports[index]
+	l.ports[index] = now
+	if !known || was != now {
+		return false
+	}
+	l.timers[index]++
+	return l.timers[index] == 1
 }
 
 // attributes shows some of a message's attributes.

@@ -197,6 +197,24 @@ type host struct {
 	}
 }
 
+// status is the cluster as the API shows it.
+type status struct {
+	Revision string
+	Counters map[string]uint64
+}
+
+func (r *rig) status() (status, error) {
+	out, err := r.run("status", "-o", "json")
+	if err != nil && out == "" { // 1 is degraded, and said in the document
+		return status{}, err
+	}
+	var s status
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return status{}, fmt.Errorf("read status: %w\n%s", err, out)
+	}
+	return s, nil
+}
+
 func (r *rig) hostStatus() (map[string]host, error) {
 	out, err := r.run("host", "list", "-o", "json")
 	if err != nil {

@@ -61,7 +61,8 @@ func New(cfg Config) (*Client, error) {
 		DialContext:       dialAny(cfg.Managers),
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
-	where := endpoint{what: "manager at " + strings.Join(cfg.Managers, ", "), code: api.CodeUnreachable}
+	where := endpoint{what: "manager at " + strings.Join(cfg.Managers, ", "), code: api.CodeUnreachable,
+		probe: func() error { return probe(t.DialContext, tc) }}
 	return &Client{APIClient: culvertv1connect.NewAPIClient(rpc(t, "https://manager", where)), transport: t, where: strings.Join(cfg.Managers, ", ")}, nil
 }
 
@@ -145,6 +146,32 @@ func dialAny(addrs []string) func(context.Context, string, string) (net.Conn, er
 type endpoint struct {
 	what string
 	code api.Code // if it is not reachable
+	// probe asks once more why we are not let in; nil where there is no TLS.
+	probe func() error
+}
+
+// probe connects and waits for the server's first word. In TLS 1.3 a client
+// learns only at the first read, after its own handshake went well, that the
+// server refuses it, and the HTTP/2 client may report that as a connection that
+// "could not be established". Only failed calls pay for this.
+func probe(dial func(context.Context, string, string) (net.Conn, error), tc *tls.Config) error {
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout) // the caller's own may be over
+	defer cancel()
+	raw, err := dial(ctx, "tcp", "")
+	if err != nil {
+		return err
+	}
+	c := tls.Client(raw, tc)
+	defer c.Close()
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	deadline, _ := ctx.Deadline()
+	if err := c.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	_, err = c.Read(make([]byte, 1)) // HTTP/2 servers speak first (RFC 9113 section 3.4)
+	return err
 }
 
 func rpc(t *http.Transport, base string, where endpoint) *connect.Client {
@@ -182,30 +209,50 @@ func (e endpoint) explain(err error) error {
 	if ref := rpcerr.Refusal(err); ref != nil {
 		return ref
 	}
+	if ref := e.refusedBy(err); ref != nil {
+		return ref
+	}
 	var (
-		peer *trust.PeerError
-		op   *net.OpError
-		ce   *connect.Error
+		op *net.OpError
+		ce *connect.Error
 	)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
-	case errors.As(err, &peer):
-		return api.Refuse(api.CodeOtherCluster, "nothing was asked of the "+e.what, "its "+peer.Error(), "")
-	case errors.As(err, &op) && op.Op == "remote error", strings.Contains(err.Error(), "remote error: tls:"):
-		return api.Refuse(api.CodeCertificate, "the "+e.what+" did not let us in", "it does not accept our certificate ("+alert(err)+")", "")
 	case errors.Is(err, fs.ErrPermission):
 		return api.Refuse(api.CodeNotAllowed, "the "+e.what+" did not let us in", "the file's mode does not allow this user", "type the command as root: sudo culvert ...")
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.As(err, &op) && op.Op == "dial":
 		return api.Refuse(e.code, "nobody answers", "the "+e.what+" was not reached ("+dialCause(err)+")", "")
 	case errors.Is(err, context.DeadlineExceeded):
 		return api.Refuse(api.CodeUnanswered, "the "+e.what+" did not answer in time", "it was reached, and its answer did not come", "")
+	case errors.As(err, &ce) && ce.IsRemote() && (ce.Code() == connect.CodeCanceled || ce.Code() == connect.CodeDeadlineExceeded):
+		return api.Refuse(api.CodeUnanswered, "the "+e.what+" ended the call early", "it is being stopped, or its own time was over", "")
 	case errors.As(err, &ce) && ce.Code() == connect.CodeUnimplemented:
 		return api.Refuse(api.CodeVersion, "the "+e.what+" did not do it", "its release does not know this call", "")
 	case errors.As(err, &ce) && ce.IsRemote():
 		return api.Refuse(api.CodeServer, "the "+e.what+" did not do it", ce.Error(), "")
 	}
+	if e.probe != nil {
+		if ref := e.refusedBy(e.probe()); ref != nil {
+			return ref
+		}
+	}
 	return api.Refuse(api.CodeUnknown, "the call to the "+e.what+" was not finished", "the connection broke ("+plain(err)+")", "")
+}
+
+// refusedBy is the refusal if one side of a TLS connection did not believe the
+// other; nil if err says nothing of that kind.
+func (e endpoint) refusedBy(err error) *api.Refusal {
+	var peer *trust.PeerError
+	var op *net.OpError
+	switch {
+	case err == nil:
+	case errors.As(err, &peer):
+		return api.Refuse(api.CodeOtherCluster, "nothing was asked of the "+e.what, "its "+peer.Error(), "")
+	case errors.As(err, &op) && op.Op == "remote error", strings.Contains(err.Error(), "remote error: tls:"):
+		return api.Refuse(api.CodeCertificate, "the "+e.what+" did not let us in", "it does not accept our certificate ("+alert(err)+")", "")
+	}
+	return nil
 }
 
 func isRemote(err error) bool {

@@ -5,7 +5,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -53,7 +52,7 @@ func serve(t *testing.T, ca *trust.CA, leaf *trust.Leaf) string {
 	anchor := ca.Anchor(time.Now)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, l, err)
-	srv := &http.Server{Handler: apiserver.Identify(anchor, mux), ErrorLog: log.New(io.Discard, "", 0),
+	srv := &http.Server{Handler: apiserver.Identify(anchor, mux), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 		TLSConfig: trust.ServerConfig(trust.ServerOptions{Anchor: anchor, Leaf: trust.Fixed(leaf)})}
 	done := make(chan error, 1)
 	go func() { done <- srv.ServeTLS(l, "", "") }()
@@ -193,6 +192,11 @@ func TestOtherServers(t *testing.T) {
 			w.WriteHeader(500)
 			_, _ = io.WriteString(w, `{"code":"data_loss","message":"gone"}`)
 		}, api.CodeServer},
+		{"it is stopped", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(499)
+			_, _ = io.WriteString(w, `{"code":"canceled","message":"the call was ended early"}`)
+		}, api.CodeUnanswered},
 		{"it breaks off", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, api.CodeUnknown},
 	}
 	for _, tt := range tests {

@@ -40,9 +40,9 @@ func Encode(err error) error {
 	switch {
 	case errors.As(err, &ref):
 	case errors.Is(err, context.Canceled):
-		return connect.NewError(connect.CodeCanceled, "the caller went away").WithCause(err)
+		return connect.NewError(connect.CodeCanceled, "the call was ended early").WithCause(err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return connect.NewError(connect.CodeDeadlineExceeded, "the caller's time was over").WithCause(err)
+		return connect.NewError(connect.CodeDeadlineExceeded, "the time for the call was over").WithCause(err)
 	default:
 		ref = api.Refuse(api.CodeUnknown, "the call was not finished", "the server met an obstacle that its log describes", "")
 	}

@@ -29,13 +29,14 @@ type Subject interface {
 	Unplug(name string)         // the device goes
 	SetUp(name string, up bool) // `ip link set NAME up|down`
 	SetIPv6(name string, on bool)
+	SetMAC(name string, mac overlay.MAC)
 	SetRow(hoststate.Row)      // a foreign program writes
 	DeleteRow(hoststate.Row)   // a foreign program deletes
 	FlushRuleset()             // `nft flush ruleset`
 	DropIsolation(overlay.VNI) // the chain of one bridge goes
 }
 
-// Suite is a contract with one subject at hand.
+// suite is a case with its subject at hand.
 type suite struct {
 	*testing.T
 	Subject
@@ -235,7 +236,10 @@ func (s suite) eventually(what string, ok func() bool) {
 func Contract(t *testing.T, fresh func(*testing.T) Subject) {
 	for _, group := range [][]contractCase{rowCases, deviceCases, nftCases} {
 		for _, c := range group {
-			t.Run(c.name, func(t *testing.T) { c.run(suite{t, fresh(t)}) })
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				c.run(suite{t, fresh(t)})
+			})
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package kerneltest
 
 import (
+	"net/netip"
+
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
 )
@@ -83,6 +85,27 @@ var rowCases = []contractCase{
 		}
 		s.lacks(neighRow(guest4, mac1), neighRow(guest6, mac1))
 		s.holds(fdbRow(mac1, vtep2), masterRow(mac1, 0, remote), replRow(vtep2))
+	}},
+	{"facts-2/a new MAC loses neighbours and keeps the FDB", func(s suite) {
+		s.devices()
+		s.set(fdbRow(mac1, vtep2), replRow(vtep2), neighRow(guest4, mac1), neighRow(guest6, mac1))
+		s.Quiet()
+		s.SetMAC(vni.VXLAN(), mac2)
+		if !s.Bell(func(d hoststate.Doorbell) bool { return d.Deleted && d.Row.Key == neighRow(guest4, mac1).Key }) {
+			s.Errorf("no doorbell for the lost neighbour")
+		}
+		s.lacks(neighRow(guest4, mac1), neighRow(guest6, mac1))
+		s.holds(fdbRow(mac1, vtep2), replRow(vtep2))
+	}},
+	{"facts-10/one outer family a network", func(s suite) {
+		d := testDevice()
+		d.Local = netip.MustParseAddr("2001:db8::1")
+		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: d}, hoststate.Op{Kind: hoststate.OpMakeVXLAN, Dev: d})
+		if x := s.mustLink(vni.VXLAN()); x.Local != d.Local {
+			s.Errorf("local %s", x.Local)
+		}
+		s.set(fdbRow(mac1, vtepV6), replRow(vtepV6))
+		s.do(hoststate.ClassRefused, Set(fdbRow(mac2, vtep2), replRow(vtep2))...)
 	}},
 	{"facts-2/writes to a device that is down are there after up", func(s suite) {
 		d := testDevice()

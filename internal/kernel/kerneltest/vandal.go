@@ -75,6 +75,20 @@ func (m *Model) SetIPv6(name string, on bool) {
 	m.ringLinks()
 }
 
+// SetMAC changes a device's address; a VXLAN device loses all neighbours over
+// it (kernel-facts 2).
+func (m *Model) SetMAC(name string, mac overlay.MAC) {
+	l := m.links[m.names[name]]
+	if l == nil || l.MAC == mac {
+		return
+	}
+	l.MAC = mac
+	if l.Kind == hoststate.LinkVXLAN {
+		m.wipeNeigh(l.VNI)
+	}
+	m.ringLinks()
+}
+
 // SetPortState holds a port in an STP state, until it next goes up or down.
 func (m *Model) SetPortState(name string, s hoststate.PortState) {
 	if l := m.links[m.names[name]]; l != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"culvert/internal/store"
@@ -406,30 +407,53 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// etcd's client may hear of the store's end before the watch does; the reader
+// must be told that end all the same, and never nothing.
+func TestWatchBrokenOff(t *testing.T) {
+	s := &Store{}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	w := &watch{s: s, wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1)}
+	closed := make(chan clientv3.WatchResponse)
+	close(closed)
+	if err := w.pump(context.Background(), closed); err == nil {
+		t.Error("a watch that etcd ended has no error")
+	}
+	s.cancel(store.ErrClosed)
+	if err := w.pump(context.Background(), closed); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("a watch of a closed store: %v", err)
+	}
+}
+
 // What waits for a reader that does not read is bounded.
 func TestReaderFarBehind(t *testing.T) {
-	s := mustOpen(t, Options{Dir: t.TempDir(), UnsafeNoFsync: true})
-	ctx := timeout(t)
-	f := mustCampaign(t, s)
-	w, err := s.Watch(ctx, f.Rev())
-	if err != nil {
-		t.Fatal(err)
-	}
-	big := []store.Op{{Key: s.Prefix() + "big", Value: make([]byte, 1<<19)}}
-	var rev int64
-	for range maxQueued/len(big[0].Value) + 1 {
-		if rev, err = s.Commit(ctx, f, big); err != nil {
-			t.Fatal(err)
+	w := &watch{s: &Store{ctx: context.Background()}, wake: make(chan struct{}, 1), nudge: make(chan struct{}, 1)}
+	value := make([]byte, 1<<20)
+	events := make(chan clientv3.WatchResponse)
+	ended := make(chan error, 1)
+	go func() { ended <- w.pump(context.Background(), events) }()
+	send := func(rev int64) {
+		kv := &mvccpb.KeyValue{Key: []byte("k"), Value: value, ModRevision: rev}
+		select {
+		case events <- clientv3.WatchResponse{Events: []*clientv3.Event{{Kv: kv}}}:
+		case err := <-ended:
+			t.Fatalf("ended before revision %d: %v", rev, err)
 		}
 	}
-	for err == nil { // the pump may still be reading
-		if err = w.Confirm(ctx); err == nil {
-			err = ctx.Err()
+	// A reader that keeps up may read without end.
+	rev := int64(1)
+	for ; rev <= 3*maxQueued>>20; rev++ {
+		send(rev)
+		if b, err := w.Next(timeout(t)); err != nil || b.Rev != rev {
+			t.Fatalf("reader that keeps up: %+v, %v", b, err)
 		}
+	}
+	for range maxQueued >> 20 { // with the keys: just above the bound
+		send(rev)
+		rev++
 	}
 	var c *store.CompactedError
-	if _, _, err := w.Poll(); !errors.As(err, &c) || c.Rev > rev {
-		t.Fatalf("reader far behind: %v", err)
+	if err := <-ended; !errors.As(err, &c) || c.Rev != rev-1 {
+		t.Fatalf("reader far behind: %v, want all up to %d given up", err, rev-1)
 	}
 }
 

@@ -1,0 +1,95 @@
+package sim
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// number reads a number from the environment.
+func number(t *testing.T, name string, otherwise uint64) (uint64, bool) {
+	s := os.Getenv(name)
+	if s == "" {
+		return otherwise, false
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatalf("%s is %q: want a number", name, s)
+	}
+	return n, true
+}
+
+// TestSeeds simulates CULVERT_SEEDS seeds from CULVERT_FIRST on, or the one
+// that CULVERT_SEED names, with its whole trace.
+func TestSeeds(t *testing.T) {
+	if seed, ok := number(t, "CULVERT_SEED", 0); ok {
+		r := Run(seed, Options{Echo: func(line string) { fmt.Println(line) }})
+		if r.Err != "" {
+			t.Fatalf("seed %d: %s", seed, r.Err)
+		}
+		return
+	}
+	seeds, _ := number(t, "CULVERT_SEEDS", 200)
+	first, _ := number(t, "CULVERT_FIRST", 1)
+	var mu sync.Mutex
+	var hits [Faults]int
+	var done, events, failed int
+	began := time.Now()
+	next := first
+	workers := runtime.GOMAXPROCS(0)
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				seed := next
+				next++
+				stop := seed >= first+seeds || failed >= 3
+				mu.Unlock()
+				if stop {
+					return
+				}
+				r := Run(seed, Options{})
+				mu.Lock()
+				done++
+				events += r.Events
+				for i, n := range r.Hits {
+					hits[i] += n
+				}
+				if r.Err != "" {
+					failed++
+					t.Errorf("seed %d: %s\nreplay: CULVERT_SEED=%d go test ./internal/sim -run TestSeeds -v\nthe last events:\n%s", seed, r.Err, seed, r.Trace)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	t.Logf("figure: %d seeds, %d events, %.1f seeds a second a core", done, events, float64(done)/took.Seconds()/float64(workers))
+	text := ""
+	for i, n := range hits {
+		text += fmt.Sprintf(" %s=%d", Fault(i), n)
+		if n == 0 && seeds >= 200 && failed == 0 {
+			t.Errorf("fault %s never hit in %d seeds", Fault(i), seeds)
+		}
+	}
+	t.Logf("faults hit:%s", text)
+}
+
+// TestSameSeedSameRun: what a seed does is a function of the seed.
+func TestSameSeedSameRun(t *testing.T) {
+	for seed := range uint64(8) {
+		a, b := Run(1000+seed, Options{Deep: true}), Run(1000+seed, Options{Deep: true})
+		if a.Hash != b.Hash || a.Events != b.Events {
+			t.Errorf("seed %d: %016x after %d events, then %016x after %d", 1000+seed, a.Hash, a.Events, b.Hash, b.Events)
+		}
+		if a.Trace != b.Trace {
+			t.Errorf("seed %d: the last events differ", 1000+seed)
+		}
+	}
+}

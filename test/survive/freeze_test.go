@@ -1,0 +1,100 @@
+package survive
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Time-outs that a freeze must outlast: the manager gives up a silent agent
+// after 40 s (10 s until it asks, 30 s for the answer), an agent a silent
+// manager after 15 s, and the decider's place is lost after 10 s.
+const (
+	pastAgent   = 42 * time.Second
+	pastManager = 31 * time.Second
+)
+
+// An agent that is frozen until the manager has given it up, and thawed.
+func TestFrozenAgentTouchesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 2)
+	vm1, vm2 := r.pair()
+	r.connected()
+	before := r.pictures()
+	l1, l2 := r.listen("h1"), r.listen("h2")
+	there, back := r.ping("vm1", address(vm2), time.Millisecond), r.ping("vm2", address(vm1), time.Millisecond)
+
+	r.signal(unix.SIGSTOP, "h1")
+	r.hold(pastAgent)
+	hosts, err := r.hostStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := hosts["h1"].Status.State; s == "connected" {
+		t.Errorf("h1 is %s after a freeze of %s: the freeze outlasted nothing", s, pastAgent)
+	}
+	if s := hosts["h2"].Status.State; s != "connected" {
+		t.Errorf("h2 is %s, want connected", s)
+	}
+	r.same("agent frozen", before)
+	r.signal(unix.SIGCONT, "h1")
+	r.connected()
+	r.same("agent thawed", before)
+	l1.nothing("agent frozen and thawed")
+	// Its neighbour ran on, converged, with traffic and a host that left: it
+	// wrote nothing either.
+	l2.nothing("the other agent, for " + pastAgent.String())
+	there.lossless(t)
+	back.lossless(t)
+}
+
+// Agent and manager frozen together, beyond what the other agent and the store
+// wait for, and thawed.
+func TestFrozenManagerTouchesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 2)
+	vm1, vm2 := r.pair()
+	r.connected()
+	before := r.pictures()
+	l1, l2 := r.listen("h1"), r.listen("h2")
+	there, back := r.ping("vm1", address(vm2), time.Millisecond), r.ping("vm2", address(vm1), time.Millisecond)
+
+	r.signal(unix.SIGSTOP, "m1", "h1")
+	r.hold(pastManager)
+	r.same("manager and agent frozen", before)
+	r.signal(unix.SIGCONT, "m1", "h1")
+	r.connected()
+	r.same("manager and agent thawed", before)
+	l1.nothing("frozen and thawed")
+	l2.nothing("its manager frozen and thawed")
+	there.lossless(t)
+	back.lossless(t)
+}
+
+// Three hosts at rest, with traffic: nobody writes anything for 30 seconds.
+func TestConvergedFleetWritesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 3)
+	vm1, vm2 := r.pair()
+	r.connected()
+	var ls []*listener
+	for _, h := range r.hosts {
+		ls = append(ls, r.listen(h))
+	}
+	p, q := r.ping("vm1", address(vm2), 100*time.Millisecond), r.ping("vm2", address(vm1), 100*time.Millisecond)
+	r.hold(30 * time.Second)
+	for _, l := range ls {
+		l.nothing("30 s at rest")
+	}
+	p.lossless(t)
+	q.lossless(t)
+	// The listener hears: without this, silence would prove nothing.
+	r.mustIn("h1", "bridge", "fdb", "add", "52:54:00:00:00:77", "dev", "cvx42", "dst", "172.20.2.1", "self", "static")
+	r.await(2*time.Second, "the listener hears a write", func() error {
+		if len(ls[0].take()) == 0 {
+			return errSilent
+		}
+		return nil
+	})
+}
