@@ -59,6 +59,7 @@ type Core struct {
 	hosts map[overlay.UID]*hostEntry
 	nets  map[overlay.UID]*network
 	byVNI map[overlay.VNI]*network
+	order []*network // c.nets by UID; nil when it must be made anew
 	fleet logState
 
 	links     map[int32]hoststate.Link
@@ -289,13 +290,18 @@ func (c *Core) dueNet(n *network) {
 	}
 }
 
+// sortedNets is all networks by UID. The slice is shared: a caller that makes
+// or forgets networks goes on with the old one.
 func (c *Core) sortedNets() []*network {
-	out := make([]*network, 0, len(c.nets))
-	for _, n := range c.nets { // order-free: sorted below
-		out = append(out, n)
+	if c.order != nil {
+		return c.order
 	}
-	slices.SortFunc(out, func(a, b *network) int { return a.uid.Compare(b.uid) })
-	return out
+	c.order = make([]*network, 0, len(c.nets))
+	for _, n := range c.nets { // order-free: sorted below
+		c.order = append(c.order, n)
+	}
+	slices.SortFunc(c.order, func(a, b *network) int { return a.uid.Compare(b.uid) })
+	return c.order
 }
 
 // problem keeps a text that status shows until it is solved.

@@ -144,6 +144,7 @@ func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
 		if !n.live() && n.bridge == 0 && n.vxlan == 0 && len(n.taps) == 0 && !n.open && c.fleet.complete {
 			c.drop(n.rows)
 			delete(c.nets, n.uid)
+			c.order = nil
 			c.lookOrphans = true
 		}
 	}
@@ -218,6 +219,10 @@ func (c *Core) takeOver(n *network, bl, vl hoststate.Link, hasBridge, hasVXLAN b
 	}
 }
 
+// fillSlack is how many rows may still wait when a VXLAN device is set up: not
+// none, or steady change would keep it down for ever.
+const fillSlack = 64
+
 func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have bool, emit func(hoststate.Op)) {
 	switch {
 	case !n.serving && have:
@@ -241,24 +246,9 @@ func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have
 		n.needRead = true
 		return
 	}
-	if !vl.Up && n.log.complete && !n.rowsOpen() { // fill first, then up
+	if !vl.Up && n.log.complete && n.rows.open <= fillSlack { // fill first, then up
 		emit(hoststate.Op{Kind: hoststate.OpUp, Index: n.vxlan})
 	}
-}
-
-// rowsOpen reports whether rows wait to be written.
-func (n *network) rowsOpen() bool {
-	for _, k := range n.rows.queue {
-		if rs := n.rows.rows[k]; rs != nil && rs.wanted() && !rs.settled() {
-			return true
-		}
-	}
-	for _, rs := range n.rows.rows { // order-free: any will do
-		if rs.busy {
-			return true
-		}
-	}
-	return false
 }
 
 // deviceDone takes the outcome of an operation on devices: whatever it was,

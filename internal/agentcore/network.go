@@ -20,11 +20,13 @@ type network struct {
 	byName map[string]overlay.UID
 	byMAC  map[overlay.MAC]overlay.UID // live ports
 	eps    map[overlay.MAC]*endpoint
+	mine   map[overlay.MAC]bool       // live bindings to this host
 	owner  map[netip.Addr]overlay.MAC // who had each address last, to notice a change
 	log    logState
 
 	subscribed bool // its log is wanted
 	told       bool // ... and the manager was told in this session
+	anew       bool // ... before what it sent was forgotten
 
 	// Devices, as read and as wanted.
 	bridge, vxlan int32 // ifindex, 0 if not there
@@ -71,9 +73,9 @@ func (c *Core) net(uid overlay.UID) *network {
 	if n == nil {
 		n = &network{
 			uid: uid, ports: map[overlay.UID]*portEntry{}, byName: map[string]overlay.UID{}, byMAC: map[overlay.MAC]overlay.UID{},
-			eps: map[overlay.MAC]*endpoint{}, owner: map[netip.Addr]overlay.MAC{}, taps: map[int32]*tap{}, rows: newRowSet(),
+			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, owner: map[netip.Addr]overlay.MAC{}, taps: map[int32]*tap{}, rows: newRowSet(),
 		}
-		c.nets[uid] = n
+		c.nets[uid], c.order = n, nil
 	}
 	return n
 }
@@ -237,9 +239,9 @@ func (c *Core) clear(n *network) {
 		n.eps[mac].gone = true
 		c.replan(n, mac)
 	}
-	n.eps, n.owner = map[overlay.MAC]*endpoint{}, map[netip.Addr]overlay.MAC{}
+	n.eps, n.mine, n.owner = map[overlay.MAC]*endpoint{}, map[overlay.MAC]bool{}, map[netip.Addr]overlay.MAC{}
 	n.ports, n.byName, n.byMAC = map[overlay.UID]*portEntry{}, map[string]overlay.UID{}, map[overlay.MAC]overlay.UID{}
-	n.log = logState{}
+	n.log, n.anew = logState{}, true
 	for _, idx := range sortedTaps(n.taps) {
 		c.identify(n, n.taps[idx])
 	}
@@ -296,6 +298,11 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 	e.rec, e.rev, e.gone, e.leaving = r, it.Rev, it.Gone, false
 	if !it.Gone {
 		n.log.sum.Add(key, it.Rev)
+	}
+	if !it.Gone && r.Host == c.cfg.Self {
+		n.mine[r.MAC] = true
+	} else {
+		delete(n.mine, r.MAC)
 	}
 	c.replan(n, r.MAC)
 	if !it.Gone {
@@ -406,7 +413,10 @@ func (c *Core) logEnd(e End) {
 		}
 		l = &n.log
 	}
-	if e.Full && l.named != nil {
+	if l.named == nil && (e.Full || !l.complete) {
+		return // of a subscription that was given up: its beginning was forgotten
+	}
+	if e.Full {
 		if n == nil {
 			c.sweepFleet(l, e.Sent)
 		} else {

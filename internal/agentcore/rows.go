@@ -64,6 +64,7 @@ func (r *rowState) settled() bool {
 type rowSet struct {
 	rows  map[hoststate.Key]*rowState
 	queue []hoststate.Key
+	open  int // rows that are in the ledger
 }
 
 func newRowSet() *rowSet { return &rowSet{rows: map[hoststate.Key]*rowState{}} }
@@ -117,6 +118,7 @@ func (c *Core) changed(s *rowSet, k hoststate.Key, rs *rowState) {
 	default:
 		if !rs.open {
 			rs.open, rs.gen = true, c.work.open()
+			s.open++
 		}
 		s.enqueue(k, rs)
 	}
@@ -125,6 +127,7 @@ func (c *Core) changed(s *rowSet, k hoststate.Key, rs *rowState) {
 // close takes a settled row off the ledger, and out of memory if it is gone.
 func (c *Core) close(s *rowSet, k hoststate.Key, rs *rowState) {
 	if rs.open {
+		s.open--
 		rs.open, rs.tries = false, 0
 		c.work.done(rs.gen)
 	}
@@ -141,7 +144,7 @@ func (c *Core) drop(s *rowSet) {
 			c.work.done(rs.gen)
 		}
 	}
-	s.rows, s.queue = map[hoststate.Key]*rowState{}, nil
+	s.rows, s.queue, s.open = map[hoststate.Key]*rowState{}, nil, 0
 }
 
 // flight is what an operation under way is about.

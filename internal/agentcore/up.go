@@ -85,16 +85,16 @@ func (c *Core) NextUp() Up {
 	}
 	for _, n := range c.sortedNets() {
 		switch {
-		case n.subscribed && !n.told:
+		case n.subscribed && (!n.told || n.anew):
 			pos := Position{Network: n.uid, Sent: n.log.sent}
 			if n.log.wantFull {
 				pos.Sent, n.log.wantFull = overlay.Rev{}, false
 			}
 			u.Add = append(u.Add, pos)
-			n.told = true
+			n.told, n.anew = true, false
 		case !n.subscribed && n.told:
 			u.Remove = append(u.Remove, n.uid)
-			n.told = false
+			n.told, n.anew = false, false
 		}
 	}
 	for _, n := range c.sortedNets() {
@@ -164,9 +164,8 @@ func (c *Core) departed(n *network) []overlay.MAC {
 		return nil // the inventory says it, whole
 	}
 	var out []overlay.MAC
-	for _, mac := range sortedMACs(n.eps) {
-		e := n.eps[mac]
-		if e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self && !e.leaving && n.tapOf(mac) == nil {
+	for _, mac := range sortedMACs(n.mine) {
+		if e := n.eps[mac]; !e.leaving && n.tapOf(mac) == nil {
 			out = append(out, mac)
 		}
 	}

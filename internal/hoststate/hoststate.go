@@ -33,8 +33,8 @@ const (
 	// TableNeigh is the VXLAN device's neighbour table: IP -> MAC.
 	TableNeigh Table = 5
 	// TableMember is the set of bridge ports that may pass frames (nftables,
-	// bridge). Key: Port. A device that joins one of our bridges passes nothing
-	// to or from a member until it is in this set.
+	// bridge), the VXLAN device among them. Key: Port. A device that joins one
+	// of our bridges passes nothing to or from a member until it is in this set.
 	TableMember Table = 6
 )
 
@@ -69,7 +69,9 @@ type Key struct {
 // Flags are the kernel's properties of a row that must be as planned.
 type Flags uint8
 
-// Row flags.
+// Row flags. The bridge keeps NTF_EXT_LEARNED for ever once it was set and
+// gives such an entry no state; so in TableMaster Extern is read, together with
+// Static, on the VXLAN device's port only.
 const (
 	// Static: NUD_NOARP, never ages (FDB).
 	Static Flags = 1 << iota
@@ -181,7 +183,8 @@ type Scope struct {
 }
 
 // Doorbell says that something changed. It is a reason to look, never the
-// truth itself; Row lets the core recognise the echo of its own writes.
+// truth itself; Row lets the core recognise the echo of its own writes to both
+// FDBs and the replication list. Own writes to other tables do not ring.
 type Doorbell struct {
 	Overflow bool        // events were lost: anything may have changed
 	Links    bool        // a link or an nftables object of ours changed

@@ -16,8 +16,9 @@ const (
 	// OpSet writes Row: creates it or replaces what stands under its key.
 	// TableRepl rows are appended; one that is there already is no error.
 	OpSet OpKind = 1
-	// OpDel deletes the row under Row.Key. TableFDB and TableMaster compare:
-	// nothing is deleted unless the value is still Row.Val. An absent row is
+	// OpDel deletes the row under Row.Key. TableFDB compares the destination and
+	// TableMaster the port: if another stands there, nothing is deleted, and
+	// the result is ClassOK with what stands there in Have. An absent row is
 	// ClassNotFound, which callers take as done.
 	OpDel OpKind = 2
 	// OpBase makes our nftables tables, sets, chains and rules, empty sets
@@ -36,7 +37,8 @@ const (
 	// local, alias, altname, port flags) and isolates the bridge if it is not.
 	OpTune OpKind = 7
 	// OpPort makes the VM port Index as a VM port must be: flood off,
-	// learning off, IPv6 off.
+	// learning off, IPv6 off; isolated from other such ports unless it is in
+	// TableMember, whose rows change that too.
 	OpPort OpKind = 8
 	// OpDelLink deletes the link Index. ClassGone if it is not there.
 	OpDelLink OpKind = 9

@@ -45,6 +45,8 @@ type Kernel struct {
 	read  *sock // rtnetlink, for Read
 	nfw   *sock // nftables elements, for Apply
 	nfr   *sock // nftables, for Read
+	rules ruleReader
+	calm  sentinel
 
 	base sync.Mutex // one transaction on tables and chains at a time
 }
@@ -69,6 +71,7 @@ func Open(ns int, cfg Config) (*Kernel, error) {
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
+	k.rules.ns, k.calm.ns, k.calm.fd = fd, fd, -1
 	k.write, k.read = newSock(fd, unix.NETLINK_ROUTE), newSock(fd, unix.NETLINK_ROUTE)
 	k.nfw, k.nfr = newSock(fd, unix.NETLINK_NETFILTER), newSock(fd, unix.NETLINK_NETFILTER)
 	for _, s := range []*sock{k.write, k.read, k.nfw, k.nfr} {
@@ -87,7 +90,7 @@ func (k *Kernel) Close() error {
 	for _, s := range []*sock{k.write, k.read, k.nfw, k.nfr} {
 		s.close()
 	}
-	return unix.Close(k.ns)
+	return errors.Join(k.rules.close(), k.calm.close(), unix.Close(k.ns))
 }
 
 // Apply carries out ops in order and says of each what became of it. Rows

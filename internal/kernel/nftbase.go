@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -207,14 +208,7 @@ func (k *Kernel) baseStands(have *base) (bool, error) {
 }
 
 func (k *Kernel) rulesStand(b baseChain) (bool, error) {
-	c, err := k.nft()
-	if err != nil {
-		return false, fmt.Errorf("open nftables: %w", err)
-	}
-	rules, err := c.GetRules(b.Table, b.Chain)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
+	rules, err := k.rules.get(b.Chain)
 	if err != nil {
 		return false, fmt.Errorf("read rules of %s: %w", b.Name, err)
 	}
@@ -227,6 +221,50 @@ func (k *Kernel) rulesStand(b baseChain) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// ruleReader keeps a connection for reading rules, which opening costs ten
+// times as much as the reading. After an error it opens a new one.
+type ruleReader struct {
+	ns int
+
+	mu   sync.Mutex // guards conn, and is held while it is read from
+	conn *nftables.Conn
+}
+
+func (r *ruleReader) get(c *nftables.Chain) ([]*nftables.Rule, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		conn, err := nftables.New(nftables.WithNetNSFd(r.ns), nftables.AsLasting())
+		if err != nil {
+			return nil, err
+		}
+		r.conn = conn
+	}
+	rules, err := r.conn.GetRules(c.Table, c)
+	if err != nil {
+		// The library wraps its errors in words (%v), so that none can be told
+		// from another; a chain that went is found by the next read.
+		err = errors.Join(errInterrupted, err, r.drop())
+	}
+	return rules, err
+}
+
+// drop closes the connection. Callers hold mu.
+func (r *ruleReader) drop() error {
+	if r.conn == nil {
+		return nil
+	}
+	conn := r.conn
+	r.conn = nil
+	return conn.CloseLasting()
+}
+
+func (r *ruleReader) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.drop()
 }
 
 // isolate puts the isolation chain on a bridge, replacing one that is not as

@@ -83,19 +83,7 @@ func (k *Kernel) readRows(st *hoststate.State, v overlay.VNI) error {
 	if err != nil {
 		return err
 	}
-	s, err := k.watchDeletions()
-	if err != nil {
-		return err
-	}
-	err = k.dumpRows(st, v, d)
-	disturbed, errS := s.disturbed(d)
-	if err := errors.Join(err, errS, s.close()); err != nil {
-		return err
-	}
-	if disturbed {
-		return errInterrupted
-	}
-	return nil
+	return k.calm.during(d, func() error { return k.dumpRows(st, v, d) })
 }
 
 // dumpRows dumps the FDB entries of all ports of the network's bridge, the

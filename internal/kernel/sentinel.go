@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,30 +17,76 @@ import (
 // What it cannot notice is that the neighbour hash, which all namespaces
 // share, grows during the dump; the cost is an entry that is written again as
 // it stands.
-type sentinel struct{ fd int }
+//
+// The socket is kept, its membership is not: a listener halves the rate of
+// writes in the namespace (kernel-facts 3).
+type sentinel struct {
+	ns int
 
-// watchDeletions begins to listen.
-func (k *Kernel) watchDeletions() (*sentinel, error) {
-	s := &sentinel{fd: -1}
-	err := inNS(k.ns, func() (err error) {
-		s.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	mu sync.Mutex // guards fd, and is held during a dump: one at a time
+	fd int        // -1 when closed
+}
+
+// during runs dump and adds errInterrupted to its error if an entry of these
+// devices was deleted meanwhile.
+func (s *sentinel) during(d devices, dump func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.open(); err != nil {
 		return err
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_NEIGH); err != nil {
+		return errors.Join(fmt.Errorf("listen to deletions: %w", err), s.drop())
+	}
+	err := dump()
+	errLeave := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_DROP_MEMBERSHIP, unix.RTNLGRP_NEIGH)
+	disturbed, errRead := s.disturbed(d)
+	if err := errors.Join(errLeave, errRead); err != nil {
+		return errors.Join(err, s.drop())
+	}
+	if disturbed {
+		return errors.Join(errInterrupted, err)
+	}
+	return err
+}
+
+// open makes the socket if there is none. Callers hold mu.
+func (s *sentinel) open() error {
+	if s.fd >= 0 {
+		return nil
+	}
+	return inNS(s.ns, func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("netlink socket: %w", err)
+		}
+		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if err == nil {
+			err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+				&unix.SockFprog{Len: uint16(len(deletionsOnly)), Filter: &deletionsOnly[0]})
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("socket for deletions: %w", err), unix.Close(fd))
+		}
+		s.fd = fd
+		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("netlink socket: %w", err)
+}
+
+// drop closes the socket. Callers hold mu.
+func (s *sentinel) drop() error {
+	if s.fd < 0 {
+		return nil
 	}
-	err = unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	if err == nil {
-		err = unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-			&unix.SockFprog{Len: uint16(len(deletionsOnly)), Filter: &deletionsOnly[0]})
-	}
-	if err == nil {
-		err = unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_NEIGH)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to deletions: %w", err), s.close())
-	}
-	return s, nil
+	fd := s.fd
+	s.fd = -1
+	return unix.Close(fd)
+}
+
+func (s *sentinel) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drop()
 }
 
 // deletionsOnly passes RTM_DELNEIGH; compare noMisses.
@@ -50,9 +97,9 @@ var deletionsOnly = []unix.SockFilter{
 	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 }
 
-// disturbed says whether an entry of these devices was deleted since.
-// Deletions that overflowed the socket count.
-func (s *sentinel) disturbed(d devices) (bool, error) {
+// disturbed reads what was heard, all of it, and says whether an entry of
+// these devices was deleted. Deletions that overflowed the socket count.
+func (s *sentinel) disturbed(d devices) (hit bool, err error) {
 	buf := make([]byte, 8192)
 	for {
 		n, err := unix.Read(s.fd, buf)
@@ -60,22 +107,18 @@ func (s *sentinel) disturbed(d devices) (bool, error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			return false, nil
+			return hit, nil
 		case errors.Is(err, unix.ENOBUFS):
-			return true, nil
+			hit = true
+			continue
 		case err != nil:
 			return false, fmt.Errorf("receive deletions: %w", err)
 		}
-		hit := false
 		_, err = eachMessage(buf[:n], func(a answer) (bool, error) {
 			e, err := parseNeigh(a.body)
 			hit = hit || err == nil && (d.vxlan != 0 && e.ifindex == d.vxlan || d.bridge != 0 && e.master == d.bridge)
 			return false, err
 		})
-		if hit || err != nil {
-			return true, nil
-		}
+		hit = hit || err != nil
 	}
 }
-
-func (s *sentinel) close() error { return unix.Close(s.fd) }

@@ -31,10 +31,10 @@ func TestFrozenAgentTouchesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := hosts["h1"].Status.State; s == "connected" {
+	if s := hosts["h1"].GetState(); s == "connected" {
 		t.Errorf("h1 is %s after a freeze of %s: the freeze outlasted nothing", s, pastAgent)
 	}
-	if s := hosts["h2"].Status.State; s != "connected" {
+	if s := hosts["h2"].GetState(); s != "connected" {
 		t.Errorf("h2 is %s, want connected", s)
 	}
 	r.same("agent frozen", before)
@@ -45,8 +45,7 @@ func TestFrozenAgentTouchesNothing(t *testing.T) {
 	// Its neighbour ran on, converged, with traffic and a host that left: it
 	// wrote nothing either.
 	l2.nothing("the other agent, for " + pastAgent.String())
-	there.lossless(t)
-	back.lossless(t)
+	lossless(t, there, back)
 }
 
 // Agent and manager frozen together, beyond what the other agent and the store
@@ -68,8 +67,7 @@ func TestFrozenManagerTouchesNothing(t *testing.T) {
 	r.same("manager and agent thawed", before)
 	l1.nothing("frozen and thawed")
 	l2.nothing("its manager frozen and thawed")
-	there.lossless(t)
-	back.lossless(t)
+	lossless(t, there, back)
 }
 
 // Three hosts at rest, with traffic: nobody writes anything for 30 seconds.
@@ -87,8 +85,7 @@ func TestConvergedFleetWritesNothing(t *testing.T) {
 	for _, l := range ls {
 		l.nothing("30 s at rest")
 	}
-	p.lossless(t)
-	q.lossless(t)
+	lossless(t, p, q)
 	// The listener hears: without this, silence would prove nothing.
 	r.mustIn("h1", "bridge", "fdb", "add", "52:54:00:00:00:77", "dev", "cvx42", "dst", "172.20.2.1", "self", "static")
 	r.await(2*time.Second, "the listener hears a write", func() error {

@@ -75,6 +75,5 @@ func TestKilledDaemonsTouchNothing(t *testing.T) {
 	r.start("m1")
 	check("manager back after all")
 
-	there.lossless(t)
-	back.lossless(t)
+	lossless(t, there, back)
 }

@@ -81,8 +81,8 @@ func TestPoorerManagerDeletesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := st.Counters["streams_refused_"+string(api.CodeOlderStore)]; n < 3 {
-			t.Errorf("%s: counters %v", c.name, st.Counters)
+		if n := st.GetCounters()["streams_refused_"+string(api.CodeOlderStore)]; n < 3 {
+			t.Errorf("%s: counters %v", c.name, st.GetCounters())
 		}
 		// So is an agent that starts under it without memory: the host is
 		// remembered.
@@ -108,8 +108,7 @@ func TestPoorerManagerDeletesNothing(t *testing.T) {
 		l1.nothing(c.name)
 		l2.nothing(c.name)
 	}
-	there.lossless(t)
-	back.lossless(t)
+	lossless(t, there, back)
 }
 
 // A manager that gets a twentieth of the time it needs: changes come late, but
@@ -153,12 +152,11 @@ func TestSlowManager(t *testing.T) {
 	stop()
 	res := r.ping("vm1", address(vm3), 10*time.Millisecond)
 	r.hold(200 * time.Millisecond)
-	res.lossless(t)
+	lossless(t, res)
 	for _, l := range []*listener{l1, l2} {
 		if e := l.noDeletion("slow manager"); len(e) == 0 {
 			t.Errorf("%s heard nothing of vm3", l.host)
 		}
 	}
-	there.lossless(t)
-	back.lossless(t)
+	lossless(t, there, back)
 }

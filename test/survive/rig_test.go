@@ -3,7 +3,6 @@ package survive
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,6 +19,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"culvert/internal/api/client"
+	"culvert/internal/api/culvertv1"
 	"culvert/internal/hoststate"
 	"culvert/internal/kernel"
 	"culvert/internal/lab"
@@ -37,6 +38,7 @@ type rig struct {
 	ctx     context.Context
 	hosts   []string
 	kernels map[string]*kernel.Kernel
+	api     *client.Client
 }
 
 // newRig builds an empty lab, which goes with the test.
@@ -185,48 +187,32 @@ func (r *rig) start(nodes ...string) {
 	}
 }
 
-// host is a host as the API shows it.
-type host struct {
-	Metadata struct{ Name string }
-	Status   struct {
-		State           string
-		AppliedRevision string
-		Repairs         uint64
-		Unclaimed       []string
-		Problems        []string
+// status asks the manager.
+func (r *rig) status() (*culvertv1.StatusResponse, error) {
+	if r.api == nil {
+		cfg, err := client.Load(r.lab.ClientConfig())
+		if err != nil {
+			return nil, err
+		}
+		if r.api, err = client.New(cfg); err != nil {
+			return nil, err
+		}
+		r.t.Cleanup(r.api.Close)
 	}
+	ctx, cancel := context.WithTimeout(r.ctx, 5*time.Second)
+	defer cancel()
+	return r.api.Status(ctx, &culvertv1.StatusRequest{})
 }
 
-// status is the cluster as the API shows it.
-type status struct {
-	Revision string
-	Counters map[string]uint64
-}
-
-func (r *rig) status() (status, error) {
-	out, err := r.run("status", "-o", "json")
-	if err != nil && out == "" { // 1 is degraded, and said in the document
-		return status{}, err
-	}
-	var s status
-	if err := json.Unmarshal([]byte(out), &s); err != nil {
-		return status{}, fmt.Errorf("read status: %w\n%s", err, out)
-	}
-	return s, nil
-}
-
-func (r *rig) hostStatus() (map[string]host, error) {
-	out, err := r.run("host", "list", "-o", "json")
+// hostStatus is what the manager says of each host.
+func (r *rig) hostStatus() (map[string]*culvertv1.HostStatus, error) {
+	st, err := r.status()
 	if err != nil {
 		return nil, err
 	}
-	var list struct{ Items []host }
-	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		return nil, fmt.Errorf("read host list: %w\n%s", err, out)
-	}
-	hosts := map[string]host{}
-	for _, h := range list.Items {
-		hosts[h.Metadata.Name] = h
+	hosts := map[string]*culvertv1.HostStatus{}
+	for _, h := range st.GetHosts() {
+		hosts[h.GetMetadata().GetName()] = h.GetStatus()
 	}
 	return hosts, nil
 }
@@ -241,8 +227,8 @@ func (r *rig) connected() {
 			return err
 		}
 		for _, n := range r.hosts {
-			if h := hosts[n]; h.Status.State != "connected" || h.Status.AppliedRevision == "" || h.Status.AppliedRevision == "0" {
-				return fmt.Errorf("%s is %q at revision %q", n, h.Status.State, h.Status.AppliedRevision)
+			if h := hosts[n]; h.GetState() != "connected" || h.GetAppliedRevision() == "" || h.GetAppliedRevision() == "0" {
+				return fmt.Errorf("%s is %q at revision %q", n, h.GetState(), h.GetAppliedRevision())
 			}
 		}
 		return nil
@@ -391,14 +377,19 @@ func (p *pinging) end(t *testing.T) lab.PingResult {
 	return p.res
 }
 
-// lossless ends a ping that may have lost nothing.
-func (p *pinging) lossless(t *testing.T) {
+// lossless ends pings that may have lost nothing.
+func lossless(t *testing.T, ps ...*pinging) {
 	t.Helper()
-	res := p.end(t)
-	t.Logf("ping %s to %s: %d sent, %d back", p.from, p.to, res.Sent, res.Received)
-	if len(res.Lost) > 0 || res.Refused > 0 || res.Sent == 0 {
-		t.Errorf("ping %s to %s: %d sent, %d lost (longest gap %d, first %v), %d refused %v", p.from, p.to, res.Sent, len(res.Lost),
-			res.LongestGap(), res.Lost[:min(5, len(res.Lost))], res.Refused, res.Reason)
+	for _, p := range ps {
+		p.stop()
+	}
+	for _, p := range ps {
+		res := p.end(t)
+		t.Logf("ping %s to %s: %d sent, %d back", p.from, p.to, res.Sent, res.Received)
+		if len(res.Lost) > 0 || res.Refused > 0 || res.Sent == 0 {
+			t.Errorf("ping %s to %s: %d sent, %d lost (longest gap %d, first %v), %d refused %v", p.from, p.to, res.Sent, len(res.Lost),
+				res.LongestGap(), res.Lost[:min(5, len(res.Lost))], res.Refused, res.Reason)
+		}
 	}
 }
 
