@@ -115,7 +115,7 @@ func found(_ context.Context, o cli.InitOptions) error {
 	if err := server.Save(filepath.Join(dir, leafName)); err != nil {
 		return fmt.Errorf("save certificate: %w", err)
 	}
-	config, err := saveOperator(ca, me, now)
+	config, err := newOperator(ca, me, now)
 	if err != nil {
 		return err
 	}
@@ -128,28 +128,32 @@ func found(_ context.Context, o cli.InitOptions) error {
 	return nil
 }
 
-// saveOperator gives the user who typed init an operator's certificate.
-func saveOperator(ca *trust.CA, me managerFile, now time.Time) (string, error) {
+// newOperator gives the user who typed init an operator's certificate.
+func newOperator(ca *trust.CA, me managerFile, now time.Time) (string, error) {
+	op, err := ca.IssueOperator("admin", now)
+	if err != nil {
+		return "", fmt.Errorf("issue operator's certificate: %w", err)
+	}
+	return saveOperator(op, me.Cluster, []string{me.Advertise})
+}
+
+// saveOperator keeps an operator's certificate where the client verbs look for
+// it, and returns the path of their configuration.
+func saveOperator(op *trust.Leaf, cluster string, managers []string) (string, error) {
 	base, err := os.UserConfigDir()
 	if err != nil {
 		return "", fmt.Errorf("find the user's configuration: %w", err)
 	}
 	dir := filepath.Join(base, "culvert")
-	op, err := ca.IssueOperator("admin", now)
-	if err != nil {
-		return "", fmt.Errorf("issue operator's certificate: %w", err)
-	}
 	if err := op.Save(filepath.Join(dir, "operator.pem")); err != nil {
 		return "", fmt.Errorf("save operator's certificate: %w", err)
 	}
-	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Cert().Raw})
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: op.CA.Raw})
 	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), root, 0o600); err != nil {
 		return "", fmt.Errorf("save authority's certificate: %w", err)
 	}
 	path := filepath.Join(dir, "config.json")
-	return path, client.Save(path, client.Config{
-		Cluster: me.Cluster, Managers: []string{me.Advertise}, CA: "ca.pem", Cert: "operator.pem", Key: "operator.pem",
-	})
+	return path, client.Save(path, client.Config{Cluster: cluster, Managers: managers, CA: "ca.pem", Cert: "operator.pem", Key: "operator.pem"})
 }
 
 // advertised is the address that other machines reach the manager by.
@@ -258,14 +262,20 @@ func join(ctx context.Context, o cli.JoinOptions) error {
 	return settle(o, leaf, me, r)
 }
 
-// settle keeps what the join brought: for an agent in its data directory.
+// settle keeps what the join brought: an agent's in its data directory, an
+// operator's in the user's configuration.
 func settle(o cli.JoinOptions, leaf *trust.Leaf, me agentFile, r *culvertv1.JoinResponse) error {
 	id, err := leaf.Identity()
 	if err != nil {
 		return fmt.Errorf("read certificate: %w", err)
 	}
-	if id.Role != trust.RoleAgent {
-		return api.Refuse(api.CodeLater, "This machine did not join", "the token is for an "+id.Role.String(), "Make one for an agent: culvert token create --role agent")
+	if id.Role == trust.RoleOperator {
+		path, err := saveOperator(leaf, r.GetCluster(), r.GetManagers())
+		if err != nil {
+			return err
+		}
+		fmt.Printf("You are an operator of cluster %q on this machine (%s).\n", r.GetCluster(), path)
+		return nil
 	}
 	dir := filepath.Join(o.Dir, "agent")
 	if err := leaf.Save(filepath.Join(dir, leafName)); err != nil {

@@ -61,6 +61,9 @@ type Core struct {
 	byVNI map[overlay.VNI]*network
 	order []*network // c.nets by UID; nil when it must be made anew
 	fleet logState
+	// behind are the networks whose logs are wanted and were not received to
+	// an end since they were asked for.
+	behind map[overlay.UID]bool
 
 	links     map[int32]hoststate.Link
 	linksRead bool // at least once
@@ -69,7 +72,11 @@ type Core struct {
 
 	needLinks   bool
 	lookOrphans bool
-	readAgain   Time // after a failure, links are not read before
+	orphaned    bool   // devices of deleted networks stood at the last look
+	judged      bool   // the host's own sets were read when it was known what belongs there
+	adopted     bool   // see adopt
+	adopting    uint64 // 0: not all was looked at
+	readAgain   Time   // after a failure, links are not read before
 	linkReads   budget
 
 	alarm Time // the earliest time at which something is due
@@ -116,11 +123,13 @@ type logState struct {
 
 // New makes a core that knows nothing yet.
 func New(cfg Config) *Core {
-	return &Core{
-		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{},
+	c := &Core{
+		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{}, behind: map[overlay.UID]bool{},
 		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(), inflight: map[uint64]flight{},
 		claims: map[uint64]claimRef{}, problems: map[string]Time{},
 	}
+	c.work.open() // until adopt has seen all
+	return c
 }
 
 // Stats is a copy of the counters.
@@ -221,6 +230,9 @@ func (c *Core) Step(now Time, e Event) (wake Time) {
 	case Order:
 		c.orders = append(c.orders, e.Op)
 	case Tick:
+	}
+	if !c.judged && !c.needLinks && c.tapsKnown() {
+		c.wantLinks()
 	}
 	c.due()
 	return c.alarm

@@ -113,13 +113,14 @@ func (c *Core) orphans(buf []hoststate.Op) []hoststate.Op {
 	if !c.lookOrphans || !c.fleet.complete {
 		return buf
 	}
-	c.lookOrphans = false
+	c.lookOrphans, c.orphaned = false, false
 	for _, idx := range sortedLinks(c.links) {
 		l := c.links[idx]
 		cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
 		if !ok || cluster != c.cfg.Cluster || l.Kind == hoststate.LinkOther || c.nets[of] != nil {
 			continue
 		}
+		c.orphaned = true
 		buf = append(buf, hoststate.Op{Kind: hoststate.OpDelLink, Index: idx, ID: c.fly(flight{kind: hoststate.OpDelLink})})
 	}
 	return buf
@@ -139,6 +140,7 @@ func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
 		c.wantDevices(n, emit)
 	}
 	n.flying = len(buf) - before
+	c.countRepairs(n, buf[before:])
 	if n.flying == 0 {
 		c.settle(n)
 		if !n.live() && n.bridge == 0 && n.vxlan == 0 && len(n.taps) == 0 && !n.open && c.fleet.complete {
@@ -149,6 +151,31 @@ func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
 		}
 	}
 	return buf
+}
+
+// countRepairs counts what is done to devices that were as they should be and
+// of which nothing else is wanted now: somebody else changed them. That a
+// VXLAN device is gone, and a port's settings, are counted where they are read.
+func (c *Core) countRepairs(n *network, ops []hoststate.Op) {
+	wish := deviceWish{rev: n.rev, serving: n.serving}
+	for i := range ops {
+		switch ops[i].Kind {
+		case hoststate.OpTune, hoststate.OpUp, hoststate.OpMakeBridge:
+			if n.settled == wish {
+				c.stats.Repairs++
+			}
+		}
+	}
+	if n.settled = (deviceWish{}); len(ops) == 0 {
+		n.settled = wish
+	}
+}
+
+// deviceWish names what was wanted of a network's devices when they were last
+// as they should be.
+type deviceWish struct {
+	rev     overlay.Rev
+	serving bool
 }
 
 // removeDevices takes away what a deleted network left, if it is ours: the

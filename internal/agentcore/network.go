@@ -45,8 +45,9 @@ type network struct {
 	readAgain     Time // after a failure, tables are not read before
 	reads         budget
 	verifiedAt    Time
-	conflict      bool // a device of ours carries another network's mark
-	looked        bool // its devices were looked for: what is found from now on has come
+	conflict      bool       // a device of ours carries another network's mark
+	settled       deviceWish // zero while something is to be done
+	looked        bool       // its devices were looked for: what is found from now on has come
 
 	taps map[int32]*tap
 	rows *rowSet
@@ -97,7 +98,9 @@ func (c *Core) items(e Items) {
 	for _, end := range e.Ends {
 		c.logEnd(end)
 	}
-	if !e.UpTo.IsZero() && c.upTo.Less(e.UpTo) {
+	// What a stream says before it has heard of all our networks, or has not
+	// reached the end of their logs, is not all that concerns us.
+	if c.upTo.Less(e.UpTo) && len(c.behind) == 0 {
 		c.upTo = e.UpTo
 		c.work.end(e.UpTo)
 	}
@@ -215,6 +218,7 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 			delete(c.byVNI, r.VNI)
 		}
 		n.subscribed = false
+		delete(c.behind, n.uid)
 		c.clear(n)
 	} else {
 		c.byVNI[r.VNI] = n
@@ -427,11 +431,13 @@ func (c *Core) logEnd(e End) {
 	if l.sent.Less(e.Sent) {
 		l.sent = e.Sent
 	}
+	delete(c.behind, e.Network)
 	if n != nil {
 		if l.sum != e.Sum {
 			c.stats.SumWrong++
 			l.wantFull, l.named = true, nil
 			n.told = false
+			c.behind[n.uid] = true
 			return
 		}
 		if e.Full { // what was left alone until now may be looked at

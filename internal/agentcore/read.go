@@ -224,8 +224,9 @@ func (c *Core) readLinks(st *hoststate.State) {
 			c.netLinks(n, old, byName)
 		}
 	}
+	c.judged = c.tapsKnown()
 	if st.Base {
-		c.compare(c.global, st.Rows, c.tapsKnown(), func(hoststate.Key, hoststate.Val) bool { return false })
+		c.compare(c.global, st.Rows, c.judged, func(hoststate.Key, hoststate.Val) bool { return false })
 	} else {
 		c.compare(c.global, nil, false, nil)
 	}
@@ -273,6 +274,9 @@ func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[str
 		if l, ok := c.links[idx]; !ok || bridge == 0 || l.Master != bridge {
 			c.tapWent(n, n.taps[idx])
 		} else if t := n.taps[idx]; t.name != l.Name || t.alias != l.Alias || t.state != l.State || t.tuned != tuned(l) {
+			if t.tuned && !tuned(l) && !t.port.IsZero() {
+				c.stats.Repairs++
+			}
 			c.tapChanged(n, t, l)
 		}
 	}

@@ -263,6 +263,7 @@ func (c *Core) rowDone(f flight, r *hoststate.Result) {
 	}
 	if r.Class == hoststate.ClassFull || r.Class == hoststate.ClassRefused {
 		c.stats.OpsRefused++
+		c.wantLinks() // a setting of the device may be why: IPv6 switched off rings no bell
 		c.problem("CV0206 the kernel refuses a " + f.key.Table.String() + " entry: " + r.Text)
 	}
 	wait := 10 * millisecond << min(rs.tries, 9)

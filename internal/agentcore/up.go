@@ -55,6 +55,9 @@ func (c *Core) connected(e Connected) {
 	c.fleet.named = nil
 	for _, n := range c.nets { // order-free: each by itself
 		n.told, n.log.named = false, nil
+		if n.subscribed {
+			c.behind[n.uid] = true
+		}
 		for _, t := range n.taps { // order-free: each by itself
 			t.claim, t.claimed, t.waitFor, t.retryAt = 0, false, overlay.Rev{}, 0
 		}
@@ -70,8 +73,12 @@ func (c *Core) disconnected() { c.session = 0 }
 // port of its bridge, known or not, and as long as its tables stand.
 func (c *Core) subscribe(n *network) {
 	want := n.live() && (len(n.taps) > 0 || n.serving)
-	if n.subscribed && !want {
+	switch {
+	case n.subscribed && !want:
 		c.clear(n)
+		delete(c.behind, n.uid)
+	case !n.subscribed && want:
+		c.behind[n.uid] = true
 	}
 	n.subscribed = want
 }
@@ -105,6 +112,7 @@ func (c *Core) NextUp() Up {
 	if !c.inventory && c.tapsKnown() && c.allClaimed() {
 		c.inventory, u.InventoryEnd = true, true
 	}
+	c.adopt()
 	if held := c.work.held(); !held.IsZero() && c.held.Less(held) {
 		c.held = held
 	}

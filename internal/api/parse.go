@@ -99,7 +99,7 @@ func parseLabels(m map[string]string) ([]overlay.Label, error) {
 		return nil, &overlay.FieldError{Field: "metadata.labels", Value: fmt.Sprintf("%d labels", len(m)), Allowed: fmt.Sprintf("at most %d", maxLabels)}
 	}
 	var labels []overlay.Label
-	for k, v := range m {
+	for k, v := range m { // order-free: sorted below
 		labels = append(labels, overlay.Label{Key: k, Value: v})
 	}
 	overlay.SortLabels(labels) // before the checks: which one is refused must not hang on map order

@@ -20,10 +20,7 @@ func (q selection) logs(v *managercore.View) []*managercore.Log {
 		return []*managercore.Log{v.Fleet}
 	}
 	var out []*managercore.Log
-	for n := range v.Fleet.Keys() { // deleted networks too: their ports went with them
-		if n.Key.Kind != overlay.KindNetwork {
-			continue
-		}
+	for n := range v.List(overlay.KindNetwork, overlay.UID{}) { // for the others see dropped
 		if l := v.Net(n.Key.UID); l != nil {
 			out = append(out, l)
 		}
@@ -46,7 +43,35 @@ func (q selection) changes(before, after *renderer) []*culvertv1.WatchResponse {
 			}
 		}
 	}
-	return q.encode(events)
+	return q.encode(append(events, q.dropped(before, after)...))
+}
+
+// dropped are the events of what went with a deleted network. Its ports and
+// endpoints are gone with it, whatever its log still says and for how long.
+func (q selection) dropped(before, after *renderer) []event {
+	if q.kind != overlay.KindPort && q.kind != overlay.KindEndpoint {
+		return nil
+	}
+	var events []event
+	for n := range before.v.List(overlay.KindNetwork, overlay.UID{}) {
+		l := before.v.Net(n.Key.UID)
+		if l == nil || after.v.Network(n.Key.UID) != nil {
+			continue
+		}
+		rev := after.v.At // unless the tombstone of the network tells better
+		if it := after.v.Fleet.Get(n.Key); it != nil && it.Gone {
+			rev = it.Rev
+		}
+		for it := range l.Keys() {
+			if it.Key.Kind != q.kind || it.Gone {
+				continue
+			}
+			if e := (event{rev: rev, gone: true, res: before.record(it.Rec, rev, true)}); q.wants(e.res) {
+				events = append(events, e)
+			}
+		}
+	}
+	return events
 }
 
 // event is one change, with the order that it belongs to.

@@ -49,12 +49,13 @@ var (
 	baseTables = []*nftables.Table{inetTable, bridgeTable, netdevTable}
 )
 
-// baseSets are fresh descriptions: the library writes numbers into them.
+// baseSets are fresh descriptions, for the library writes into them. They have
+// numbers, because it would take those from a counter without a lock.
 func baseSets() []*nftables.Set {
 	return []*nftables.Set{
-		{Table: inetTable, Name: setVTEP4, KeyType: nftables.TypeIPAddr},
-		{Table: inetTable, Name: setVTEP6, KeyType: nftables.TypeIP6Addr},
-		{Table: bridgeTable, Name: setMember, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian},
+		{Table: inetTable, Name: setVTEP4, ID: 1, KeyType: nftables.TypeIPAddr},
+		{Table: inetTable, Name: setVTEP6, ID: 2, KeyType: nftables.TypeIP6Addr},
+		{Table: bridgeTable, Name: setMember, ID: 3, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian},
 	}
 }
 

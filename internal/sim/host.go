@@ -184,6 +184,7 @@ func (h *host) read(sc hoststate.Scope) {
 func (h *host) apply(ops []hoststate.Op) {
 	h.busy = true
 	h.checkBatch(ops)
+	h.seen.decide()
 	w, inc := h.w, h.inc
 	d := h.lag(50*micro, milli)
 	half := len(ops)

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -58,9 +59,12 @@ type knowledge struct {
 	// without a break.
 	told, since map[overlay.UID]uint64
 	toldEver    map[overlay.UID]uint64 // to any incarnation
-	upToAt      map[uint64]int64       // when that UpTo came
-	looked      bool                   // links were read
-	standing    map[int32]bool         // devices that forwarded at the first look and ever since
+	// decided and decidedEver are told and toldEver when the operations under
+	// way were given.
+	decided, decidedEver map[overlay.UID]uint64
+	upToAt               map[uint64]int64 // when that UpTo came
+	looked               bool             // links were read
+	standing             map[int32]bool   // devices that forwarded at the first look and ever since
 }
 
 func (k *knowledge) restart() {
@@ -72,6 +76,8 @@ func (k *knowledge) restart() {
 		upToAt: map[uint64]int64{}, standing: map[int32]bool{},
 	}
 }
+
+func (k *knowledge) decide() { k.decided, k.decidedEver = maps.Clone(k.told), maps.Clone(k.toldEver) }
 
 func (k *knowledge) items(h *host, it *api.Items, covers []overlay.UID) {
 	for _, e := range it.Ends {
@@ -201,7 +207,7 @@ func (h *host) checkSet(op hoststate.Op) {
 		}
 	}
 	remote := k.Table == hoststate.TableFDB || k.Table == hoststate.TableNeigh || k.Table == hoststate.TableMaster && v.Port == 0
-	if e, at, ok := w.store.binding(uid, mac); remote && ok && !at.gone && e.Host == h.uid && at.n <= h.seen.told[uid] {
+	if e, at, ok := w.store.binding(uid, mac); remote && ok && !at.gone && e.Host == h.uid && at.n <= h.seen.decided[uid] {
 		w.fail("%s: %v: the endpoint is here since revision %d, and the agent was told", h.name, op, at.n)
 	}
 	if k.Table == hoststate.TableNeigh && h.troubled < w.now {
@@ -223,7 +229,7 @@ func (h *host) checkMember(op hoststate.Op) {
 	if p == nil {
 		return
 	}
-	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && e.Host != h.uid && at.n <= h.seen.told[n.UID] {
+	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && e.Host != h.uid && at.n <= h.seen.decided[n.UID] {
 		w.fail("%s: %v: device %s may pass frames, and port %s is elsewhere since revision %d", h.name, op, nic.name, p.Name, at.n)
 	}
 }
@@ -251,7 +257,7 @@ func (h *host) checkDel(op hoststate.Op) {
 	}
 	have, present := h.kernel.Row(k)
 	if n := w.store.network(uid); n != nil && present && have == op.Row.Val {
-		if v, ok := w.expect(h, n, h.seen.toldEver[uid])[k]; ok && v == have {
+		if v, ok := w.expect(h, n, h.seen.decidedEver[uid])[k]; ok && v == have {
 			w.fail("%s: %v deletes a row that is right, and the agent was told all of it", h.name, op)
 		}
 	}

@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 
 	"culvert/internal/api"
@@ -19,6 +21,7 @@ type manager struct {
 	busy    bool  // a transaction is on its way
 	watched int64 // when the store's last event arrives
 	streams []*stream
+	opening []*stream // not answered yet
 	waiting map[uint64]func(managercore.Reply)
 	nextID  uint64
 	told    int // messages sent, ever
@@ -64,11 +67,12 @@ func (m *manager) stop(killed bool, again int64) {
 		m.core.Step(managercore.Time(w.now), managercore.Lost{})
 		m.replies()
 	}
-	for _, s := range m.streams {
+	for _, s := range append(m.opening, m.streams...) {
 		if s != nil {
 			s.cut()
 		}
 	}
+	m.opening = nil
 	term := m.term
 	w.after(again, func() {
 		if m.term == term {
@@ -199,17 +203,15 @@ func (m *manager) ask(a managercore.Asked, then func(managercore.Reply)) {
 
 // hello opens a session for a stream.
 func (m *manager) hello(s *stream, h *api.Hello) {
-	if !m.up {
-		s.cut()
-		return
-	}
 	m.nextID++
+	m.opening = append(m.opening, s)
 	m.waiting[m.nextID] = func(r managercore.Reply) { m.opened(s, h, r) }
 	m.step(managercore.Opened{ID: m.nextID, Host: s.host.uid, VTEP: overlay.Host{VTEP: h.VTEP}, BootID: h.BootID})
 }
 
 func (m *manager) opened(s *stream, h *api.Hello, r managercore.Reply) {
 	w := m.w
+	m.opening = slices.DeleteFunc(m.opening, func(x *stream) bool { return x == s })
 	if s.dead || r.Refusal != nil {
 		s.cut()
 		return
@@ -252,6 +254,7 @@ func compact(in []*stream) (out []*stream) {
 // heard is one message of an agent.
 func (m *manager) heard(s *stream, up api.Up) {
 	if !m.up {
+		s.cut() // nobody listens
 		return
 	}
 	switch {

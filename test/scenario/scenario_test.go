@@ -105,6 +105,7 @@ type story struct {
 	pings    map[string]*pinging
 	captures map[string]*lab.Capture
 	links    map[string]string
+	written  map[string]bool // files of tables that were used, with -update
 }
 
 type probe struct {
@@ -116,7 +117,7 @@ func newStory(t *testing.T, file string) *story {
 	t.Helper()
 	s := &story{
 		t: t, file: file, name: fmt.Sprintf("s%xn%d", os.Getpid(), serial.Add(1)),
-		pings: map[string]*pinging{}, captures: map[string]*lab.Capture{}, links: map[string]string{},
+		pings: map[string]*pinging{}, captures: map[string]*lab.Capture{}, links: map[string]string{}, written: map[string]bool{},
 	}
 	var err error
 	if s.lab, err = lab.New(s.name, lab.Config{Culvert: []string{program}}); err != nil {

@@ -402,6 +402,15 @@ func (r *rig) pair() (vm1, vm2 lab.VM) {
 	return vm1, vm2
 }
 
+// pair6 is the pair with IPv6 addresses too.
+func (r *rig) pair6() (vm1, vm2 lab.VM) {
+	r.t.Helper()
+	r.must("network", "create", "blue", "--vni", "42", "--subnet", "10.1.0.0/24", "--subnet", "2001:db8:1::/64")
+	vm1 = r.vm(lab.VMSpec{Name: "vm1", Host: "h1", Network: "blue", MAC: "52:54:00:00:00:11", Addresses: []string{"10.1.0.11", "2001:db8:1::11"}})
+	vm2 = r.vm(lab.VMSpec{Name: "vm2", Host: "h2", Network: "blue", MAC: "52:54:00:00:00:12", Addresses: []string{"10.1.0.12", "2001:db8:1::12"}})
+	return vm1, vm2
+}
+
 func address(vm lab.VM) netip.Addr { return vm.Addresses[0].Addr() }
 
 // hold lets d pass while the world goes on: the time is what is tested.

@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netns"
 
+	"culvert/internal/hoststate"
 	"culvert/internal/lab"
 	"culvert/internal/netnstest"
 	"culvert/internal/overlay"
@@ -39,6 +42,7 @@ var vandalism = []struct {
 	{"neighbour made stale", "ip neigh replace 10.1.0.12 lladdr 52:54:00:00:00:12 dev cvx42 nud stale", false},
 	{"foreign neighbour", "ip neigh add 10.1.0.77 lladdr 52:54:00:00:00:77 dev cvx42 nud permanent", false},
 	{"foreign IPv6 neighbour", "ip neigh add 2001:db8::77 lladdr 52:54:00:00:00:77 dev cvx42 nud permanent", false},
+	{"IPv6 neighbour deleted", "ip neigh del 2001:db8:1::12 dev cvx42", false},
 	{"all neighbours flushed", "ip neigh flush dev cvx42 nud permanent", false},
 	{"broadcast list emptied", "bridge fdb del 00:00:00:00:00:00 dev cvx42 dst 172.20.2.1", true},
 	{"foreign place in the broadcast list", "bridge fdb append 00:00:00:00:00:00 dev cvx42 dst 172.20.9.9", false},
@@ -58,11 +62,16 @@ var vandalism = []struct {
 	{"vxlan device floods", "bridge link set dev cvx42 flood on", false},
 	{"VM's port floods and learns", "bridge link set dev vm-vm1 flood on learning on", false},
 	{"vxlan device out of the bridge", "ip link set cvx42 nomaster", false},
-	{"vxlan device without its mark", "ip link set cvx42 alias nobody", false},
 	{"bridge without its second name", "ip link property del dev cvb42 altname default.blue", false},
 	{"IPv6 off on the vxlan device", "echo 1 > /proc/sys/net/ipv6/conf/cvx42/disable_ipv6", false},
 	{"vxlan device deleted", "ip link del cvx42", true},
-	{"vxlan device replaced by a plain one", "ip link del cvx42; ip link add cvx42 type vxlan id 42 dstport 4789 local 172.20.1.1 nolearning", false},
+}
+
+// usurped is what is not put right but reported, since it is not ours to
+// touch, until it is undone.
+var usurped = []struct{ name, cmd, undo string }{
+	{"bridge with another's mark", "ip link set cvb42 alias nobody", ""},
+	{"vxlan device replaced by another's", "ip link del cvx42; ip link add cvx42 type vxlan id 42 dstport 4789 local 172.20.1.1 nolearning", "ip link del cvx42"},
 }
 
 // Whatever is removed, changed or added behind the agent's back is put right
@@ -70,11 +79,18 @@ var vandalism = []struct {
 func TestVandalismIsRepaired(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, 2)
-	vm1, vm2 := r.pair()
+	vm1, vm2 := r.pair6()
 	r.connected()
 	good := r.look("h1")
 	for _, v := range vandalism {
 		r.vandalise(v.name, v.cmd, good)
+	}
+	mark := r.mark("cvb42")
+	for _, v := range usurped {
+		if v.undo == "" {
+			v.undo = fmt.Sprintf("ip link set cvb42 alias '%s'", mark)
+		}
+		r.usurp(v.name, v.cmd, v.undo, good)
 	}
 	p, q := r.ping("vm1", address(vm2), 10*time.Millisecond), r.ping("vm2", address(vm1), 10*time.Millisecond)
 	r.hold(500 * time.Millisecond)
@@ -84,7 +100,7 @@ func TestVandalismIsRepaired(t *testing.T) {
 // The same while the guest asks for 50,000 addresses a second.
 func TestVandalismIsRepairedUnderFlood(t *testing.T) {
 	r := newRig(t, 2)
-	vm1, vm2 := r.pair()
+	vm1, vm2 := r.pair6()
 	r.connected()
 	good := r.look("h1")
 	f := r.flood("vm1", "10.1.0.11")
@@ -95,8 +111,8 @@ func TestVandalismIsRepairedUnderFlood(t *testing.T) {
 	}
 	rate := f.end()
 	t.Logf("%.0f ARP requests a second", rate)
-	if rate < 30_000 {
-		t.Errorf("the guest sent %.0f ARP requests a second, want 50,000 (30,000 at least on a busy machine)", rate)
+	if rate < 10_000 {
+		t.Errorf("the guest sent %.0f ARP requests a second, want %d, or a fifth of that on a busy machine", rate, floodRate)
 	}
 	p, q := r.ping("vm1", address(vm2), 10*time.Millisecond), r.ping("vm2", address(vm1), 10*time.Millisecond)
 	r.hold(500 * time.Millisecond)
@@ -110,7 +126,34 @@ func (r *rig) look(host string) string {
 	if err != nil {
 		r.t.Fatalf("tables of %s: %v", host, err)
 	}
-	return fmt.Sprintf("base %t\n%s", s.Base, s)
+	return lookOf(s)
+}
+
+// lookOf is all of a host's state but ifindexes, and what a port's bridge
+// knows of it.
+func lookOf(s *hoststate.State) string {
+	var b strings.Builder
+	for _, l := range s.Links {
+		l.Index, l.Master = 0, 0
+		fmt.Fprintf(&b, "%+v\n", l)
+	}
+	lines := strings.Split(b.String(), "\n")
+	slices.Sort(lines) // the order is that of ifindexes
+	return fmt.Sprintf("base %t\n%s\n%s", s.Base, s, strings.Join(lines, "\n"))
+}
+
+// mark is the alias of a device of h1.
+func (r *rig) mark(device string) string {
+	r.t.Helper()
+	s, err := r.tables("h1")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	i := slices.IndexFunc(s.Links, func(l hoststate.Link) bool { return l.Name == device })
+	if i < 0 {
+		r.t.Fatalf("h1 has no %s", device)
+	}
+	return s.Links[i].Alias
 }
 
 // vandalise does something to h1 and waits for the repair and its count.
@@ -128,7 +171,7 @@ func (r *rig) vandalise(name, cmd, good string) {
 		if err != nil {
 			return err
 		}
-		if now := fmt.Sprintf("base %t\n%s", s.Base, s); now != good {
+		if now := lookOf(s); now != good {
 			return fmt.Errorf("h1 differs:\n%s", difference(good, now))
 		}
 		return nil
@@ -153,6 +196,37 @@ func (r *rig) vandalise(name, cmd, good string) {
 		r.t.Errorf("%s: not counted: %v", name, err)
 	}
 	r.t.Logf("%-40s repaired in %s, counted %s later", name, took.Round(time.Millisecond), counted.Round(time.Millisecond))
+}
+
+// usurp does something to h1 that only a report may follow, and undoes it.
+func (r *rig) usurp(name, cmd, undo, good string) {
+	r.t.Helper()
+	problems := func(want bool) func() error {
+		return func() error {
+			hosts, err := r.hostStatus()
+			if err != nil {
+				return err
+			}
+			p := strings.Join(hosts["h1"].GetProblems(), "\n")
+			if strings.Contains(p, "CV0205") != want {
+				return fmt.Errorf("problems of h1: %q", p)
+			}
+			return nil
+		}
+	}
+	r.mustIn("h1", "sh", "-c", cmd)
+	took := r.await(3*time.Second, name+" is reported", problems(true))
+	if took > repairLimit {
+		r.t.Errorf("%s: reported after %s, want %s", name, took, repairLimit)
+	}
+	r.mustIn("h1", "sh", "-c", undo)
+	r.await(5*time.Second, name+" is undone", func() error {
+		if now := r.look("h1"); now != good {
+			return fmt.Errorf("h1 differs:\n%s", difference(good, now))
+		}
+		return problems(false)()
+	})
+	r.t.Logf("%-40s reported in %s", name, took.Round(time.Millisecond))
 }
 
 // flood is a guest that asks for one address after the other.
