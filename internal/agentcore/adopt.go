@@ -10,8 +10,13 @@ func (c *Core) adopt() {
 		return
 	}
 	if c.adopting == 0 {
-		if !c.tapsKnown() || !c.judged || c.lookOrphans || c.orphaned {
+		if !c.tapsKnown() || !c.judged {
 			return
+		}
+		for _, l := range c.links { // order-free: none must be
+			if c.orphan(l) {
+				return
+			}
 		}
 		for _, n := range c.nets { // order-free: all must be
 			if n.open || n.live() && n.serving && !n.tablesRead {

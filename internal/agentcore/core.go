@@ -72,7 +72,6 @@ type Core struct {
 
 	needLinks   bool
 	lookOrphans bool
-	orphaned    bool   // devices of deleted networks stood at the last look
 	judged      bool   // the host's own sets were read when it was known what belongs there
 	adopted     bool   // see adopt
 	adopting    uint64 // 0: not all was looked at
@@ -288,6 +287,7 @@ func (c *Core) dueNet(n *network) {
 	if n.serving && n.tablesRead && c.cfg.Verify > 0 {
 		if n.verifiedAt+c.cfg.Verify <= c.now {
 			n.needRead = true
+			c.wantLinks()
 		} else {
 			c.alarmAt(n.verifiedAt + c.cfg.Verify)
 		}

@@ -113,17 +113,20 @@ func (c *Core) orphans(buf []hoststate.Op) []hoststate.Op {
 	if !c.lookOrphans || !c.fleet.complete {
 		return buf
 	}
-	c.lookOrphans, c.orphaned = false, false
+	c.lookOrphans = false
 	for _, idx := range sortedLinks(c.links) {
-		l := c.links[idx]
-		cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
-		if !ok || cluster != c.cfg.Cluster || l.Kind == hoststate.LinkOther || c.nets[of] != nil {
-			continue
+		if c.orphan(c.links[idx]) {
+			buf = append(buf, hoststate.Op{Kind: hoststate.OpDelLink, Index: idx, ID: c.fly(flight{kind: hoststate.OpDelLink})})
 		}
-		c.orphaned = true
-		buf = append(buf, hoststate.Op{Kind: hoststate.OpDelLink, Index: idx, ID: c.fly(flight{kind: hoststate.OpDelLink})})
 	}
 	return buf
+}
+
+// orphan reports whether a link carries our cluster's mark for a network that
+// nobody has told of.
+func (c *Core) orphan(l hoststate.Link) bool {
+	cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
+	return ok && cluster == c.cfg.Cluster && l.Kind != hoststate.LinkOther && c.nets[of] == nil
 }
 
 // deviceOps appends what is to be done about a network's devices now. What

@@ -38,6 +38,10 @@ type PingResult struct {
 	Refused    int            // requests that this machine itself refused to send (too big, no route)
 	Reason     error          // the first of these refusals, nil if none
 	Answered   map[string]int // answers by source address
+	// Late is the most that a request left behind its schedule: on a loaded
+	// machine, or while the sender's own kernel holds packets back because it
+	// does not know the target's MAC.
+	Late time.Duration
 }
 
 // Answerers lists who answered, sorted.
@@ -244,14 +248,17 @@ func (p *pinger) send(ctx context.Context) {
 		p.sentAt = append(p.sentAt, time.Now())
 		p.answers = append(p.answers, nil)
 		p.mu.Unlock()
-		if _, err := p.conn.WriteTo(packet, to); err != nil {
-			p.mu.Lock()
+		_, err := p.conn.WriteTo(packet, to)
+		late := time.Since(start.Add(time.Duration(i) * p.o.Interval))
+		p.mu.Lock()
+		p.res.Late = max(p.res.Late, late)
+		if err != nil {
 			p.res.Refused++
 			if p.res.Reason == nil {
 				p.res.Reason = err
 			}
-			p.mu.Unlock()
 		}
+		p.mu.Unlock()
 	}
 }
 

@@ -251,7 +251,7 @@ func (s *story) pinged(ts *testscript.TestScript, neg bool, args []string) {
 	p.cancel()
 	<-p.done
 	ts.Check(p.err)
-	ts.Logf("%s: %d sent, %d lost, longest gap %d, %d twice", args[0], p.res.Sent, len(p.res.Lost), p.res.LongestGap(), p.res.Duplicated)
+	ts.Logf("%s: %d sent, %d lost, longest gap %d, %d twice, at most %s late", args[0], p.res.Sent, len(p.res.Lost), p.res.LongestGap(), p.res.Duplicated, p.res.Late)
 	if p.res.Received == 0 || p.res.Duplicated > 0 || len(p.res.Lost) > most {
 		ts.Fatalf("%d of %d pings lost, at most %d may be; %d twice; lost: %v", len(p.res.Lost), p.res.Sent, most, p.res.Duplicated, p.res.Lost[:min(20, len(p.res.Lost))])
 	}
