@@ -228,8 +228,8 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	}
 	c.subscribe(n)
 	for _, idx := range sortedTaps(n.taps) {
-		if t := n.taps[idx]; !t.port.IsZero() && !t.tuned {
-			emit(hoststate.Op{Kind: hoststate.OpPort, Index: idx})
+		if t := n.taps[idx]; !t.apart || t.tuned != t.known() {
+			emit(hoststate.Op{Kind: hoststate.OpPort, Index: idx, Learn: !t.known()})
 		}
 	}
 	c.wantVXLAN(n, d, vl, hasVXLAN, emit)

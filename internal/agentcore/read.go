@@ -273,7 +273,7 @@ func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[str
 	for _, idx := range sortedTaps(n.taps) {
 		if l, ok := c.links[idx]; !ok || bridge == 0 || l.Master != bridge {
 			c.tapWent(n, n.taps[idx])
-		} else if t := n.taps[idx]; t.name != l.Name || t.alias != l.Alias || t.state != l.State || t.tuned != tuned(l) {
+		} else if t := n.taps[idx]; t.name != l.Name || t.alias != l.Alias || t.state != l.State || t.tuned != tuned(l) || t.apart != apart(l) {
 			if t.tuned && !tuned(l) && !t.port.IsZero() {
 				c.stats.Repairs++
 			}

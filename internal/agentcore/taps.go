@@ -15,6 +15,7 @@ type tap struct {
 	alias string
 	state hoststate.PortState
 	tuned bool // flood, learning and IPv6 are off
+	apart bool // flood and IPv6 are off: it was made a port of ours, claimed or not
 
 	port     overlay.UID // zero while unclaimed
 	mac      overlay.MAC // the port's
@@ -96,7 +97,7 @@ func (c *Core) tapCame(n *network, l hoststate.Link) {
 // tapChanged takes what was read of a device that is a port of our bridge.
 func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	up := l.State == hoststate.StateForwarding && t.state != hoststate.StateForwarding
-	t.name, t.alias, t.state, t.tuned = l.Name, l.Alias, l.State, tuned(l)
+	t.name, t.alias, t.state, t.tuned, t.apart = l.Name, l.Alias, l.State, tuned(l), apart(l)
 	c.identify(n, t)
 	if up && n.looked { // a NIC that begins to pass frames is a sign of life
 		if t.pending = !n.log.complete; !t.pending {
@@ -104,6 +105,18 @@ func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 		}
 	}
 	c.touch(n)
+}
+
+// apart reports whether a device was made a port of ours. While no port claims
+// it, the bridge goes on learning from it, which may say which port it is; it
+// passes nothing, to other such devices neither (OpPort isolates it).
+func apart(l hoststate.Link) bool { return !l.Flood && !l.IPv6 }
+
+// known reports whether nothing is to be learned about a device any more. One
+// that only a frame has named keeps learning until its endpoint is here: an
+// agent that starts after this one has nothing else to know it by.
+func (t *tap) known() bool {
+	return !t.port.IsZero() && (t.isMember || t.evidence >= overlay.EvidenceDevice)
 }
 
 // tuned reports whether a device is as a VM port must be.
@@ -191,6 +204,9 @@ func (c *Core) member(n *network, t *tap) {
 		return
 	}
 	t.isMember = want
+	if t.tuned != t.known() {
+		c.touch(n)
+	}
 	if want {
 		c.add(c.global, hoststate.Row{Key: memberKey(t.index)}, memberBy(n), overlay.Rev{})
 	} else {

@@ -68,6 +68,7 @@ type Op struct {
 	Row   Row    // OpSet, OpDel; OpAnnounce (Key.VNI, Key.IP, Val.MAC)
 	Dev   Device // OpMakeBridge, OpMakeVXLAN, OpTune, OpAttach (VNI)
 	Index int32  // OpUp, OpPort, OpDelLink
+	Learn bool   // OpPort: learning stays on, for a device that no port claims yet
 	Name  string // OpAttach, OpDetach
 	Alias string // OpAttach
 }

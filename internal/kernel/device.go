@@ -219,7 +219,7 @@ func (k *Kernel) setUp(index int32) error {
 // bridge table stop everything between a member and a stranger, but two
 // strangers of one bridge they cannot tell from two ports of a bridge that is
 // not ours (kernel-facts 9: no meta ibrname).
-func (k *Kernel) setPort(index int32) error {
+func (k *Kernel) setPort(index int32, learn bool) error {
 	l, err := getLink(k.write, index, "")
 	if err != nil {
 		return err
@@ -231,7 +231,7 @@ func (k *Kernel) setPort(index int32) error {
 	if err != nil && !gone(err) {
 		return fmt.Errorf("read members: %w", err)
 	}
-	if err := k.brport(index, portFlags{isolated: !slices.Contains(members, index)}); err != nil {
+	if err := k.brport(index, portFlags{learning: learn, isolated: !slices.Contains(members, index)}); err != nil {
 		return err
 	}
 	if !l.IPv6 {

@@ -182,7 +182,7 @@ func (k *Kernel) applyOne(o hoststate.Op) error {
 	case hoststate.OpUp:
 		return k.setUp(o.Index)
 	case hoststate.OpPort:
-		return k.setPort(o.Index)
+		return k.setPort(o.Index, o.Learn)
 	case hoststate.OpDelLink:
 		return k.delLink(o.Index)
 	case hoststate.OpAttach:

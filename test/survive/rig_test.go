@@ -441,3 +441,13 @@ func (r *rig) pid(node string) int {
 
 // tell signals a process at once, without the lab's lock.
 func tell(pid int, sig syscall.Signal) error { return syscall.Kill(pid, sig) }
+
+// forget kills a host's agent, deletes what it remembers, and starts it.
+func (r *rig) forget(host string) {
+	r.t.Helper()
+	r.signal(unix.SIGKILL, host)
+	if err := os.Remove(filepath.Join(r.dir(host), "agent", "journal")); err != nil {
+		r.t.Fatalf("journal of %s: %v", host, err)
+	}
+	r.start(host)
+}

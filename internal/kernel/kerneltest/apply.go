@@ -81,10 +81,10 @@ func (m *Model) applyLink(o hoststate.Op) hoststate.Class {
 			return hoststate.ClassGone
 		}
 		_, in := m.member.m[l.Index]
-		if !l.Flood && !l.Learns && !l.IPv6 && l.isolatedPort == !in {
+		if !l.Flood && l.Learns == o.Learn && !l.IPv6 && l.isolatedPort == !in {
 			return hoststate.ClassOK
 		}
-		l.Flood, l.Learns, l.IPv6, l.isolatedPort = false, false, false, !in
+		l.Flood, l.Learns, l.IPv6, l.isolatedPort = false, o.Learn, false, !in
 		m.ringLinks()
 	case hoststate.OpDelLink:
 		m.delLink(l)
