@@ -256,7 +256,7 @@ const fillSlack = 64
 func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have bool, emit func(hoststate.Op)) {
 	switch {
 	case !n.serving && have:
-		if n.log.complete || !n.subscribed {
+		if c.fleet.complete && (n.log.complete || !n.subscribed) {
 			emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
 		}
 		return

@@ -70,10 +70,11 @@ type labChange struct {
 }
 
 type vmChange struct {
-	APIVersion string `json:"apiVersion"`
-	Kind       string `json:"kind"`
-	Changed    bool   `json:"changed"`
-	VM         vmDoc  `json:"vm"`
+	APIVersion string   `json:"apiVersion"`
+	Kind       string   `json:"kind"`
+	Changed    bool     `json:"changed"`
+	Pending    []string `json:"pending"` // hosts that do not hold it yet
+	VM         vmDoc    `json:"vm"`
 }
 
 type labListDoc struct {

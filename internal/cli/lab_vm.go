@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -34,11 +35,11 @@ func (s *labSession) vmCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			vm, changed, err := l.CreateVM(c.Context(), v)
+			r, err := l.CreateVM(c.Context(), v)
 			if err != nil {
 				return err
 			}
-			return s.say(c, vmText(vm, changed), vmChange{api.Version, "LabVM", changed, vmDocOf(vm)})
+			return s.sayVM(c, vmText(r.VM, r.Changed), r)
 		})
 	f := c.Flags()
 	f.StringVar(&v.Host, "host", "", "host that it starts on")
@@ -48,6 +49,22 @@ func (s *labSession) vmCreateCommand() *cobra.Command {
 	f.BoolVar(&v.Undeclared, "undeclared", false, "declare no port: the device stays unclaimed")
 	f.BoolVar(&v.Announce, "announce", false, "the guest announces itself (default: silent)")
 	return c
+}
+
+// sayVM prints what became of a VM, and ends with ExitPending if some hosts do
+// not hold it yet.
+func (s *labSession) sayVM(c *cobra.Command, text string, r lab.VMResult) error {
+	if len(r.Pending) > 0 {
+		text += "  not yet on " + strings.Join(r.Pending, ", ") + "\n"
+	}
+	doc := vmChange{api.Version, "LabVM", r.Changed, append([]string{}, r.Pending...), vmDocOf(r.VM)}
+	if err := s.say(c, text, doc); err != nil {
+		return err
+	}
+	if len(r.Pending) > 0 {
+		return exitError(api.ExitPending)
+	}
+	return nil
 }
 
 func vmText(vm lab.VM, changed bool) string {
@@ -100,15 +117,15 @@ func (s *labSession) vmRemoveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			changed, err := l.RemoveVM(c.Context(), args[0])
+			r, err := l.RemoveVM(c.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			text := args[0] + " removed\n"
-			if !changed {
+			if !r.Changed {
 				text = args[0] + " is not there (unchanged)\n"
 			}
-			return s.say(c, text, labChange{api.Version, "LabVMRemoved", args[0], changed})
+			return s.sayVM(c, text, r)
 		})
 }
 

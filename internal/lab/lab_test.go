@@ -325,11 +325,11 @@ func TestMigrateWithoutDaemons(t *testing.T) {
 	if vm, err := l.VM("vm2"); err != nil || vm.Host != "h2" || vm.Moving != "" {
 		t.Errorf("state after the move: %+v, %v", vm, err)
 	}
-	if changed, err := l.RemoveVM(t.Context(), "vm2"); err != nil || !changed {
-		t.Errorf("remove: %t, %v", changed, err)
+	if r, err := l.RemoveVM(t.Context(), "vm2"); err != nil || !r.Changed {
+		t.Errorf("remove: %+v, %v", r, err)
 	}
-	if changed, err := l.RemoveVM(t.Context(), "vm2"); err != nil || changed {
-		t.Errorf("removed twice: %t, %v", changed, err)
+	if r, err := l.RemoveVM(t.Context(), "vm2"); err != nil || r.Changed {
+		t.Errorf("removed twice: %+v, %v", r, err)
 	}
 	node, err := openNS(NSOfNode(l.name, "h2"))
 	if err != nil {

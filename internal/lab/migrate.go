@@ -195,14 +195,11 @@ func (l *Lab) awaitMoved(ctx context.Context, vm VM, r MigrateResult, start time
 		return r, err
 	}
 	r.Exact = time.Since(start)
+	r.Away = notExact(hosts)
+	r.Hosts = len(hosts) - len(r.Away)
 	slowest := -1.0
 	for _, h := range hosts {
-		if h.GetState() != "exact" {
-			r.Away = append(r.Away, h.GetHost())
-			continue
-		}
-		r.Hosts++
-		if h.GetSeconds() > slowest {
+		if h.GetState() == "exact" && h.GetSeconds() > slowest {
 			slowest, r.Slowest = h.GetSeconds(), h.GetHost()
 		}
 	}

@@ -203,11 +203,12 @@ type pinger struct {
 	conn net.PacketConn
 	own  []string // answers from these do not count
 	id   uint16
-	all  chan struct{} // closed when Count requests were answered
+	all  chan struct{} // closed when sending is over and every request was answered
 
 	mu      sync.Mutex // guards what follows
 	sentAt  []time.Time
 	answers []map[string]int // by request, then source; nil for none
+	over    bool             // no more requests are sent
 	res     PingResult
 }
 
@@ -293,18 +294,28 @@ func (p *pinger) note(i uint64, from string, at time.Time) {
 		p.answers[i] = map[string]int{}
 		p.res.Received++
 		p.res.RTT = append(p.res.RTT, at.Sub(p.sentAt[i]))
-		if p.res.Received == p.o.Count && !p.o.Broadcast {
-			close(p.all)
-		}
+		p.finish()
 	} else if !p.o.Broadcast || p.answers[i][from] > 0 {
 		p.res.Duplicated++
 	}
 	p.answers[i][from]++
 }
 
-// awaitAnswers waits for what is under way. Of a broadcast nobody knows how
-// many answers there will be, so its whole wait is taken.
+// finish closes all if there is nothing to wait for; the caller holds mu. Of a
+// broadcast nobody knows how many answers there will be, so its whole wait is
+// taken.
+func (p *pinger) finish() {
+	if p.over && p.res.Received == len(p.answers) && !p.o.Broadcast {
+		close(p.all)
+	}
+}
+
+// awaitAnswers waits for what is under way.
 func (p *pinger) awaitAnswers() {
+	p.mu.Lock()
+	p.over = true
+	p.finish()
+	p.mu.Unlock()
 	timer := time.NewTimer(p.o.Wait)
 	defer timer.Stop()
 	select {

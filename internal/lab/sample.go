@@ -68,7 +68,7 @@ func (l *Lab) populate(ctx context.Context, s *state) error {
 	if _, err := client.Put(ctx, &culvertv1.PutRequest{Mode: culvertv1.PutMode_PUT_MODE_CREATE, Resources: networks}); err != nil {
 		return err
 	}
-	_, err = l.createVMs(ctx, s, specs)
+	_, _, err = l.createVMs(ctx, s, specs)
 	return err
 }
 

@@ -36,48 +36,56 @@ const defaultTenant = "default"
 // upLimit is how long a VM's port has to come up on a loaded machine.
 const upLimit = 30 * time.Second
 
+// VMResult is what became of a VM.
+type VMResult struct {
+	VM      VM
+	Changed bool
+	Pending []string // hosts that do not hold the change yet: behind, or away
+}
+
 // CreateVM declares the VM's port unless it is undeclared, makes the VM, plugs
-// it in and returns when its port is up and all hosts know it. A VM that is
-// there as specified is left as it is: changed is false.
-func (l *Lab) CreateVM(ctx context.Context, spec VMSpec) (vm VM, changed bool, err error) {
+// it in and returns when its port is up and every host that is there knows it.
+// A VM that is there as specified is left as it is.
+func (l *Lab) CreateVM(ctx context.Context, spec VMSpec) (VMResult, error) {
 	unlock, err := l.lock(ctx)
 	if err != nil {
-		return VM{}, false, err
+		return VMResult{}, err
 	}
 	defer unlock(false)
 	s, err := l.loadReady()
 	if err != nil {
-		return VM{}, false, err
+		return VMResult{}, err
 	}
-	n, err := l.createVMs(ctx, s, []VMSpec{spec})
+	made, pending, err := l.createVMs(ctx, s, []VMSpec{spec})
 	if err != nil {
-		return VM{}, false, err
+		return VMResult{}, err
 	}
-	vm, _ = s.vm(spec.Name)
-	return vm, n > 0, nil
+	vm, _ := s.vm(spec.Name)
+	return VMResult{vm, made > 0, pending}, nil
 }
 
-// createVMs makes those VMs that are not there yet and says how many. What was
-// made before an error is removed again.
-func (l *Lab) createVMs(ctx context.Context, s *state, specs []VMSpec) (made int, err error) {
+// createVMs makes those VMs that are not there yet and says how many, and
+// which hosts do not hold them yet. What was made before an error is removed
+// again.
+func (l *Lab) createVMs(ctx context.Context, s *state, specs []VMSpec) (made int, pending []string, err error) {
 	client, err := l.dial()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer client.Close()
 	c := &creation{lab: l, s: s, client: client}
 	if err := c.choose(ctx, specs); err != nil || len(c.specs) == 0 {
-		return 0, err
+		return 0, nil, err
 	}
 	if err = c.declare(ctx); err == nil {
 		if err = c.plug(ctx); err == nil {
-			err = c.awaitUp(ctx)
+			pending, err = c.awaitUp(ctx)
 		}
 	}
 	if err != nil && !errors.Is(err, errPending) {
-		return 0, errors.Join(err, c.undo(context.WithoutCancel(ctx)))
+		return 0, nil, errors.Join(err, c.undo(context.WithoutCancel(ctx)))
 	}
-	return len(c.specs), err
+	return len(c.specs), pending, err
 }
 
 // creation is VMs on their way.
@@ -336,9 +344,9 @@ func (l *Lab) awaitBridge(ctx context.Context, host, bridge string) error {
 // errPending says that VMs stand, but their ports are not up everywhere.
 var errPending = errors.New("not yet everywhere")
 
-// awaitUp waits until every declared port is up on its host and all hosts hold
-// it.
-func (c *creation) awaitUp(ctx context.Context) error {
+// awaitUp waits until every declared port is up on its host and all hosts that
+// are there hold it.
+func (c *creation) awaitUp(ctx context.Context) (pending []string, err error) {
 	want := map[string]VM{}
 	for _, vm := range c.vms {
 		if vm.Declared {
@@ -346,10 +354,20 @@ func (c *creation) awaitUp(ctx context.Context) error {
 		}
 	}
 	if len(want) == 0 {
-		return nil
+		return nil, nil
 	}
-	_, _, err := awaitPorts(ctx, c.client, want)
-	return err
+	_, hosts, err := awaitPorts(ctx, c.client, want)
+	return notExact(hosts), err
+}
+
+func notExact(hosts []*culvertv1.HostWait) []string {
+	var names []string
+	for _, h := range hosts {
+		if h.GetState() != "exact" {
+			names = append(names, h.GetHost())
+		}
+	}
+	return names
 }
 
 // awaitPorts waits until the ports are up where their VMs are, then until all
@@ -437,40 +455,42 @@ func (l *Lab) dropVM(ctx context.Context, s *state, vm VM) error {
 }
 
 // RemoveVM removes the VM and, if it was declared, its port. One that is not
-// there is no error: changed is false.
-func (l *Lab) RemoveVM(ctx context.Context, name string) (changed bool, err error) {
+// there is no error.
+func (l *Lab) RemoveVM(ctx context.Context, name string) (VMResult, error) {
 	unlock, err := l.lock(ctx)
 	if err != nil {
-		return false, err
+		return VMResult{}, err
 	}
 	defer unlock(false)
 	s, err := l.loadReady()
 	if err != nil {
-		return false, err
+		return VMResult{}, err
 	}
 	vm, ok := s.vm(name)
 	if !ok {
-		return false, nil
+		return VMResult{VM: VM{Name: name}}, nil
 	}
 	if err := l.dropVM(ctx, s, vm); err != nil {
-		return false, err
+		return VMResult{}, err
 	}
+	r := VMResult{VM: vm, Changed: true}
 	if !vm.Declared {
-		return true, nil
+		return r, nil
 	}
 	client, err := l.dial()
 	if err != nil {
-		return true, err
+		return r, err
 	}
 	defer client.Close()
 	res, err := client.Delete(ctx, &culvertv1.DeleteRequest{Kind: "port", Tenant: vm.Tenant, Name: vm.Name})
 	var ref *api.Refusal
 	if errors.As(err, &ref) && ref.Exit() == api.ExitNotFound {
-		return true, nil
+		return r, nil
 	}
 	if err != nil {
-		return true, err
+		return r, err
 	}
-	_, err = awaitHosts(ctx, client, res.GetRevision())
-	return true, err
+	hosts, err := awaitHosts(ctx, client, res.GetRevision())
+	r.Pending = notExact(hosts)
+	return r, err
 }

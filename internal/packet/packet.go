@@ -82,9 +82,10 @@ func announceARP(a Announcement) []byte {
 	b = binary.BigEndian.AppendUint16(b, arpReply)
 	b = append(b, a.MAC[:]...)
 	b = append(b, ip[:]...)
-	// Some receivers take a reply's target hardware address for granted; the
-	// broadcast address is right for all of them.
-	b = append(b, Broadcast[:]...)
+	// The target is the sender again (RFC 5944 section 4.6): with another one
+	// Linux does not take a reply for gratuitous, and ignores it for a second
+	// after the entry was last written (locktime).
+	b = append(b, a.MAC[:]...)
 	b = append(b, ip[:]...)
 	return pad(b)
 }

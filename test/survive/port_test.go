@@ -185,12 +185,12 @@ func TestDevicesAreRecognised(t *testing.T) {
 		t.Error("a silent device without a word of whose it is was reached")
 	}
 
-	out := r.must("attach", "pa", "--dev", lab.TapName("va"), "--socket", r.lab.AgentSocket("h1"))
+	out := r.must("attach", "pa", "--dev", lab.TapName("va"), "--agent-socket", r.lab.AgentSocket("h1"))
 	r.portUp("pa", "h1")
 	if !r.answers("vm2", a, 20) {
 		t.Errorf("the attached device is not reached; attach said: %s", out)
 	}
-	if out := r.must("attach", "pa", "--dev", lab.TapName("va"), "--socket", r.lab.AgentSocket("h1"), "-o", "json"); !strings.Contains(out, `"unchanged"`) {
+	if out := r.must("attach", "pa", "--dev", lab.TapName("va"), "--agent-socket", r.lab.AgentSocket("h1"), "-o", "json"); !strings.Contains(out, `"unchanged"`) {
 		t.Errorf("attached twice: %s, want unchanged", out)
 	}
 
