@@ -139,14 +139,16 @@ func (a *Agent) now() agentcore.Time { return agentcore.Time(a.cfg.Now().UnixNan
 
 // loop owns the core.
 func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), watchErr <-chan error) error {
-	busy := false
+	// Nothing is read before doorbells are heard: they begin with "anything may
+	// have changed", which would have everything read a second time.
+	busy, hears := false, false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	a.core.Step(a.now(), agentcore.Tick{})
 	report := time.NewTicker(newsEvery)
 	defer report.Stop()
 	for {
-		if !busy {
+		if !busy && hears {
 			if j, ok := a.nextJob(); ok {
 				busy = true
 				select {
@@ -165,6 +167,7 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 		case f := <-a.inbox:
 			f()
 		case <-a.bells.wake:
+			hears = true
 			for _, b := range a.bells.take() {
 				a.core.Step(a.now(), agentcore.Bell{Doorbell: b})
 			}

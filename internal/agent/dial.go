@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -75,10 +76,21 @@ func (d *Dialer) Resolve(ctx context.Context, tenant, port string) (overlay.VNI,
 	return overlay.VNI(r.GetVni()), nil
 }
 
-// refusal is the manager's refusal in err, or err.
+// refusal is the manager's refusal in err, or says in the same form that one
+// side's certificate was not believed; else err. An alert of TLS comes as the
+// text of another error once HTTP/2 has read it.
 func refusal(err error) error {
 	if no := rpcerr.Refusal(err); no != nil {
 		return no
+	}
+	const what = "The stream was not opened"
+	var peer *trust.PeerError
+	if errors.As(err, &peer) {
+		return api.Refuse(api.CodeOtherCluster, what, "the manager's "+peer.Error(), "")
+	}
+	if _, alert, ok := strings.Cut(err.Error(), "remote error: tls: "); ok {
+		return api.Refuse(api.CodeCertificate, what, "the manager does not accept this host's certificate ("+alert+")",
+			"Join this machine anew: culvert token create --role agent")
 	}
 	return err
 }

@@ -100,11 +100,22 @@ func (c *Core) tapsKnown() bool {
 		return false
 	}
 	for _, n := range c.nets { // order-free: all must be
-		if n.live() && len(n.taps) > 0 && !n.log.complete {
+		if n.live() && len(n.taps) > 0 && (!n.log.complete || !n.heard && n.strangers()) {
 			return false
 		}
 	}
 	return true
+}
+
+// strangers reports whether a device is there that nothing has named yet: what
+// the bridge knows of it must be read before it counts as nobody's.
+func (n *network) strangers() bool {
+	for _, t := range n.taps { // order-free: any will do
+		if t.port.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 // orphans appends the deletion of devices with our cluster's mark whose

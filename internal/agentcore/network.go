@@ -20,9 +20,13 @@ type network struct {
 	byName map[string]overlay.UID
 	byMAC  map[overlay.MAC]overlay.UID // live ports
 	eps    map[overlay.MAC]*endpoint
-	mine   map[overlay.MAC]bool       // live bindings to this host
-	owner  map[netip.Addr]overlay.MAC // who had each address last, to notice a change
-	log    logState
+	mine   map[overlay.MAC]bool // live bindings to this host
+	// claiming counts claims without answer; awaits is the newest binding that
+	// an answer named.
+	claiming int
+	awaits   overlay.Rev
+	owner    map[netip.Addr]overlay.MAC // who had each address last, to notice a change
+	log      logState
 
 	subscribed bool // its log is wanted
 	told       bool // ... and the manager was told in this session
@@ -42,6 +46,7 @@ type network struct {
 	retryAt       Time
 	graceEnd      Time
 	needRead      bool
+	heard         bool // tables were read when it was known which ports there are
 	readAgain     Time // after a failure, tables are not read before
 	reads         budget
 	verifiedAt    Time
@@ -307,6 +312,7 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 		n.mine[r.MAC] = true
 	} else {
 		delete(n.mine, r.MAC)
+		c.owesLess(n)
 	}
 	c.replan(n, r.MAC)
 	if !it.Gone {
@@ -433,6 +439,9 @@ func (c *Core) logEnd(e End) {
 	}
 	delete(c.behind, e.Network)
 	if n != nil {
+		c.owesLess(n)
+	}
+	if n != nil {
 		if l.sum != e.Sum {
 			c.stats.SumWrong++
 			l.wantFull, l.named = true, nil
@@ -441,7 +450,7 @@ func (c *Core) logEnd(e End) {
 			return
 		}
 		if e.Full { // what was left alone until now may be looked at
-			n.needRead = n.tablesRead || len(n.taps) > 0
+			n.needRead, n.heard = n.tablesRead || len(n.taps) > 0, false
 			for _, idx := range sortedTaps(n.taps) {
 				if t := n.taps[idx]; t.pending && t.state == hoststate.StateForwarding {
 					c.arrive(n, t)

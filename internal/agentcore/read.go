@@ -5,7 +5,6 @@ import (
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
-	"culvert/internal/plan"
 )
 
 // bell takes a doorbell. One that says what is wanted anyway is the echo of
@@ -114,7 +113,7 @@ func (c *Core) read(e Read) {
 		c.alarmAt(n.readAgain)
 		return
 	}
-	n.verifiedAt = c.now
+	n.verifiedAt, n.heard = c.now, n.log.complete
 	if c.cfg.Verify > 0 {
 		c.alarmAt(c.now + c.cfg.Verify)
 	}
@@ -131,11 +130,11 @@ func (c *Core) read(e Read) {
 	}
 }
 
-// learned takes an entry that the bridge learned from a frame on a device that
-// is not known yet: it may say which port it is. Such entries are not ours. One
-// that was pinned there says what an agent before this one had learned.
+// learned takes an entry on a device that is not known yet: it may say which
+// port it is. What the bridge learned by itself (without flags) is not ours;
+// one that was pinned there says what an agent before this one had learned.
 func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
-	if k.Table != hoststate.TableMaster || v.Flags != 0 && v.Flags != plan.LocalFlags || !n.log.complete {
+	if k.Table != hoststate.TableMaster || !n.log.complete {
 		return false
 	}
 	t := n.taps[v.Port]

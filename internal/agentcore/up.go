@@ -55,6 +55,7 @@ func (c *Core) connected(e Connected) {
 	c.fleet.named = nil
 	for _, n := range c.nets { // order-free: each by itself
 		n.told, n.log.named = false, nil
+		n.claiming, n.awaits = 0, overlay.Rev{}
 		if n.subscribed {
 			c.behind[n.uid] = true
 		}
@@ -72,7 +73,7 @@ func (c *Core) disconnected() { c.session = 0 }
 // subscribe decides whether the network's log is wanted: while a device is a
 // port of its bridge, known or not, and as long as its tables stand.
 func (c *Core) subscribe(n *network) {
-	want := n.live() && (len(n.taps) > 0 || n.serving)
+	want := n.live() && (len(n.taps) > 0 || n.serving || n.owes())
 	switch {
 	case n.subscribed && !want:
 		c.clear(n)
@@ -81,6 +82,20 @@ func (c *Core) subscribe(n *network) {
 		c.behind[n.uid] = true
 	}
 	n.subscribed = want
+}
+
+// owes reports whether the network's log is needed though no device is there:
+// a binding to this host stands, or may come of a claim, and only who hears of
+// it can withdraw it.
+func (n *network) owes() bool {
+	return len(n.mine) > 0 || n.claiming > 0 || n.log.sent.Less(n.awaits)
+}
+
+// owesLess looks anew at a network that may be subscribed for nothing.
+func (c *Core) owesLess(n *network) {
+	if n.subscribed && !n.serving && len(n.taps) == 0 && !n.owes() {
+		c.touch(n)
+	}
 }
 
 // NextUp takes what there is to tell the manager; the driver sends it, or
@@ -129,6 +144,7 @@ func (c *Core) claimNet(n *network, u *Up) {
 			c.nextID++
 			t.claim = c.nextID
 			c.claims[t.claim] = claimRef{net: n.uid, mac: t.mac, tap: idx}
+			n.claiming++
 			base, e := t.base, n.eps[t.mac]
 			switch {
 			case e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self:
@@ -210,6 +226,11 @@ func (c *Core) answered(e Answered) {
 	if n == nil || ref.leave {
 		return
 	}
+	n.claiming--
+	if e.Accepted && n.awaits.Less(e.Binding) {
+		n.awaits = e.Binding
+	}
+	c.owesLess(n)
 	t := n.taps[ref.tap]
 	if t == nil || t.claim != e.ID {
 		return

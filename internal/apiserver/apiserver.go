@@ -184,6 +184,9 @@ func (s *Server) answer(next connect.ServerFunc) connect.ServerFunc {
 		switch {
 		case errors.As(err, &ref):
 			s.refused(ref.Code())
+			if ref.Code() == api.CodeNotAllowed {
+				s.log.Warn("call refused", "call", spec.Procedure, "caller", actor(ctx))
+			}
 		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &ce):
 		default:
 			s.log.Error("call not finished", "call", spec.Procedure, "caller", actor(ctx), "err", err)

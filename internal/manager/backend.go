@@ -113,5 +113,14 @@ func (m *Manager) Token(ctx context.Context, t apiserver.TokenRequest) (string, 
 // Facts is what status says of the cluster as a whole.
 func (m *Manager) Facts() apiserver.Facts {
 	f := apiserver.Facts{Cluster: m.cfg.Cluster, Managers: 1, ManagersUp: 1, Counters: m.counts.copy()}
+	if st := m.stats.Load(); st != nil {
+		for name, n := range map[string]uint64{
+			"claims_refused": st.ClaimsRefused, "claims_void": st.ClaimsVoid, "endpoints_withdrawn": st.Withdrawn, "defects": st.Defects,
+		} {
+			if n > 0 {
+				f.Counters[name] = n
+			}
+		}
+	}
 	return f
 }

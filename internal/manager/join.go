@@ -99,21 +99,37 @@ func (m *Manager) createToken(ctx context.Context, a Authority, role string, exp
 	tk := &token{&culvertv1.TokenRecord{
 		Id: rec.ID[:], SecretSha256: rec.Hash[:], Role: r.String(), Expires: until.UnixNano(), UsesLeft: uses, Host: host, Cause: actor + ": token create",
 	}}
-	m.mu.Lock()
-	full := len(m.tokens) >= maxTokens
-	m.mu.Unlock()
+	over, full := m.expiredTokens()
 	if full {
 		return no(fmt.Sprintf("there are %d tokens, the most there may be", maxTokens), "Wait until some have expired.")
 	}
-	if err := m.writeToken(ctx, tk); err != nil {
+	if err := m.writeTokens(ctx, tk, over); err != nil {
 		return "", time.Time{}, err
 	}
 	return t.Reveal(), until, nil
 }
 
-// writeToken commits a token's record under the fence of the present term. A
-// used up token is deleted.
-func (m *Manager) writeToken(ctx context.Context, t *token) error {
+// maxExpired bounds how many expired tokens one new token takes along.
+const maxExpired = 50
+
+// expiredTokens lists some tokens whose time is over: a new token takes them
+// out of the store. full says that there is no room for another even so.
+func (m *Manager) expiredTokens() (over []*token, full bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.cfg.Now().UnixNano()
+	for _, t := range m.tokens {
+		if t.pb.GetExpires() < now && len(over) < maxExpired {
+			over = append(over, t)
+		}
+	}
+	return over, len(m.tokens)-len(over) >= maxTokens
+}
+
+// writeTokens commits a token's record, and the end of others, under the fence
+// of the present term. A token that is used up stays until it expires, so that
+// whoever tries it again learns why it does not open.
+func (m *Manager) writeTokens(ctx context.Context, t *token, over []*token) error {
 	var f store.Fence
 	if err := m.inLoop(ctx, func(*managercore.Core) { f = m.fence }); err != nil {
 		return api.Refuse(api.CodeUnknown, "Nothing was confirmed", "the answer did not come in time", "")
@@ -125,22 +141,25 @@ func (m *Manager) writeToken(ctx context.Context, t *token) error {
 	if err != nil {
 		return fmt.Errorf("encode token: %w", err)
 	}
-	op := store.Op{Key: m.store.Prefix() + tokenFolder + trust.TokenID(t.pb.GetId()).String(), Value: b}
-	if t.pb.GetUsesLeft() == 0 {
-		op.Value = nil
+	ops := []store.Op{{Key: m.tokenKey(t), Value: b}}
+	for _, o := range over {
+		ops = append(ops, store.Op{Key: m.tokenKey(o)})
 	}
-	if _, err := m.store.Commit(ctx, f, []store.Op{op}); err != nil {
+	if _, err := m.store.Commit(ctx, f, ops); err != nil {
 		m.log.Warn("writing a token", "err", err)
 		return api.Refuse(api.CodeUnknown, "The token was not confirmed", "the store did not take it", "")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if t.pb.GetUsesLeft() == 0 {
-		delete(m.tokens, t.id())
-	} else {
-		m.tokens[t.id()] = t
+	for _, o := range over {
+		delete(m.tokens, o.id())
 	}
+	m.tokens[t.id()] = t
 	return nil
+}
+
+func (m *Manager) tokenKey(t *token) string {
+	return m.store.Prefix() + tokenFolder + trust.TokenID(t.pb.GetId()).String()
 }
 
 // checkToken finds the token that opens the door, and its role.
@@ -183,6 +202,10 @@ func (m *Manager) join(ctx context.Context, a Authority, req *culvertv1.JoinRequ
 	if len(req.GetMachineId()) > 128 || len(req.GetCsr()) > 8192 {
 		return nil, api.Refuse(api.CodeField, "This machine did not join", "its request is larger than any request is", "Use the culvert command to join.")
 	}
+	if err := trust.CheckRequest(req.GetCsr()); err != nil { // before anything is made for it
+		m.counts.add("join_refused_request", 1)
+		return nil, api.Refuse(api.CodeField, "This machine did not join", err.Error(), "Use the culvert command to join.")
+	}
 	m.joining.Lock() // a use is checked and taken off by one at a time
 	defer m.joining.Unlock()
 	t, role, err := m.checkToken(req)
@@ -208,15 +231,14 @@ func (m *Manager) join(ctx context.Context, a Authority, req *culvertv1.JoinRequ
 	}
 	cert, err := a.CA.SignRequest(req.GetCsr(), id, m.cfg.Now())
 	if err != nil {
-		m.counts.add("join_refused_request", 1)
-		return nil, api.Refuse(api.CodeField, "This machine did not join", err.Error(), "Use the culvert command to join.")
+		return nil, fmt.Errorf("sign request: %w", err)
 	}
 	// The use is durable before the certificate leaves. What was done before
 	// may be done again by the same machine, so a refusal up to here costs
 	// nothing.
 	used := proto.CloneOf(t.pb)
 	used.UsesLeft--
-	if err := m.writeToken(ctx, &token{used}); err != nil {
+	if err := m.writeTokens(ctx, &token{used}, nil); err != nil {
 		return nil, err
 	}
 	out.Certificate = cert.Raw

@@ -60,6 +60,7 @@ type Manager struct {
 	core   *managercore.Core // loop only
 	fence  store.Fence       // of the present term; loop only
 	states atomic.Pointer[[]managercore.HostState]
+	stats  atomic.Pointer[managercore.Stats] // of the present term
 	counts counters
 }
 
@@ -271,6 +272,9 @@ func (m *Manager) now() managercore.Time { return managercore.Time(m.cfg.Now().U
 
 // flush hands out what the core has to say.
 func (m *Manager) flush() {
+	if st, old := m.core.Stats(), m.stats.Load(); old == nil || *old != st {
+		m.stats.Store(&st)
+	}
 	if v := m.core.View(); v != m.feed.view() {
 		m.feed.publish(v)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -76,7 +77,8 @@ func (m *Manager) ServeSocket(ctx context.Context, l net.Listener) error {
 func (m *Manager) serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: apiserver.ConnContext,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+		ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelDebug), // refusals are logged with their reason where they are made
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // its error is of connections cut, which is meant
 	defer stop()

@@ -237,6 +237,9 @@ func (s *stream) receive(ctx context.Context, st culvertv1connect.AgentsAttachSe
 			return err
 		}
 		up, err := api.UpFromPB(pb)
+		if err == nil && up.Hello != nil {
+			err = fmt.Errorf("%w: a second hello", api.ErrMessage)
+		}
 		if err != nil {
 			s.m.counts.add("streams_malformed", 1)
 			s.m.log.Warn("stream ended", "host", s.name, "err", err)

@@ -250,7 +250,7 @@ func (a *admission) sameOrSet(d *overlay.Doc, same bool, old overlay.Record) *ap
 func (a *admission) addHost(h AddHost) *api.Refusal {
 	if old, _ := a.find(overlay.KindHost, overlay.UID{}, h.Name).(*overlay.Host); old != nil {
 		if old.MachineID != h.MachineID || h.MachineID == "" {
-			return api.Refuse(api.CodeExists, "Host "+h.Name+" was not added", "another host has that name",
+			return api.Refuse(api.CodeHostTaken, "Host "+h.Name+" was not added", "another host has that name",
 				"join under another name: culvert join TOKEN --host NAME")
 		}
 		a.did("unchanged", old)

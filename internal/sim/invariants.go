@@ -234,6 +234,22 @@ func (h *host) checkMember(op hoststate.Op) {
 	}
 }
 
+// checkMemberGone: a VM that is here by all accounts is not cut off.
+func (h *host) checkMemberGone(op hoststate.Op) {
+	w := h.w
+	x := w.nicAt(h, op.Row.Key.Port)
+	if op.Row.Key.Table != hoststate.TableMember || x == nil || x.since+10*second > w.now || h.troubled > w.now {
+		return
+	}
+	n, p := w.portOf(x)
+	if p == nil || n.Blocked || w.store.values[overlay.KeyOf(p)].at+10*second > w.now {
+		return
+	}
+	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && at.at+10*second <= w.now && e.Host == h.uid {
+		w.fail("%s: %v cuts off device %s, which is port %s and has been here", h.name, op, x.name, p.Name)
+	}
+}
+
 // checkDel: nothing is deleted before the pass that could name it has ended,
 // and no row that is right.
 func (h *host) checkDel(op hoststate.Op) {
@@ -242,6 +258,7 @@ func (h *host) checkDel(op hoststate.Op) {
 		if !h.seen.fleet {
 			w.fail("%s: %v before a full pass over the fleet's log has ended", h.name, op)
 		}
+		h.checkMemberGone(op)
 		return
 	}
 	uid, ok := h.owner(k.VNI)
@@ -315,6 +332,29 @@ func (h *host) hasDevices(uid overlay.UID) bool {
 		}
 	}
 	return false
+}
+
+// checkWithdrawal: a binding is not withdrawn from a host on which the VM has
+// been all the time, whatever became of agents and managers: absence of
+// evidence is none.
+func (w *world) checkWithdrawal(was, is value, with []encoded) {
+	e, ok := was.rec.(*overlay.Endpoint)
+	if !ok || was.gone || !is.gone {
+		return
+	}
+	for _, x := range with { // the port or its network goes in the same transaction
+		if x.key.Kind == overlay.KindPort || x.key.Kind == overlay.KindNetwork {
+			return
+		}
+	}
+	for _, x := range w.nics {
+		if x.host.uid != e.Host || x.since+10*second > w.now || x.host.troubled > w.now {
+			continue
+		}
+		if n, p := w.portOf(x); p != nil && n.UID == e.Network && p.UID == e.Port && !n.Blocked && w.store.values[overlay.KeyOf(p)].at+10*second <= w.now {
+			w.fail("the binding of port %s on %s is withdrawn, and it is there: %s", p.Name, x.host.name, is.rec.(*overlay.Endpoint).Cause)
+		}
+	}
 }
 
 // checkHeld: the kernel has every row that bindings up to r call for.

@@ -70,6 +70,11 @@ func (w *world) noteReuse(r managercore.Reply) {
 		if n, ok := c.Rec.(*overlay.Network); ok && c.Action == "created" {
 			if old, had := w.vnis[n.VNI]; had && old != n.UID {
 				w.hits[VNIReused]++
+				for _, h := range w.hosts {
+					if h.hasDevices(old) {
+						w.fail("VNI %d is given to %s while %s still has devices of the network that had it", n.VNI, n.Name, h.name)
+					}
+				}
 			}
 			w.vnis[n.VNI] = n.UID
 		}

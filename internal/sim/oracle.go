@@ -73,12 +73,13 @@ func (w *world) portsOf(network overlay.UID) []*overlay.Port {
 	return out
 }
 
-// served reports whether a declared port of the network has been plugged into
-// this host for at least age.
+// served reports whether a port of the network has been declared, as it is now,
+// and plugged into this host for at least age.
 func (h *host) served(network overlay.UID, age int64) bool {
 	for _, x := range h.w.nics {
 		if x.host == h && x.since+age <= h.w.now {
-			if n, p := h.w.portOf(x); p != nil && n.UID == network {
+			n, p := h.w.portOf(x)
+			if p != nil && n.UID == network && h.w.store.values[overlay.KeyOf(p)].at+age <= h.w.now {
 				return true
 			}
 		}
@@ -94,9 +95,11 @@ func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]
 		return out
 	}
 	here := map[overlay.MAC]bool{}
-	for _, x := range w.nics {
-		if x.host == h {
-			here[x.mac] = true
+	for _, p := range w.portsOf(n.UID) {
+		for _, x := range w.running(n, p) {
+			if x.host == h {
+				here[x.mac], here[p.MAC] = true, true
+			}
 		}
 	}
 	owners := map[netip.Addr]int{}

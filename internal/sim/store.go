@@ -29,6 +29,7 @@ type value struct {
 	rec   overlay.Record // decoded from bytes
 	gone  bool
 	n     uint64
+	at    int64 // when it was written
 }
 
 // campaign makes the caller the decider; whoever was is fenced.
@@ -76,11 +77,12 @@ func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
 			continue
 		}
 		v := s.decode(w.bytes)
-		v.n = e.N
+		v.n, v.at = e.N, s.w.now
 		if overlay.KeyOf(v.rec) != w.key {
 			s.w.fail("a record of %v is written under %v", overlay.KeyOf(v.rec), w.key)
 		}
 		s.index(w.key, v.rec)
+		s.w.checkWithdrawal(s.values[w.key], v, ws)
 		s.values[w.key] = v
 		s.w.ever.note(v)
 		e.Puts = append(e.Puts, managercore.StoredRecord{Rec: v.rec, Gone: v.gone, N: v.n})

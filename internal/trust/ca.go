@@ -190,11 +190,15 @@ func NewRequest() (Key, []byte, error) {
 	return key, csr, nil
 }
 
-// SignRequest certifies the key of a request as the identity that a token
-// allows. Whatever else the request asks for (subject, names, usages) is
-// ignored. id.Cluster and id.Serial are set by the CA.
-// Errors: ErrBadRequest, or of an identity that cannot be.
-func (ca *CA) SignRequest(csr []byte, id Identity, now time.Time) (*x509.Certificate, error) {
+// CheckRequest reports whether SignRequest would take a request, as nil or
+// ErrBadRequest: for those who have something to do before a certificate may
+// be made.
+func CheckRequest(csr []byte) error {
+	_, err := parseRequest(csr)
+	return err
+}
+
+func parseRequest(csr []byte) (*x509.CertificateRequest, error) {
 	if len(csr) > maxCSR {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrBadRequest, len(csr), maxCSR)
 	}
@@ -207,6 +211,18 @@ func (ca *CA) SignRequest(csr []byte, id Identity, now time.Time) (*x509.Certifi
 	}
 	if err := r.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadRequest, err)
+	}
+	return r, nil
+}
+
+// SignRequest certifies the key of a request as the identity that a token
+// allows. Whatever else the request asks for (subject, names, usages) is
+// ignored. id.Cluster and id.Serial are set by the CA.
+// Errors: ErrBadRequest, or of an identity that cannot be.
+func (ca *CA) SignRequest(csr []byte, id Identity, now time.Time) (*x509.Certificate, error) {
+	r, err := parseRequest(csr)
+	if err != nil {
+		return nil, err
 	}
 	return ca.certify(id, &x509.Certificate{}, r.PublicKey, now)
 }

@@ -8,10 +8,12 @@ package survive
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"culvert/internal/lab"
@@ -50,6 +52,14 @@ func run(m *testing.M) int {
 		fmt.Println("CULVERT_BIN must be an absolute path:", program)
 		return 1
 	}
+	// Most of what these tests do is to wait and to see that nothing happens,
+	// which more labs than processors can do at once.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f != nil {
+		if n, err := strconv.Atoi(f.Value.String()); err == nil && n < labsAtOnce {
+			_ = f.Value.Set(strconv.Itoa(labsAtOnce)) // a number is always taken
+		}
+	}
 	code := m.Run()
 	if left := leftBehind(); len(left) > 0 {
 		fmt.Println("labs left behind:", left)
@@ -57,6 +67,9 @@ func run(m *testing.M) int {
 	}
 	return code
 }
+
+// labsAtOnce is how many labs stand at the same time.
+const labsAtOnce = 4
 
 // leftBehind takes down what labs of this process there still are, and names
 // them.

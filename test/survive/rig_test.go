@@ -161,11 +161,11 @@ func (r *rig) mustIn(node string, args ...string) string {
 // vm makes a VM with a declared port and waits until it is known everywhere.
 func (r *rig) vm(spec lab.VMSpec) lab.VM {
 	r.t.Helper()
-	vm, _, err := r.lab.CreateVM(r.ctx, spec)
+	res, err := r.lab.CreateVM(r.ctx, spec)
 	if err != nil {
 		r.t.Fatalf("create %s: %v", spec.Name, err)
 	}
-	return vm
+	return res.VM
 }
 
 // daemon does something to the daemon of each node.
