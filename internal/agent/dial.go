@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -31,28 +32,33 @@ const (
 // Dialer reaches the managers by mutual TLS, one after the other.
 type Dialer struct {
 	client culvertv1connect.AgentsClient
+	tls    *tls.Config
+	dial   func(context.Context) (net.Conn, error)
 }
 
 // NewDialer makes the way to managers, addresses with port.
 func NewDialer(managers []string, anchor *trust.Anchor, leaf trust.LeafFunc) *Dialer {
-	t := &http.Transport{
-		TLSClientConfig:   trust.ClientConfig(anchor, leaf),
-		ForceAttemptHTTP2: true, // a tls.Config of one's own switches it off otherwise
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var errs []error
-			for _, m := range managers {
-				c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", m)
-				if err == nil {
-					return c, nil
-				}
-				errs = append(errs, err)
+	d := &Dialer{tls: trust.ClientConfig(anchor, leaf)}
+	d.dial = func(ctx context.Context) (net.Conn, error) {
+		var errs []error
+		for _, m := range managers {
+			c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", m)
+			if err == nil {
+				return c, nil
 			}
-			return nil, errors.Join(errs...)
-		},
-		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+			errs = append(errs, err)
+		}
+		return nil, errors.Join(errs...)
+	}
+	t := &http.Transport{
+		TLSClientConfig:   d.tls,
+		ForceAttemptHTTP2: true, // a tls.Config of one's own switches it off otherwise
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.dial(ctx) },
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
 	tr := connecthttp.NewTransport(&http.Client{Transport: t}, "https://manager", connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxDown))
-	return &Dialer{culvertv1connect.NewAgentsClient(connect.NewClient(tr))}
+	d.client = culvertv1connect.NewAgentsClient(connect.NewClient(tr))
+	return d
 }
 
 // Attach opens a stream.
@@ -61,7 +67,30 @@ func (d *Dialer) Attach(ctx context.Context) (Stream, error) {
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return wire{st}, nil
+	return &wire{st: st, d: d}, nil
+}
+
+// probe connects and waits for the manager's first word. In TLS 1.3 a client
+// learns that it is refused only at its first read, and the HTTP/2 client may
+// report that as a connection that "could not be established".
+func (d *Dialer) probe() error {
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	raw, err := d.dial(ctx)
+	if err != nil {
+		return err
+	}
+	c := tls.Client(raw, d.tls.Clone())
+	defer c.Close()
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	deadline, _ := ctx.Deadline()
+	if err := c.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	_, err = c.Read(make([]byte, 1)) // HTTP/2 servers speak first (RFC 9113 section 3.4)
+	return err
 }
 
 // Resolve asks for a declared port.
@@ -97,17 +126,37 @@ func refusal(err error) error {
 
 // wire is a stream of connect.
 type wire struct {
-	st culvertv1connect.AgentsAttachClientStream
+	st    culvertv1connect.AgentsAttachClientStream
+	d     *Dialer
+	heard bool // the manager has said something
 }
 
-func (w wire) Send(u api.Up) error { return w.st.Send(api.UpPB(u)) }
+func (w *wire) Send(u api.Up) error { return w.st.Send(api.UpPB(u)) }
 
-func (w wire) Receive() (api.Down, error) {
+func (w *wire) Receive() (api.Down, error) {
 	pb, err := w.st.Receive()
 	if err != nil {
-		return api.Down{}, refusal(err)
+		return api.Down{}, w.why(err)
 	}
+	w.heard = true
 	return api.DownFromPB(pb)
 }
 
-func (w wire) Close() { _ = w.st.Close() } // the stream is over whatever it says
+// why is the reason of a stream's end. Of one that never began, and of which
+// nobody has said why, it asks once more.
+func (w *wire) why(err error) error {
+	err = refusal(err)
+	var no *api.Refusal
+	var op *net.OpError
+	if w.heard || errors.As(err, &no) || errors.As(err, &op) && op.Op == "dial" || errors.Is(err, context.Canceled) {
+		return err
+	}
+	if asked := w.d.probe(); asked != nil {
+		if asked = refusal(asked); errors.As(asked, &no) {
+			return asked
+		}
+	}
+	return err
+}
+
+func (w *wire) Close() { _ = w.st.Close() } // the stream is over whatever it says

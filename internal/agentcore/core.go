@@ -84,12 +84,14 @@ type Core struct {
 	work     ledger
 	delayed  []delayedRow
 	nextID   uint64
-	inflight map[uint64]flight
+	inflight flights
+	picks    []picked       // scratch of takeRows
 	orders   []hoststate.Op // attach and detach, from the local API
 
-	claims   map[uint64]claimRef
-	problems map[string]Time // text -> since
-	stats    Stats
+	claims    map[uint64]claimRef
+	was, will []hoststate.Row // scratch of replan
+	problems  map[string]Time // text -> since
+	stats     Stats
 }
 
 // Stats counts what an operator wants to see, and what must never happen.
@@ -124,7 +126,7 @@ type logState struct {
 func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{}, behind: map[overlay.UID]bool{},
-		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(), inflight: map[uint64]flight{},
+		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(),
 		claims: map[uint64]claimRef{}, problems: map[string]Time{},
 	}
 	c.work.open() // until adopt has seen all

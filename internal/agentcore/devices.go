@@ -239,7 +239,9 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	}
 	c.subscribe(n)
 	for _, idx := range sortedTaps(n.taps) {
-		if t := n.taps[idx]; !t.apart || t.tuned != t.known() {
+		// A device that is tuned was known to an agent before this one. What
+		// it is comes with the log: until that is complete it stays so.
+		if t := n.taps[idx]; !t.apart || t.tuned != t.known() && (!t.tuned || n.log.complete) {
 			emit(hoststate.Op{Kind: hoststate.OpPort, Index: idx, Learn: !t.known()})
 		}
 	}
@@ -267,7 +269,7 @@ const fillSlack = 64
 func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have bool, emit func(hoststate.Op)) {
 	switch {
 	case !n.serving && have:
-		if c.fleet.complete && (n.log.complete || !n.subscribed) {
+		if c.fleet.complete && (n.log.complete && (n.heard || !n.strangers()) || !n.subscribed) {
 			emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
 		}
 		return

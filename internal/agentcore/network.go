@@ -64,12 +64,12 @@ type portEntry struct {
 	gone bool
 }
 
-// endpoint is a binding and the rows that it contributed.
+// endpoint is a binding and what was planned of it.
 type endpoint struct {
 	rec  *overlay.Endpoint
 	rev  overlay.Rev
 	gone bool
-	rows []hoststate.Row
+	plan plan.Endpoint // what its rows stand for; the zero one has none
 	// leaving: a withdrawal of this binding was sent in this session.
 	leaving bool
 }
@@ -351,13 +351,15 @@ func (c *Core) replan(n *network, mac overlay.MAC) {
 		e = &endpoint{gone: true} // no binding yet, only the port here
 		n.eps[mac] = e
 	}
-	var rows []hoststate.Row
+	// The rows are computed again rather than kept: they are the larger part.
+	old, rows := plan.Rows(c.was[:0], e.plan), c.will[:0]
+	e.plan = plan.Endpoint{}
 	if n.live() && n.serving {
-		rows = plan.Rows(nil, c.planned(n, mac, e, t))
+		e.plan = c.planned(n, mac, e, t)
+		rows = plan.Rows(rows, e.plan)
 	}
+	c.was, c.will = old, rows
 	by := overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}
-	old := e.rows
-	e.rows = rows
 	for _, r := range rows {
 		switch i := slices.IndexFunc(old, func(o hoststate.Row) bool { return o.Key == r.Key }); {
 		case i < 0:
@@ -376,11 +378,7 @@ func (c *Core) replan(n *network, mac overlay.MAC) {
 // alter changes the value or the age of a wish.
 func (c *Core) alter(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) {
 	rs := s.row(r.Key)
-	for i := range rs.by {
-		if rs.by[i].by == by {
-			rs.by[i].val, rs.by[i].rev = r.Val, rev
-		}
-	}
+	rs.wish(by, rev, r.Val)
 	c.changed(s, r.Key, rs)
 }
 

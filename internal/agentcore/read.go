@@ -113,7 +113,10 @@ func (c *Core) read(e Read) {
 		c.alarmAt(n.readAgain)
 		return
 	}
-	n.verifiedAt, n.heard = c.now, n.log.complete
+	if n.verifiedAt = c.now; n.log.complete && !n.heard {
+		n.heard = true
+		c.touch(n)
+	}
 	if c.cfg.Verify > 0 {
 		c.alarmAt(c.now + c.cfg.Verify)
 	}

@@ -1,7 +1,6 @@
 package agentcore
 
 import (
-	"cmp"
 	"slices"
 
 	"culvert/internal/hoststate"
@@ -21,7 +20,10 @@ type rowState struct {
 	// One address may belong to two endpoints for a moment; the newest wins.
 	// Rows of the replication list have one contributor an endpoint, which
 	// makes them many: they all want the same, so they are only counted.
-	by    []contribution
+	// The first wish stands in the row itself: nearly all have one.
+	first contribution
+	has   bool
+	more  []contribution
 	count int
 
 	have    hoststate.Val
@@ -35,19 +37,45 @@ type rowState struct {
 	tries   uint8
 }
 
-func (r *rowState) wanted() bool { return r.count > 0 || len(r.by) > 0 }
+func (r *rowState) wanted() bool { return r.count > 0 || r.has }
 
 func (r *rowState) want() hoststate.Val {
-	if len(r.by) == 0 {
+	if !r.has {
 		return hoststate.Val{Flags: plan.ReplFlags}
 	}
-	best := r.by[0]
-	for _, c := range r.by[1:] {
+	best := &r.first
+	for i := range r.more {
+		c := &r.more[i]
 		if d := c.rev.Compare(best.rev); d > 0 || d == 0 && c.by.Compare(best.by) > 0 {
 			best = c
 		}
 	}
 	return best.val
+}
+
+// wish enters a wish, or changes the one that by has already.
+func (r *rowState) wish(by overlay.Key, rev overlay.Rev, val hoststate.Val) {
+	w := contribution{by, rev, val}
+	if !r.has || r.first.by == by {
+		r.first, r.has = w, true
+		return
+	}
+	if i := slices.IndexFunc(r.more, func(x contribution) bool { return x.by == by }); i >= 0 {
+		r.more[i] = w
+		return
+	}
+	r.more = append(r.more, w)
+}
+
+// unwish takes a wish back.
+func (r *rowState) unwish(by overlay.Key) {
+	if !r.has || r.first.by != by {
+		r.more = slices.DeleteFunc(r.more, func(x contribution) bool { return x.by == by })
+		return
+	}
+	if r.has = len(r.more) > 0; r.has {
+		r.first, r.more = r.more[0], r.more[1:]
+	}
 }
 
 func (r *rowState) settled() bool {
@@ -63,8 +91,10 @@ func (r *rowState) settled() bool {
 // rowSet is the rows of one network, or the host's global ones.
 type rowSet struct {
 	rows  map[hoststate.Key]*rowState
-	queue []hoststate.Key
-	open  int // rows that are in the ledger
+	queue []picked
+	open  int        // rows that are in the ledger
+	term  int        // counts up when all rows are forgotten
+	fresh []rowState // where new rows come from, many at a time
 }
 
 func newRowSet() *rowSet { return &rowSet{rows: map[hoststate.Key]*rowState{}} }
@@ -72,7 +102,10 @@ func newRowSet() *rowSet { return &rowSet{rows: map[hoststate.Key]*rowState{}} }
 func (s *rowSet) row(k hoststate.Key) *rowState {
 	rs := s.rows[k]
 	if rs == nil {
-		rs = &rowState{}
+		if len(s.fresh) == 0 {
+			s.fresh = make([]rowState, min(max(len(s.rows), 8), 256))
+		}
+		rs, s.fresh = &s.fresh[0], s.fresh[1:]
 		s.rows[k] = rs
 	}
 	return rs
@@ -82,7 +115,7 @@ func (s *rowSet) row(k hoststate.Key) *rowState {
 func (s *rowSet) enqueue(k hoststate.Key, rs *rowState) {
 	if !rs.queued && !rs.busy {
 		rs.queued = true
-		s.queue = append(s.queue, k)
+		s.queue = append(s.queue, picked{k, rs})
 	}
 }
 
@@ -92,7 +125,7 @@ func (c *Core) add(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) 
 	if r.Key.Table == hoststate.TableRepl {
 		rs.count++
 	} else {
-		rs.by = append(rs.by, contribution{by, rev, r.Val})
+		rs.wish(by, rev, r.Val)
 	}
 	c.changed(s, r.Key, rs)
 }
@@ -105,7 +138,7 @@ func (c *Core) remove(s *rowSet, k hoststate.Key, by overlay.Key) {
 	if k.Table == hoststate.TableRepl {
 		rs.count--
 	} else {
-		rs.by = slices.DeleteFunc(rs.by, func(x contribution) bool { return x.by == by })
+		rs.unwish(by)
 	}
 	c.changed(s, k, rs)
 }
@@ -145,12 +178,14 @@ func (c *Core) drop(s *rowSet) {
 		}
 	}
 	s.rows, s.queue, s.open = map[hoststate.Key]*rowState{}, nil, 0
+	s.term++
 }
 
 // flight is what an operation under way is about.
 type flight struct {
 	set  *rowSet // nil for operations on devices
-	key  hoststate.Key
+	row  picked
+	term int // of the set
 	net  overlay.UID
 	base bool
 	kind hoststate.OpKind
@@ -162,66 +197,118 @@ type delayedRow struct {
 	key hoststate.Key
 }
 
+// picked is a row that waits, or of which takeRows makes an operation.
+type picked struct {
+	key hoststate.Key
+	rs  *rowState
+}
+
 // takeRows appends at most max operations from the set's queue: first what is
 // to be written in the order of tables, then what is to be deleted in the
 // opposite order.
 func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete bool, max int, buf []hoststate.Op) []hoststate.Op {
 	n := 0
-	first := len(buf)
-	var later []hoststate.Key
-	for ; n < len(s.queue) && len(buf)-first < max; n++ {
-		k := s.queue[n]
-		rs := s.rows[k]
-		if rs == nil || !rs.queued {
-			continue
-		}
+	var later []picked
+	picks := c.picks[:0]
+	for ; n < len(s.queue) && len(picks) < max; n++ {
+		k, rs := s.queue[n].key, s.queue[n].rs
 		rs.queued = false
 		if rs.settled() {
 			c.close(s, k, rs)
 			continue
 		}
-		op := hoststate.Op{Kind: hoststate.OpSet, Row: hoststate.Row{Key: k}}
-		if rs.wanted() {
-			op.Row.Val = rs.want()
-		} else if !mayDelete {
+		if !rs.wanted() && !mayDelete {
 			rs.queued = true
-			later = append(later, k)
+			later = append(later, picked{k, rs})
 			continue
-		} else {
-			op.Kind, op.Row.Val = hoststate.OpDel, rs.have
 		}
 		rs.busy = true
-		op.ID = c.fly(flight{set: s, key: k, net: net, kind: op.Kind})
-		buf = append(buf, op)
+		picks = append(picks, picked{k, rs})
 	}
-	s.queue = append(later, s.queue[n:]...)
-	slices.SortStableFunc(buf[first:], func(a, b hoststate.Op) int {
-		if a.Kind != b.Kind {
-			return cmp.Compare(a.Kind, b.Kind)
+	if s.queue = s.queue[n:]; len(later) > 0 {
+		s.queue = append(later, s.queue...)
+	}
+	c.picks = picks
+	return c.rowOps(s, net, picks, buf)
+}
+
+// tables is the order in which rows are written; they are deleted in the
+// opposite one.
+var tables = [...]hoststate.Table{
+	hoststate.TableVTEP, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableMember,
+}
+
+// rowOps appends the operations of rows that were picked, in order: a pass a
+// table moves less than sorting would.
+func (c *Core) rowOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
+	for _, t := range tables {
+		for _, p := range picks {
+			if p.key.Table == t && p.rs.wanted() {
+				buf = append(buf, hoststate.Op{
+					ID: c.fly(flight{set: s, row: p, term: s.term, net: net, kind: hoststate.OpSet}), Kind: hoststate.OpSet,
+					Row: hoststate.Row{Key: p.key, Val: p.rs.want()},
+				})
+			}
 		}
-		if a.Kind == hoststate.OpDel {
-			return cmp.Compare(b.Row.Key.Table, a.Row.Key.Table)
+	}
+	for _, t := range slices.Backward(tables[:]) {
+		for _, p := range picks {
+			if p.key.Table == t && !p.rs.wanted() {
+				buf = append(buf, hoststate.Op{
+					ID: c.fly(flight{set: s, row: p, term: s.term, net: net, kind: hoststate.OpDel}), Kind: hoststate.OpDel,
+					Row: hoststate.Row{Key: p.key, Val: p.rs.have},
+				})
+			}
 		}
-		return cmp.Compare(a.Row.Key.Table, b.Row.Key.Table)
-	})
+	}
 	return buf
 }
 
+// flights are the operations under way, by number: they are given and come
+// back in nearly the same order.
+type flights struct {
+	list  []flight
+	start []flight // where list began, to use its room again
+	gone  uint64   // how many are no longer in list
+}
+
 func (c *Core) fly(f flight) uint64 {
-	c.nextID++
-	c.inflight[c.nextID] = f
-	return c.nextID
+	fl := &c.inflight
+	if len(fl.list) == 0 {
+		fl.list = fl.start[:0]
+	}
+	fl.list = append(fl.list, f)
+	if cap(fl.list) > cap(fl.start) {
+		fl.start = fl.list
+	}
+	return fl.gone + uint64(len(fl.list))
+}
+
+// land takes an operation off the list; ok is false for numbers that are not
+// under way.
+func (fl *flights) land(id uint64) (f flight, ok bool) {
+	i := id - fl.gone - 1
+	if id <= fl.gone || i >= uint64(len(fl.list)) || fl.list[i].kind == 0 {
+		return flight{}, false
+	}
+	f = fl.list[i]
+	fl.list[i] = flight{}
+	n := 0
+	for n < len(fl.list) && fl.list[n].kind == 0 {
+		n++
+	}
+	fl.list, fl.gone = fl.list[n:], fl.gone+uint64(n)
+	return f, true
 }
 
 // applied takes the outcome of operations.
 func (c *Core) applied(e Applied) {
 	for i := range e.Results {
 		r := &e.Results[i]
-		f, ok := c.inflight[r.Op.ID]
+		f, ok := c.inflight.land(r.Op.ID)
 		if !ok {
 			continue // an order of the local API; its driver answers
 		}
-		delete(c.inflight, r.Op.ID)
 		if f.set != nil {
 			c.rowDone(f, r)
 		} else {
@@ -231,10 +318,10 @@ func (c *Core) applied(e Applied) {
 }
 
 func (c *Core) rowDone(f flight, r *hoststate.Result) {
-	rs := f.set.rows[f.key]
-	if rs == nil {
+	if f.term != f.set.term {
 		return // its devices went meanwhile
 	}
+	key, rs := f.row.key, f.row.rs
 	rs.busy = false
 	c.stats.Written++
 	switch {
@@ -252,24 +339,25 @@ func (c *Core) rowDone(f flight, r *hoststate.Result) {
 		c.wantRead(f.net)
 	}
 	if rs.settled() {
-		c.close(f.set, f.key, rs)
+		c.close(f.set, key, rs)
 		c.rowHeld(f)
 		return
 	}
-	if r.Class == hoststate.ClassOK && rs.tries == 0 { // what is wanted changed meanwhile
-		rs.tries++
-		f.set.enqueue(f.key, rs)
+	if rs.known && rs.present == (f.kind == hoststate.OpSet) && (!rs.present || rs.have == r.Op.Row.Val) {
+		// Done as asked, and what is wanted changed meanwhile. Not a failure:
+		// a wait would let rows pass that must come after this one.
+		f.set.enqueue(key, rs)
 		return
 	}
 	if r.Class == hoststate.ClassFull || r.Class == hoststate.ClassRefused {
 		c.stats.OpsRefused++
 		c.wantLinks() // a setting of the device may be why: IPv6 switched off rings no bell
-		c.problem("CV0206 the kernel refuses a " + f.key.Table.String() + " entry: " + r.Text)
+		c.problem("CV0206 the kernel refuses a " + key.Table.String() + " entry: " + r.Text)
 	}
 	wait := 10 * millisecond << min(rs.tries, 9)
 	rs.tries = min(rs.tries+1, 20)
 	at := c.now + wait
-	c.delayed = append(c.delayed, delayedRow{at, f.set, f.key})
+	c.delayed = append(c.delayed, delayedRow{at, f.set, key})
 	c.alarmAt(at)
 }
 

@@ -52,9 +52,12 @@ func sortedTaps(m map[int32]*tap) []int32 {
 // tapOf is the device that is the port with that MAC, or nil. Where two claim
 // to be, the one that came last is: a VM that restarts may leave one behind.
 func (n *network) tapOf(mac overlay.MAC) *tap {
+	if mac.IsZero() {
+		return nil
+	}
 	var best *tap
-	for _, idx := range sortedTaps(n.taps) {
-		if t := n.taps[idx]; t.mac == mac && !mac.IsZero() {
+	for _, t := range n.taps { // order-free: the greatest of all
+		if t.mac == mac && (best == nil || t.index > best.index) {
 			best = t
 		}
 	}

@@ -20,7 +20,7 @@ type MigrateResult struct {
 	Resumed      time.Duration // the guest runs again
 	Revision     string        // that says where it is
 	Exact        time.Duration // every host that answers holds that revision
-	Slowest      string        // the host that was the last
+	Slowest      string        // the host that was the last; empty if none made the others wait
 	Hosts        int           // hosts that hold it
 	Away         []string      // hosts that did not answer
 	Pings        *PingResult   // of MigrateOptions.Ping
@@ -197,7 +197,7 @@ func (l *Lab) awaitMoved(ctx context.Context, vm VM, r MigrateResult, start time
 	r.Exact = time.Since(start)
 	r.Away = notExact(hosts)
 	r.Hosts = len(hosts) - len(r.Away)
-	slowest := -1.0
+	slowest := 0.0
 	for _, h := range hosts {
 		if h.GetState() == "exact" && h.GetSeconds() > slowest {
 			slowest, r.Slowest = h.GetSeconds(), h.GetHost()

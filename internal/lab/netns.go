@@ -308,6 +308,12 @@ var errTimeout = errors.New("state not reached in time")
 // poll asks done every few milliseconds until it says yes or fails, the
 // context ends (its cause is returned) or the time is over (errTimeout).
 func poll(ctx context.Context, limit time.Duration, done func() (bool, error)) error {
+	return pollEvery(ctx, 20*time.Millisecond, limit, done)
+}
+
+// pollEvery is poll with a longest pause between two questions, for waits
+// whose length is itself shown.
+func pollEvery(ctx context.Context, longest, limit time.Duration, done func() (bool, error)) error {
 	end := time.NewTimer(limit)
 	defer end.Stop()
 	wait := time.Millisecond
@@ -318,7 +324,7 @@ func poll(ctx context.Context, limit time.Duration, done func() (bool, error)) e
 		if ok || err != nil {
 			return err
 		}
-		wait = min(wait*2, 20*time.Millisecond)
+		wait = min(wait*2, longest)
 		tick.Reset(wait)
 		select {
 		case <-ctx.Done():

@@ -24,7 +24,8 @@ type Daemon struct {
 }
 
 // procState reads state and start time of a process (proc_pid_stat(5)); ok is
-// false if there is none.
+// false if there is none. A killed process whose first thread is a zombie while
+// others still end has its files open yet: its state is 'R' until they have.
 func procState(pid int) (state byte, start uint64, ok bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -37,7 +38,11 @@ func procState(pid int) (state byte, start uint64, ok bool) {
 		return 0, 0, false
 	}
 	start, err = strconv.ParseUint(f[19], 10, 64)
-	return f[0][0], start, err == nil
+	state = f[0][0]
+	if threads, terr := strconv.Atoi(f[17]); state == 'Z' && terr == nil && threads > 1 {
+		state = 'R'
+	}
+	return state, start, err == nil
 }
 
 // State is "running", "stopped" (by SIGSTOP) or "dead". A zombie is dead: it

@@ -155,7 +155,15 @@ func (r MigrateResult) Text() string {
 	}
 	line("resumed", millis(r.Resumed), "ms"+known)
 	if r.Hosts > 0 {
-		line(fmt.Sprintf("all %s exact", count(r.Hosts, "host")), millis(r.Exact), "ms   (slowest "+r.Slowest+")")
+		last := ""
+		if r.Slowest != "" {
+			last = "   (slowest " + r.Slowest + ")"
+		}
+		word := "all "
+		if len(r.Away) > 0 {
+			word = ""
+		}
+		line(word+count(r.Hosts, "host")+" exact", millis(r.Exact), "ms"+last)
 	}
 	if len(r.Away) > 0 {
 		b.WriteString("  away                    " + strings.Join(r.Away, " ") + "\n")

@@ -374,7 +374,7 @@ func notExact(hosts []*culvertv1.HostWait) []string {
 // hosts hold the revision that says so.
 func awaitPorts(ctx context.Context, client culvertv1connect.APIClient, want map[string]VM) (revision string, hosts []*culvertv1.HostWait, err error) {
 	missing := ""
-	err = poll(ctx, upLimit, func() (bool, error) {
+	err = pollEvery(ctx, 2*time.Millisecond, upLimit, func() (bool, error) {
 		res, err := client.List(ctx, &culvertv1.ListRequest{Kind: "port"})
 		if err != nil {
 			return false, err

@@ -47,6 +47,7 @@ type host struct {
 	readAt  map[overlay.VNI]int64 // when each network's tables were read last
 	written int                   // operations, ever
 	joined  bool
+	left    []departure // VMs that were here
 
 	seen knowledge
 	// troubled: until when the kernel may differ from what the agent knows by

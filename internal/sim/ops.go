@@ -352,6 +352,7 @@ func (w *world) remove(x *nic) {
 	}
 	w.log("hypervisor of %s unplugs %s", x.host.name, x.name)
 	w.nics = slices.Delete(w.nics, i, i+1)
+	x.host.left = append(x.host.left, departure{x.mac, w.now})
 	x.host.touch(func(m *kerneltest.Model) { m.Unplug(x.name) })
 }
 

@@ -25,6 +25,13 @@ type nic struct {
 	since  int64       // plugged in
 }
 
+// departure is when a VM left a host. Its rows are not at once what they are
+// without it.
+type departure struct {
+	mac overlay.MAC
+	at  int64
+}
+
 // nicAt is the device with that ifindex on a host.
 func (w *world) nicAt(h *host, index int32) *nic {
 	for _, x := range w.nics {
@@ -100,6 +107,11 @@ func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]
 			if x.host == h {
 				here[x.mac], here[p.MAC] = true, true
 			}
+		}
+	}
+	for _, d := range h.left {
+		if d.at+5*second > w.now {
+			here[d.mac] = true
 		}
 	}
 	owners := map[netip.Addr]int{}

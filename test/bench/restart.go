@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -27,7 +28,7 @@ func restart(ctx context.Context, o options, w *world, out *printer) error {
 		e.entries(good, crowdVTEP, ear.vxlan)
 	}
 	more := w.many[w.endpoints:]
-	var verified, caught, touched sample
+	var verified, caught, cpu, touched sample
 	for i := range o.restarts {
 		if err := w.settle(ctx); err != nil {
 			return err
@@ -56,6 +57,10 @@ func restart(ctx context.Context, o options, w *world, out *printer) error {
 		if err != nil {
 			return fmt.Errorf("restart %d: %w", i, err)
 		}
+		used, err := w.cpu("h2")
+		if err != nil {
+			return err
+		}
 		heard, err := gather(w.ears[:1], limit)
 		if err != nil {
 			return fmt.Errorf("restart %d: %w", i, err)
@@ -72,6 +77,7 @@ func restart(ctx context.Context, o options, w *world, out *printer) error {
 			return fmt.Errorf("restart %d: events were lost", i)
 		}
 		verified, caught, touched = verified.addTime(acked.Sub(start)), caught.addTime(heard.Sub(start)), append(touched, float64(n))
+		cpu = cpu.addTime(used)
 		ear.guard(nil)
 		ear.expect(allOf(more, ear.vxlan), true)
 		if _, err := w.crowd.leave(w.network, more); err != nil {
@@ -85,6 +91,7 @@ func restart(ctx context.Context, o options, w *world, out *printer) error {
 	for _, f := range []figure{
 		newFigure("restart, verified", "ms", w.hosts, w.endpoints, verified, bound{must: 300, goal: 300}),
 		newFigure("restart, caught up", "ms", w.hosts, w.endpoints, caught, bound{must: 300, goal: 300}),
+		newFigure("restart, CPU used", "ms", w.hosts, w.endpoints, cpu, bound{}),
 		untouched(newFigure("restart, touched", "1", w.hosts, w.endpoints, touched, bound{}), touched),
 	} {
 		f.Note = strings.TrimSpace(f.Note + " " + note)
@@ -129,6 +136,30 @@ func (w *world) awaitAck(ctx context.Context, host string, rev overlay.Rev) (at 
 		return false, nil
 	})
 	return at, err
+}
+
+// cpu is the time that a node's daemon has computed since it started, to a
+// clock tick of 10 ms (proc_pid_stat(5), fields 14 and 15). Where a machine is
+// busy it says more than the clock on the wall.
+func (w *world) cpu(node string) (time.Duration, error) {
+	st, err := w.lab.Status()
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range st.Nodes {
+		if n.Name != node {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(n.PID) + "/stat")
+		if err != nil {
+			return 0, err
+		}
+		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		user, err1 := strconv.ParseUint(f[11], 10, 64)
+		system, err2 := strconv.ParseUint(f[12], 10, 64)
+		return time.Duration(user+system) * 10 * time.Millisecond, errors.Join(err1, err2)
+	}
+	return 0, fmt.Errorf("no node %s", node)
 }
 
 // memory says what the daemons weigh.

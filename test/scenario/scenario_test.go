@@ -37,10 +37,10 @@ func TestMain(m *testing.M) {
 func run(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CULVERT_NOROOT") == "1" {
-			fmt.Println("stories are skipped by CULVERT_NOROOT=1: they make namespaces, which needs root")
+			fmt.Fprintln(os.Stderr, "stories are skipped by CULVERT_NOROOT=1: they make namespaces, which needs root")
 			return 0
 		}
-		fmt.Println("stories make namespaces: run as root, or set CULVERT_NOROOT=1 to skip them")
+		fmt.Fprintln(os.Stderr, "stories make namespaces: run as root, or set CULVERT_NOROOT=1 to skip them")
 		return 1
 	}
 	if program = os.Getenv("CULVERT_BIN"); program != "" {
@@ -48,7 +48,7 @@ func run(m *testing.M) int {
 	}
 	dir, err := os.MkdirTemp("", "culvert-stories")
 	if err != nil {
-		fmt.Println("directory for the program:", err)
+		fmt.Fprintln(os.Stderr, "directory for the program:", err)
 		return 1
 	}
 	defer os.RemoveAll(dir)
@@ -56,7 +56,7 @@ func run(m *testing.M) int {
 	build := exec.Command("go", "build", "-o", program, "culvert/cmd/culvert")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Printf("build culvert: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "build culvert: %v\n%s", err, out)
 		return 1
 	}
 	return m.Run()

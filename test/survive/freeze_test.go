@@ -25,6 +25,7 @@ func TestFrozenAgentTouchesNothing(t *testing.T) {
 	l1, l2 := r.listen("h1"), r.listen("h2")
 	there, back := r.ping("vm1", address(vm2), time.Millisecond), r.ping("vm2", address(vm1), time.Millisecond)
 
+	r.expectNew("h1")
 	r.signal(unix.SIGSTOP, "h1")
 	r.hold(pastAgent)
 	hosts, err := r.hostStatus()
@@ -59,6 +60,7 @@ func TestFrozenManagerTouchesNothing(t *testing.T) {
 	l1, l2 := r.listen("h1"), r.listen("h2")
 	there, back := r.ping("vm1", address(vm2), time.Millisecond), r.ping("vm2", address(vm1), time.Millisecond)
 
+	r.expectNew("h2")
 	r.signal(unix.SIGSTOP, "m1", "h1")
 	r.hold(pastManager)
 	r.same("manager and agent frozen", before)

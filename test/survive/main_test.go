@@ -27,16 +27,16 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CULVERT_NOROOT") == "1" {
-			fmt.Println("labs are skipped by CULVERT_NOROOT=1: they make namespaces, which needs root")
+			fmt.Fprintln(os.Stderr, "labs are skipped by CULVERT_NOROOT=1: they make namespaces, which needs root")
 			return 0
 		}
-		fmt.Println("labs make namespaces: run as root, or set CULVERT_NOROOT=1 to skip them")
+		fmt.Fprintln(os.Stderr, "labs make namespaces: run as root, or set CULVERT_NOROOT=1 to skip them")
 		return 1
 	}
 	if program = os.Getenv("CULVERT_BIN"); program == "" {
 		dir, err := os.MkdirTemp("", "culvert-survive")
 		if err != nil {
-			fmt.Println("directory for the program:", err)
+			fmt.Fprintln(os.Stderr, "directory for the program:", err)
 			return 1
 		}
 		defer os.RemoveAll(dir)
@@ -44,12 +44,12 @@ func run(m *testing.M) int {
 		build := exec.Command("go", "build", "-o", program, "culvert/cmd/culvert")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Printf("build culvert: %v\n%s", err, out)
+			fmt.Fprintf(os.Stderr, "build culvert: %v\n%s", err, out)
 			return 1
 		}
 	}
 	if !filepath.IsAbs(program) {
-		fmt.Println("CULVERT_BIN must be an absolute path:", program)
+		fmt.Fprintln(os.Stderr, "CULVERT_BIN must be an absolute path:", program)
 		return 1
 	}
 	// Most of what these tests do is to wait and to see that nothing happens,
@@ -62,7 +62,7 @@ func run(m *testing.M) int {
 	}
 	code := m.Run()
 	if left := leftBehind(); len(left) > 0 {
-		fmt.Println("labs left behind:", left)
+		fmt.Fprintln(os.Stderr, "labs left behind:", left)
 		return 1
 	}
 	return code
@@ -86,7 +86,7 @@ func leftBehind() []string {
 		}
 		left = append(left, name)
 		if _, err := l.Down(context.Background()); err != nil {
-			fmt.Println("take down", name, err)
+			fmt.Fprintln(os.Stderr, "take down", name, err)
 		}
 	}
 	return left

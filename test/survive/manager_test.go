@@ -20,15 +20,6 @@ var errSilent = errors.New("nothing was heard")
 // storeOf is where the lab's manager keeps its store.
 func (r *rig) storeOf() string { return filepath.Join(r.dir("m1"), "manager", "store") }
 
-// log is all that a node's daemon has logged.
-func (r *rig) log(node string) string {
-	b, err := os.ReadFile(filepath.Join(lab.DefaultRoot, r.name, node+".log"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return string(b)
-}
-
 // A manager that has lost its store, or was put back to an older copy of it,
 // knows less than the agents. It deletes nothing, says so, and once it has its
 // store again all is as before.

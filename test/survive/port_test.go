@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"culvert/internal/api"
+	"culvert/internal/api/culvertv1"
 	"culvert/internal/hoststate"
 	"culvert/internal/lab"
 	"culvert/internal/overlay"
@@ -29,13 +31,21 @@ func TestMovedAddressIsFollowed(t *testing.T) {
 		}
 		r.vm(lab.VMSpec{Name: fmt.Sprintf("vm%d", i), Host: h, Network: "blue", MAC: fmt.Sprintf("52:54:00:00:00:1%d", i), Addresses: own})
 	}
-	// Inside, the address goes as it does with VRRP: first away, then there.
+	// Inside, the new owner takes the address and the old one lets it go.
 	move := func(from, to string) {
 		t.Helper()
-		r.mustIn(from, "ip", "addr", "del", vip4+"/24", "dev", "eth0")
-		r.mustIn(from, "ip", "addr", "del", vip6+"/64", "dev", "eth0")
-		r.mustIn(to, "ip", "addr", "add", vip4+"/24", "dev", "eth0")
-		r.mustIn(to, "ip", "addr", "add", vip6+"/64", "dev", "eth0", "nodad")
+		r.mustIn(to, "sh", "-c", fmt.Sprintf("ip addr add %s/24 dev eth0; ip addr add %s/64 dev eth0 nodad", vip4, vip6))
+		r.mustIn(from, "sh", "-c", fmt.Sprintf("ip addr del %s/24 dev eth0; ip addr del %s/64 dev eth0", vip4, vip6))
+	}
+	set := func(name string, addresses ...string) {
+		t.Helper()
+		_, err := r.api.Put(r.ctx, &culvertv1.PutRequest{Mode: culvertv1.PutMode_PUT_MODE_APPLY, Resources: []*culvertv1.Resource{api.Wrap(&culvertv1.Port{
+			ApiVersion: "culvert/v1alpha1", Kind: "Port", Metadata: &culvertv1.Metadata{Name: name, Tenant: "default"},
+			Spec: &culvertv1.PortSpec{Network: "blue", Mac: "52:54:00:00:00:1" + name[2:], Vm: name, Addresses: addresses},
+		})}})
+		if err != nil {
+			t.Fatalf("set %s: %v", name, err)
+		}
 	}
 	ping := func() []*pinging {
 		return []*pinging{
@@ -58,16 +68,14 @@ func TestMovedAddressIsFollowed(t *testing.T) {
 		}
 	}
 
+	r.connected()
 	ps := ping()
 	r.hold(300 * time.Millisecond)
 	move("vm1", "vm2")
-	r.must("port", "set", "vm1", "--ip", "10.1.0.11", "--ip", "2001:db8:1::11")
-	r.must("port", "set", "vm2", "--ip", "10.1.0.12", "--ip", "2001:db8:1::12", "--ip", vip4, "--ip", vip6)
-	check("between two VMs elsewhere, by two commands", ps)
+	set("vm1", "10.1.0.11", "2001:db8:1::11")
+	set("vm2", "10.1.0.12", "2001:db8:1::12", vip4, vip6)
+	check("between two VMs elsewhere, by two calls", ps)
 
-	ps = ping()
-	r.hold(300 * time.Millisecond)
-	move("vm2", "vm3")
 	file := filepath.Join(t.TempDir(), "ports.yaml")
 	doc := func(name string, addresses ...string) string {
 		return fmt.Sprintf("apiVersion: culvert/v1alpha1\nkind: Port\nmetadata: {name: %s}\nspec: {network: blue, mac: '52:54:00:00:00:1%s', vm: %s, addresses: ['%s']}\n",
@@ -77,6 +85,9 @@ func TestMovedAddressIsFollowed(t *testing.T) {
 	if err := os.WriteFile(file, []byte(docs), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	ps = ping()
+	r.hold(300 * time.Millisecond)
+	move("vm2", "vm3")
 	r.must("apply", "-f", file)
 	check("to a VM beside the guest, by one file", ps)
 }

@@ -39,12 +39,13 @@ type rig struct {
 	hosts   []string
 	kernels map[string]*kernel.Kernel
 	api     *client.Client
+	streams map[string]int // see expectNew
 }
 
 // newRig builds an empty lab, which goes with the test.
 func newRig(t *testing.T, hosts int) *rig {
 	t.Helper()
-	r := &rig{t: t, name: labName(serial.Add(1)), kernels: map[string]*kernel.Kernel{}}
+	r := &rig{t: t, name: labName(serial.Add(1)), kernels: map[string]*kernel.Kernel{}, streams: map[string]int{}}
 	var err error
 	if r.lab, err = lab.New(r.name, lab.Config{Culvert: []string{program}}); err != nil {
 		t.Fatal(err)
@@ -97,6 +98,15 @@ func (r *rig) down() {
 
 // dir is a node's directory.
 func (r *rig) dir(node string) string { return filepath.Join(lab.DefaultRoot, r.name, node) }
+
+// log is all that a node's daemon has logged.
+func (r *rig) log(node string) string {
+	b, err := os.ReadFile(filepath.Join(lab.DefaultRoot, r.name, node+".log"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(b)
+}
 
 // logs shows how each daemon's log ends.
 func (r *rig) logs() {
@@ -181,6 +191,11 @@ func (r *rig) signal(sig unix.Signal, nodes ...string) {
 func (r *rig) start(nodes ...string) {
 	r.t.Helper()
 	for _, n := range nodes {
+		if n == "m1" {
+			r.expectNew(r.hosts...)
+		} else {
+			r.expectNew(n)
+		}
 		if _, err := r.lab.Start(r.ctx, n); err != nil {
 			r.t.Fatalf("start %s: %v", n, err)
 		}
@@ -217,8 +232,19 @@ func (r *rig) hostStatus() (map[string]*culvertv1.HostStatus, error) {
 	return hosts, nil
 }
 
-// connected waits until the manager answers and every host is connected and
-// holds the newest revision.
+// attached is how many streams a host's agent has opened, by its log.
+func (r *rig) attached(host string) int { return strings.Count(r.log(host), "msg=attached ") }
+
+// expectNew makes connected wait for another stream of these hosts: the
+// manager may not have noticed yet that the present one is over.
+func (r *rig) expectNew(hosts ...string) {
+	for _, h := range hosts {
+		r.streams[h] = r.attached(h) + 1
+	}
+}
+
+// connected waits until the manager answers and every host is connected, anew
+// where that is expected, and has said what it holds.
 func (r *rig) connected() {
 	r.t.Helper()
 	r.await(40*time.Second, "all hosts connected", func() error {
@@ -227,6 +253,9 @@ func (r *rig) connected() {
 			return err
 		}
 		for _, n := range r.hosts {
+			if got := r.attached(n); got < r.streams[n] {
+				return fmt.Errorf("%s has opened %d streams, want %d", n, got, r.streams[n])
+			}
 			if h := hosts[n]; h.GetState() != "connected" || h.GetAppliedRevision() == "" || h.GetAppliedRevision() == "0" {
 				return fmt.Errorf("%s is %q at revision %q", n, h.GetState(), h.GetAppliedRevision())
 			}
