@@ -135,6 +135,10 @@ func (c *Core) item(it Item) {
 	if l == nil {
 		return // of a network that was deleted, or that never selected us
 	}
+	if l.named == nil && (!l.complete || it.Rev.Compare(l.sent) <= 0) {
+		c.stats.Stale++ // of what the log is past, or of a subscription that was given up
+		return
+	}
 	if l.named != nil && !it.Gone {
 		l.named[overlay.KeyOf(it.Rec)] = true
 	}

@@ -229,7 +229,7 @@ func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete bool, max int, buf
 		s.queue = append(later, s.queue...)
 	}
 	c.picks = picks
-	return c.rowOps(s, net, picks, buf)
+	return c.delOps(s, net, picks, c.setOps(s, net, picks, buf))
 }
 
 // tables is the order in which rows are written; they are deleted in the
@@ -238,9 +238,9 @@ var tables = [...]hoststate.Table{
 	hoststate.TableVTEP, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableMember,
 }
 
-// rowOps appends the operations of rows that were picked, in order: a pass a
-// table moves less than sorting would.
-func (c *Core) rowOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
+// setOps appends what is to be written of the rows that were picked, in order:
+// a pass a table moves less than sorting would.
+func (c *Core) setOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
 	for _, t := range tables {
 		for _, p := range picks {
 			if p.key.Table == t && p.rs.wanted() {
@@ -251,6 +251,11 @@ func (c *Core) rowOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststat
 			}
 		}
 	}
+	return buf
+}
+
+// delOps appends what is to be deleted of the rows that were picked.
+func (c *Core) delOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
 	for _, t := range slices.Backward(tables[:]) {
 		for _, p := range picks {
 			if p.key.Table == t && !p.rs.wanted() {

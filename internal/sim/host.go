@@ -38,7 +38,8 @@ type host struct {
 	core    *agentcore.Core
 	busy    bool // a read or a batch is under way
 	stream  *stream
-	current uint64 // session, once welcomed
+	former  *stream // the newest that the manager welcomed
+	current uint64  // session, once welcomed
 	dialing bool
 	wakeAt  int64
 	journal []frame

@@ -240,6 +240,10 @@ func (m *manager) opened(s *stream, h *api.Hello, r managercore.Reply) {
 	s.cursor = managercore.NewCursor(v, s.host.name, fleet)
 	s.down.send(api.DownPB(api.Down{Welcome: &api.Welcome{Protocol: 1, Session: r.Session, Epoch: 1, Cluster: cluster}}))
 	s.wake()
+	if old := s.host.former; old != nil {
+		old.replay(3 * milli) // while the new session has claimed nothing yet
+	}
+	s.host.former = s
 }
 
 func compact(in []*stream) (out []*stream) {
@@ -344,8 +348,11 @@ func (m *manager) tell(s *stream, b managercore.Batch) {
 		}
 	}
 	s.down.send(api.DownPB(api.Down{Items: out}), covers...)
-	if len(out.Items) > 0 && m.w.hit(ItemsDoubled, 0.05) {
-		s.down.send(api.DownPB(api.Down{Items: &api.Items{Items: out.Items}}))
+	if len(out.Items) == 0 {
+		return
+	}
+	if s.sent = append(s.sent, out.Items); m.w.hit(ItemsDoubled, 0.05) { // the same, or older ones
+		s.down.send(api.DownPB(api.Down{Items: &api.Items{Items: s.sent[m.w.pick(len(s.sent))]}}))
 	}
 }
 
@@ -368,6 +375,7 @@ type stream struct {
 	remove       []overlay.UID
 	answers      []api.Answer
 	told         overlay.Rev
+	sent         [][]api.StreamItem // all that was sent
 	batch        int
 	window       int
 	waking       bool
@@ -407,7 +415,7 @@ func (s *stream) cut() {
 	s.w.after(s.w.between(100*micro, 300*milli), func() {
 		s.done[0] = true
 		s.w.mgr.closed(s)
-		s.replay()
+		s.replay(3 * second)
 	})
 	s.w.after(s.w.between(100*micro, 300*milli), func() {
 		s.done[1] = true
@@ -416,11 +424,11 @@ func (s *stream) cut() {
 }
 
 // replay lets the last messages of a stream that has ended arrive once more,
-// when the host may have another.
-func (s *stream) replay() {
+// when the host may have another, at the latest after d.
+func (s *stream) replay(d int64) {
 	for _, up := range s.said {
 		if s.w.hit(ClaimsReplayed, 0.3) {
-			s.w.after(s.w.between(milli, 3*second), func() {
+			s.w.after(s.w.between(10*micro, d), func() {
 				u, err := api.UpFromPB(up)
 				if err != nil {
 					s.w.fail("a message was accepted once and then refused: %v", err)

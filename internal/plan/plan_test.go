@@ -1,0 +1,99 @@
+package plan
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+var (
+	mac  = overlay.MAC{0x52, 0x54, 0, 0, 0, 1}
+	vtep = netip.MustParseAddr("192.0.2.2")
+	ip4  = netip.MustParseAddr("10.0.0.1")
+	ip6  = netip.MustParseAddr("fd00::1")
+)
+
+func TestRows(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		e    Endpoint
+		want string
+	}{
+		"elsewhere, both families: FDBs, list, then neighbours": {
+			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4, ip6}, VTEP: vtep},
+			`fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
+master 42 52:54:00:00:00:01 dev cvx42 static,extern_learn
+repl 42 dst 192.0.2.2
+neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert
+neigh 42 fd00::1 lladdr 52:54:00:00:00:01 permanent,culvert`,
+		},
+		"elsewhere without flooding: no place in the list": {
+			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}, VTEP: vtep, Flood: overlay.FloodNone},
+			`fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
+master 42 52:54:00:00:00:01 dev cvx42 static,extern_learn
+neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert`,
+		},
+		"here: its own port, and no address of it": {
+			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4, ip6}, Port: 7},
+			`master 42 52:54:00:00:00:01 dev if7 static,sticky`,
+		},
+		"here, though a binding says elsewhere: here": {
+			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}, Port: 7, VTEP: vtep},
+			`master 42 52:54:00:00:00:01 dev if7 static,sticky`,
+		},
+		"on a host whose address is not known: nothing": {
+			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}}, ``,
+		},
+	} {
+		var lines []string
+		for _, r := range Rows(nil, c.e) {
+			lines = append(lines, r.String())
+		}
+		if got := strings.Join(lines, "\n"); got != c.want {
+			t.Errorf("%s:\n%s\nwant:\n%s", name, got, c.want)
+		}
+	}
+}
+
+// TestRowsAreOneEndpointsAlone: whatever the endpoint, its rows are of its own
+// network and MAC, no key comes twice, a neighbour never comes before the FDB
+// entry that it needs, and nothing local has an address.
+func TestRowsAreOneEndpointsAlone(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		e := Endpoint{
+			VNI: overlay.VNI(rapid.Uint32Range(1, uint32(overlay.MaxVNI)).Draw(t, "vni")), MAC: mac,
+			Port: rapid.Int32Range(0, 2).Draw(t, "port"), Flood: overlay.Flood(rapid.Uint8Range(0, 1).Draw(t, "flood")),
+		}
+		if rapid.Bool().Draw(t, "placed") {
+			e.VTEP = vtep
+		}
+		for i := range rapid.IntRange(0, 5).Draw(t, "addresses") {
+			e.Addrs = append(e.Addrs, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+		}
+		seen, fdb := map[hoststate.Key]bool{}, false
+		for _, r := range Rows(nil, e) {
+			k := r.Key
+			if seen[k] {
+				t.Fatalf("%v comes twice", r)
+			}
+			seen[k] = true
+			if k.VNI != e.VNI || !k.MAC.IsZero() && k.MAC != e.MAC {
+				t.Fatalf("%v is not of this endpoint", r)
+			}
+			fdb = fdb || k.Table == hoststate.TableFDB
+			if k.Table == hoststate.TableNeigh && (!fdb || r.Val.MAC != e.MAC || e.Port != 0) {
+				t.Fatalf("%v without its FDB entry, with another MAC, or of a local endpoint", r)
+			}
+		}
+		union := Union([]Endpoint{e, e})
+		if len(union) != len(seen) {
+			t.Fatalf("union with itself has %d rows, want %d", len(union), len(seen))
+		}
+	})
+}
