@@ -1,0 +1,302 @@
+package agentcore
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+const (
+	mac1 = "02:00:00:00:00:01"
+	mac2 = "02:00:00:00:00:02"
+	mac3 = "02:00:00:00:00:03"
+)
+
+// serving is a rig whose host serves network n1 with port p1 here and p2 on h2.
+func serving(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t)
+	r.fleet("n1 10")
+	r.plug("n1", "p1")
+	r.connect()
+	r.log("n1", "port p1 "+mac1, "port p2 "+mac2, "port p3 "+mac3, "at h2 p2 "+mac2+" 10.0.0.2,fd00::2")
+	r.says("add n1 from 0", "claim 1 "+mac1+" base 9 device", "inventory ends", "ack 9")
+	r.did()
+	return r
+}
+
+// accept commits a claim of this host: the answer, then the log.
+func (r *rig) accept(id uint64, at string) {
+	r.rev++
+	r.rev-- // the item takes the number itself
+	e := r.item("n1", at)
+	r.step(Answered{ID: id, Accepted: true, Binding: e.Rev})
+	it := Items{Items: []Item{e}}
+	r.finish(&it, netUID("n1"), "n1", false)
+	r.step(it)
+}
+
+func TestServesANetworkFromItsFirstPortOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10")
+	r.wants(
+		"base 0",
+		"set vtep 192.0.2.202", "set vtep 192.0.2.203", "set vtep 192.0.2.204",
+		"make-bridge vni 10",
+	)
+	r.plug("n1", "p1")
+	r.wants("port 3")
+	r.log("n1", "port p1 "+mac1, "port p2 "+mac2, "at h2 p2 "+mac2+" 10.0.0.2,fd00::2")
+	r.wants(
+		"set member if3", "port 3", "make-vxlan vni 10",
+		"set member if4",
+		"set fdb 10 "+mac2+" dst 192.0.2.202 static,extern_learn",
+		"set master 10 "+mac1+" dev if3 static,sticky",
+		"set master 10 "+mac2+" dev cvx10 static,extern_learn",
+		"set repl 10 dst 192.0.2.202",
+		"set neigh 10 10.0.0.2 lladdr "+mac2+" permanent,culvert",
+		"set neigh 10 fd00::2 lladdr "+mac2+" permanent,culvert",
+		"up 4",
+	)
+}
+
+func TestAdoptsWithoutAWrite(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	before, writes := r.dump(), r.m.Writes
+	r.restart()
+	r.fleet("n1 10")
+	r.connect()
+	r.log("n1", "port p1 "+mac1, "port p2 "+mac2, "port p3 "+mac3, "at h2 p2 "+mac2+" 10.0.0.2,fd00::2", "at h1 p1 "+mac1+" 10.0.0.1")
+	r.wants()
+	if r.m.Writes != writes || r.dump() != before {
+		t.Errorf("%d rows were written; the kernel holds\n%s\nand held\n%s", r.m.Writes-writes, r.dump(), before)
+	}
+	r.says("add n1 from 0", "claim 1 "+mac1+" base 18 device", "inventory ends", "ack 18")
+}
+
+func TestDeletesNothingBeforeAPassHasEnded(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.restart()
+	r.fleet("n1 10")
+	r.connect()
+	part := Items{Begins: []overlay.UID{netUID("n1")}, Items: []Item{r.item("n1", "port p1 "+mac1)}}
+	r.step(part)
+	r.tick(300 * second)
+	r.wants()
+	// The end of the pass names no endpoint: now p2 is gone.
+	end := Items{}
+	r.sums["n1"] = &overlay.Sum{}
+	r.sums["n1"].Add(overlay.Key{Kind: overlay.KindPort, UID: portUID("p1")}, part.Items[0].Rev)
+	r.finish(&end, netUID("n1"), "n1", true)
+	r.step(end)
+	r.wants(
+		"del neigh 10 fd00::2 lladdr "+mac2+" permanent,culvert",
+		"del neigh 10 10.0.0.2 lladdr "+mac2+" permanent,culvert",
+		"del repl 10 dst 192.0.2.202",
+		"del master 10 "+mac2+" dev cvx10 static,extern_learn",
+		"del fdb 10 "+mac2+" dst 192.0.2.202 static,extern_learn",
+	)
+}
+
+func TestAnEmptyManagerDeletesNothing(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	before := r.dump()
+	r.restart()
+	r.connect()
+	r.step(Items{Items: nil, UpTo: overlay.Rev{Epoch: 1, N: 999}})
+	r.tick(300 * second)
+	if r.wants(); r.dump() != before {
+		t.Errorf("the kernel holds\n%s\nand held\n%s", r.dump(), before)
+	}
+	r.says() // no inventory, no acknowledgement
+}
+
+func TestOwnWritesAreNotReadAgain(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	reads := r.reads
+	r.news("n1", "at h3 p3 "+mac3+" 10.0.0.3")
+	if r.reads != reads {
+		t.Errorf("%d reads after own writes, want none", r.reads-reads)
+	}
+	if got := r.c.Stats().Repairs; got != 0 {
+		t.Errorf("%d repairs counted, want none", got)
+	}
+}
+
+func TestForeignWritesAreRepairedAndCounted(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		do   func(r *rig)
+		want []string
+	}{
+		"row deleted": {func(r *rig) { r.m.DeleteRow(hoststate.Key{Table: hoststate.TableFDB, VNI: 10, MAC: mac(mac2)}) },
+			[]string{"set fdb 10 " + mac2 + " dst 192.0.2.202 static,extern_learn"}},
+		"row added": {func(r *rig) {
+			r.m.SetRow(hoststate.Row{Key: hoststate.Key{Table: hoststate.TableFDB, VNI: 10, MAC: mac("02:00:00:00:00:99")}, Val: hoststate.Val{Dst: r.c.cfg.VTEP.Next()}})
+		}, []string{"del fdb 10 02:00:00:00:00:99 dst 192.0.2.202 "}},
+		"device deleted":  {func(r *rig) { r.m.DeleteLink("cvx10") }, nil},
+		"ruleset flushed": {func(r *rig) { r.m.FlushRuleset() }, nil},
+	} {
+		r := serving(t)
+		before := r.dump()
+		c.do(r)
+		r.settle()
+		if c.want != nil {
+			r.wants(c.want...)
+		}
+		if r.dump() != before {
+			t.Errorf("%s: the kernel holds\n%s\nand held\n%s", name, r.dump(), before)
+		}
+		if r.c.Stats().Repairs == 0 {
+			t.Errorf("%s: no repair was counted", name)
+		}
+	}
+}
+
+func TestAMigrationIsFollowed(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.news("n1", "at h3 p2 "+mac2+" 10.0.0.2,fd00::2")
+	r.wants(
+		"set fdb 10 "+mac2+" dst 192.0.2.203 static,extern_learn",
+		"set repl 10 dst 192.0.2.203",
+		"del repl 10 dst 192.0.2.202",
+	)
+	r.says("ack 10")
+}
+
+func TestALocalPortThatMovedAwayPassesNothing(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.did()
+	r.news("n1", "at h2 p1 "+mac1+" 10.0.0.1")
+	r.wants(
+		"del member if3",
+		"set fdb 10 "+mac1+" dst 192.0.2.202 static,extern_learn",
+		"set master 10 "+mac1+" dev cvx10 static,extern_learn",
+		"set neigh 10 10.0.0.1 lladdr "+mac1+" permanent,culvert",
+	)
+	// An agent that starts now finds the device, and does not claim.
+	r.restart()
+	r.fleet("n1 10")
+	r.connect()
+	r.log("n1", "port p1 "+mac1, "at h2 p1 "+mac1+" 10.0.0.1")
+	if s := r.ups(); strings.Contains(s, "claim") {
+		t.Errorf("a device that was left behind is claimed:\n%s", s)
+	}
+}
+
+func TestOlderItemsChangeNothing(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	old := r.item("n1", "-at h2 p2 "+mac2)
+	r.sums, r.revs = map[string]*overlay.Sum{}, map[overlay.Key]uint64{} // the sum is of no interest here
+	live := r.item("n1", "at h2 p2 "+mac2+" 10.0.0.2,fd00::2")
+	r.step(Items{Items: []Item{live}})
+	r.did()
+	r.step(Items{Items: []Item{old}})
+	r.step(Items{Items: []Item{old, live}})
+	r.wants()
+	if r.c.Stats().Stale == 0 {
+		t.Error("no stale item was counted")
+	}
+}
+
+func TestAddressMovesAreAnnounced(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.news("n1", "at h3 p3 "+mac3+" 10.0.0.2")
+	got := r.did()
+	if want := "announce vni 10 10.0.0.2 at " + mac3; !strings.Contains(got, want) {
+		t.Errorf("operations are\n%s\nwant %q among them", got, want)
+	}
+	r.news("n1", "at h3 p3 "+mac3+" 10.0.0.2")
+	if got := r.did(); strings.Contains(got, "announce") {
+		t.Errorf("an address that did not move is announced:\n%s", got)
+	}
+}
+
+func TestBlockedNetworkPassesNothing(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.news("", "network n1 10 blocked")
+	r.wants("del member if3")
+	if u := r.ups(); strings.Contains(u, "claim") {
+		t.Errorf("a port of a blocked network is claimed:\n%s", u)
+	}
+}
+
+func TestAcknowledgesOnlyWhatTheKernelHolds(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.hold = true
+	r.news("n1", "at h3 p3 "+mac3+" 10.0.0.3")
+	r.says()
+	r.hold = false
+	r.news("n1", "at h4 p3 "+mac3+" 10.0.0.4")
+	r.says() // the later one waits for the earlier
+	r.release()
+	r.says("ack 11")
+}
+
+func TestANetworkIsLeftAfterItsGrace(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.did()
+	r.unplug("p1")
+	r.wants("del member if3", "del master 10 "+mac1+" dev if3 static,sticky")
+	r.says("leave 2 "+mac1+" base 10", "ack 10")
+	r.news("n1", "-at h1 p1 "+mac1)
+	r.tick(4 * second)
+	r.wants()
+	r.tick(2 * second)
+	if got := r.did(); !strings.Contains(got, "del-link 4") {
+		t.Errorf("operations are\n%s\nwant the VXLAN device deleted", got)
+	}
+	r.tick(10 * second)
+	r.says("remove n1", "ack 11")
+	if s := r.dump(); strings.Contains(s, "fdb") || strings.Contains(s, "cvx10") || !strings.Contains(s, "cvb10") {
+		t.Errorf("the kernel holds\n%s\nwant the bridge and nothing else of the network", s)
+	}
+}
+
+func TestADeletedNetworkLeavesNothing(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.news("", "-network n1 10")
+	if s := r.dump(); strings.Contains(s, "cv") || strings.Contains(s, "member") {
+		t.Errorf("the kernel holds\n%s", s)
+	}
+	r.says("remove n1", "ack 10")
+}
+
+func TestEveryOrderOfStepsComesToTheSame(t *testing.T) {
+	t.Parallel()
+	lines := []string{
+		"at h2 p2 " + mac2 + " 10.0.0.2,fd00::2", "at h3 p2 " + mac2 + " 10.0.0.2", "at h3 p3 " + mac3 + " 10.0.0.3",
+		"-at h3 p3 " + mac3, "at h4 p3 " + mac3 + " 10.0.0.2,10.0.0.4", "at h2 p2 " + mac2 + " fd00::2",
+	}
+	end := func(together int) string {
+		r := serving(t)
+		for part := range slices.Chunk(lines, together) {
+			r.news("n1", part...)
+		}
+		return r.dump()
+	}
+	want := end(1)
+	for together := 2; together <= len(lines); together++ {
+		if got := end(together); got != want {
+			t.Errorf("%d at a time: the kernel holds\n%s\nwant\n%s", together, got, want)
+		}
+	}
+}
