@@ -254,7 +254,7 @@ func (c *Core) clear(n *network) {
 	}
 	n.eps, n.mine, n.owner = map[overlay.MAC]*endpoint{}, map[overlay.MAC]bool{}, map[netip.Addr]overlay.MAC{}
 	n.ports, n.byName, n.byMAC = map[overlay.UID]*portEntry{}, map[string]overlay.UID{}, map[overlay.MAC]overlay.UID{}
-	n.log, n.anew = logState{}, true
+	n.log, n.anew, n.awaits = logState{}, true, overlay.Rev{}
 	for _, idx := range sortedTaps(n.taps) {
 		c.identify(n, n.taps[idx])
 	}

@@ -81,8 +81,11 @@ func newFigure(name, unit string, hosts, endpoints int, s sample, b bound) figur
 		Q1: round(s.quantile(0.25)), Median: round(s.quantile(0.5)), Q3: round(s.quantile(0.75)), P99: round(s.quantile(0.99)),
 		Must: b.must, Goal: b.goal, MustP99: b.p99,
 	}
-	if b.must > 0 {
+	switch {
+	case b.must > 0:
 		f.Verdict = s.verdict(0.5, b.must)
+	case b.goal > 0:
+		f.Note = "goal " + s.verdict(0.5, b.goal)
 	}
 	if b.p99 > 0 {
 		f.VerdictP99 = s.verdict(0.99, b.p99)
