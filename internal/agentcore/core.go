@@ -297,6 +297,13 @@ func (c *Core) dueNet(n *network) {
 	if n.needRead && n.readable() {
 		c.alarmAt(n.readDue())
 	}
+	if len(n.doubts) > 0 {
+		if n.doubtDue <= c.now {
+			c.wantLinks()
+		} else {
+			c.alarmAt(n.doubtDue)
+		}
+	}
 	for _, t := range n.taps { // order-free: the least of all
 		if t.retryAt > c.now {
 			c.alarmAt(t.retryAt)

@@ -38,6 +38,14 @@ func (c *Core) device(n *network) hoststate.Device {
 // least, since guests may have been configured for it.
 func deviceMTU(n *overlay.Network) uint32 { return max(uint32(n.MTU), 1500) }
 
+// serve plans the network's rows, or takes them back.
+func (c *Core) serve(n *network) {
+	if want := c.wantServing(n); want != n.serving {
+		n.serving = want
+		c.replanAll(n)
+	}
+}
+
 // wantServing decides whether the network wants a VXLAN device: from its first
 // member port on, and for a while after its last.
 func (c *Core) wantServing(n *network) bool {
@@ -210,23 +218,26 @@ func (c *Core) ours(l hoststate.Link, uid overlay.UID) bool {
 	return ok && cluster == c.cfg.Cluster && of == uid
 }
 
+// foreign reports whether a device of the network's names is not its own.
+func (c *Core) foreign(n *network) bool {
+	bl, hasBridge := c.links[n.bridge]
+	vl, hasVXLAN := c.links[n.vxlan]
+	return hasBridge && !c.ours(bl, n.uid) || hasVXLAN && !c.ours(vl, n.uid)
+}
+
 func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	d := c.device(n)
 	conflict := fmt.Sprintf("CV0205 device %s or %s is not this network's (%s): delete it, or the network", n.rec.VNI.Bridge(), n.rec.VNI.VXLAN(), d.AltName)
 	bl, hasBridge := c.links[n.bridge]
 	vl, hasVXLAN := c.links[n.vxlan]
-	n.conflict = hasBridge && !c.ours(bl, n.uid) || hasVXLAN && !c.ours(vl, n.uid)
+	n.conflict = c.foreign(n)
 	if n.conflict {
 		c.takeOver(n, bl, vl, hasBridge, hasVXLAN, emit)
 		c.problem(conflict)
 		return
 	}
 	c.solved(conflict)
-	serve := c.wantServing(n)
-	if serve != n.serving {
-		n.serving = serve
-		c.replanAll(n)
-	}
+	c.serve(n)
 	switch {
 	case !hasBridge:
 		emit(hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: d})
@@ -325,6 +336,9 @@ func (c *Core) deviceDone(f flight, r *hoststate.Result) {
 		return
 	}
 	n.tries = 0
+	if t := n.taps[r.Op.Index]; f.kind == hoststate.OpPort && r.Class == hoststate.ClassOK && t != nil {
+		t.tuned, t.apart = !r.Op.Learn, true // the read that follows may say otherwise; a claim need not wait for it
+	}
 	if f.kind == hoststate.OpMakeVXLAN && r.Class == hoststate.ClassOK {
 		n.tablesRead = true // we made it: it is empty
 		n.verifiedAt = c.now

@@ -39,6 +39,19 @@ func (c *Core) bell(b hoststate.Doorbell) {
 		rs.recheck = true
 		return
 	}
+	if b.Row.Key.Table == hoststate.TableMaster && len(n.doubts) < maxDoubts &&
+		(rs == nil && b.Row.Val.Flags == hoststate.Permanent || rs != nil && b.Deleted && rs.want().Port != 0) {
+		// A port that comes brings an entry for its own address, one that goes
+		// takes its pinned entries along. Neither is worth a read of the whole
+		// table; the links tell whether it was that.
+		if len(n.doubts) == 0 {
+			n.doubtDue = c.now + doubtWait
+			c.alarmAt(n.doubtDue)
+		}
+		n.doubts[b.Row.Key] = true
+		c.wantLinks()
+		return
+	}
 	c.wantRead(n.uid)
 }
 
@@ -224,6 +237,7 @@ func (c *Core) readLinks(st *hoststate.State) {
 	for _, n := range c.sortedNets() {
 		if n.rec != nil {
 			c.netLinks(n, old, byName)
+			c.settleDoubts(n)
 		}
 	}
 	c.judged = c.tapsKnown()
@@ -233,6 +247,48 @@ func (c *Core) readLinks(st *hoststate.State) {
 		c.compare(c.global, nil, false, nil)
 	}
 	c.linksRead, c.lookOrphans = true, true
+}
+
+// Bounds of what waits for settleDoubts: a device that goes loses its entries
+// some milliseconds before it is no port any more.
+const (
+	maxDoubts      = 64
+	doubtWait Time = 20 * millisecond
+)
+
+// settleDoubts drops what a link's coming or going explains. What is left when
+// its time is over has the tables read.
+func (c *Core) settleDoubts(n *network) {
+	if len(n.doubts) == 0 {
+		return
+	}
+	addresses := map[overlay.MAC]bool{}
+	for _, l := range c.links { // order-free: a set
+		addresses[l.MAC] = true
+	}
+	for _, k := range sortedKeys(n.doubts) {
+		rs := n.rows.rows[k]
+		if rs == nil && addresses[k.MAC] || rs != nil && !rs.wanted() {
+			delete(n.doubts, k)
+		}
+		if _, there := c.links[rs.port()]; rs != nil && !rs.wanted() && !rs.busy && !there {
+			rs.known, rs.present = true, false // it went with its port
+			c.changed(n.rows, k, rs)
+		}
+	}
+	if len(n.doubts) > 0 && n.doubtDue <= c.now {
+		clear(n.doubts)
+		c.wantTables(n)
+	}
+}
+
+func sortedKeys(m map[hoststate.Key]bool) []hoststate.Key {
+	keys := make([]hoststate.Key, 0, len(m))
+	for k := range m { // order-free: sorted below
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, hoststate.Key.Compare)
+	return keys
 }
 
 func (c *Core) linkNames() map[string]int32 {
@@ -284,6 +340,11 @@ func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[str
 	}
 	c.findTaps(n)
 	n.looked = true
+	if !c.foreign(n) {
+		// Before the tables are read: what an agent before this one wrote is
+		// then compared with what is wanted, and not taken for remains.
+		c.serve(n)
+	}
 	if differs {
 		c.touch(n)
 	}

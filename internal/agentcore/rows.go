@@ -78,6 +78,15 @@ func (r *rowState) unwish(by overlay.Key) {
 	}
 }
 
+// port is the bridge port that the row was last seen on; 0 for a nil row, or
+// if it was none of a VM's.
+func (r *rowState) port() int32 {
+	if r == nil {
+		return 0
+	}
+	return r.have.Port
+}
+
 func (r *rowState) settled() bool {
 	if r.busy || !r.known {
 		return false

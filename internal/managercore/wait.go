@@ -2,7 +2,6 @@ package managercore
 
 import (
 	"slices"
-	"strings"
 
 	"culvert/internal/overlay"
 )
@@ -22,12 +21,9 @@ type HostState struct {
 // session since this manager started has a zero Session.
 func (c *Core) HostStates() []HostState {
 	var out []HostState
-	for k, w := range c.rows { // order-free: sorted below
-		if k.Kind == overlay.KindHost && !w.gone {
-			out = append(out, c.hostState(w.rec.(*overlay.Host)))
-		}
+	for it := range c.view.List(overlay.KindHost, overlay.UID{}) { // by name; not all rows: this runs with every ack
+		out = append(out, c.hostState(it.Rec.(*overlay.Host)))
 	}
-	slices.SortFunc(out, func(a, b HostState) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 

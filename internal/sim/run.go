@@ -184,10 +184,6 @@ func (w *world) judge(when string) {
 		}
 	}
 	if len(diff) > 0 {
-		for _, h := range w.hosts {
-			w.log("DEBUG %s %s", h.name, fmt.Sprintf("%+v", *h.core))
-		}
-
 		w.fail("%s, %d differences (at most 20 are listed):\n  %s", when, len(diff), strings.Join(diff[:min(len(diff), 20)], "\n  "))
 	}
 	for _, h := range w.hosts {

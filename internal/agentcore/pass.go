@@ -1,0 +1,102 @@
+package agentcore
+
+import (
+	"slices"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// logEnd ends a pass. Only a full pass makes deletions possible, and what it
+// did not name is not.
+func (c *Core) logEnd(e End) {
+	l, n := &c.fleet, (*network)(nil)
+	if !e.Network.IsZero() {
+		n = c.nets[e.Network]
+		if n == nil || !n.live() {
+			return
+		}
+		l = &n.log
+	}
+	if l.named == nil && (e.Full || !l.complete) {
+		return // of a subscription that was given up: its beginning was forgotten
+	}
+	if e.Full {
+		if n == nil {
+			c.sweepFleet(l, e.Sent)
+		} else {
+			c.sweepNet(n, e.Sent)
+		}
+		l.named, l.complete = nil, true
+	}
+	if l.sent.Less(e.Sent) {
+		l.sent = e.Sent
+	}
+	delete(c.behind, e.Network)
+	if n != nil {
+		c.owesLess(n)
+	}
+	if n != nil {
+		if l.sum != e.Sum {
+			c.stats.SumWrong++
+			l.wantFull, l.named = true, nil
+			n.told = false
+			c.behind[n.uid] = true
+			return
+		}
+		if e.Full { // what was left alone until now may be looked at
+			n.needRead, n.heard = n.tablesRead || len(n.taps) > 0, false
+			for _, idx := range sortedTaps(n.taps) {
+				if t := n.taps[idx]; t.pending && t.state == hoststate.StateForwarding {
+					c.arrive(n, t)
+				}
+			}
+			c.touch(n)
+		}
+		return
+	}
+	if e.Full {
+		for _, n := range c.sortedNets() {
+			c.touch(n)
+		}
+		c.wantLinks()
+	}
+}
+
+func (c *Core) sweepFleet(l *logState, at overlay.Rev) {
+	for _, uid := range sortedUIDs(c.hosts) {
+		h := c.hosts[uid]
+		if !h.gone && !l.named[overlay.Key{Kind: overlay.KindHost, UID: uid}] && h.rev.Compare(at) <= 0 {
+			c.hostItem(h.rec, Item{Rev: at, Gone: true})
+		}
+	}
+	for _, n := range c.sortedNets() {
+		if n.live() && !l.named[overlay.Key{Kind: overlay.KindNetwork, UID: n.uid}] && n.rev.Compare(at) <= 0 {
+			c.networkItem(n.rec, Item{Rev: at, Gone: true})
+		}
+	}
+}
+
+func (c *Core) sweepNet(n *network, at overlay.Rev) {
+	for _, uid := range sortedUIDs(n.ports) {
+		p := n.ports[uid]
+		if !p.gone && !n.log.named[overlay.Key{Kind: overlay.KindPort, UID: uid}] {
+			c.portItem(n, p.rec, Item{Rev: at, Gone: true})
+		}
+	}
+	for _, mac := range sortedMACs(n.eps) {
+		e := n.eps[mac]
+		if !e.gone && !n.log.named[overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}] {
+			c.endpointItem(n, e.rec, Item{Rev: at, Gone: true})
+		}
+	}
+}
+
+func sortedUIDs[V any](m map[overlay.UID]V) []overlay.UID {
+	out := make([]overlay.UID, 0, len(m))
+	for u := range m { // order-free: sorted below
+		out = append(out, u)
+	}
+	slices.SortFunc(out, overlay.UID.Compare)
+	return out
+}
