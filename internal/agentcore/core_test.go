@@ -196,6 +196,24 @@ func TestALocalPortThatMovedAwayPassesNothing(t *testing.T) {
 	}
 }
 
+func TestAPortDeclaredForAnotherHostPassesNothingHere(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.did()
+	r.news("n1", "port p1 "+mac1+" h2")
+	if got := r.did(); !strings.HasPrefix(got, "del member if3") {
+		t.Errorf("operations are\n%s\nwant the device to be no member any more", got)
+	}
+	if got := r.c.Unclaimed(); len(got) != 1 {
+		t.Errorf("unclaimed devices are %q, want this one", got)
+	}
+	r.news("n1", "port p1 "+mac1+" h1 h2")
+	if got := r.did(); !strings.Contains(got, "set member if3") {
+		t.Errorf("operations are\n%s\nwant the device to be a member again", got)
+	}
+}
+
 func TestOlderItemsChangeNothing(t *testing.T) {
 	t.Parallel()
 	r := serving(t)

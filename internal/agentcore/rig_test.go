@@ -116,7 +116,7 @@ func (r *rig) wants(lines ...string) {
 //
 //	host h2 192.0.2.2
 //	network n1 10 [none] [blocked]
-//	port p1 02:00:00:00:00:01
+//	port p1 02:00:00:00:00:01 [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1
 func (r *rig) item(network, line string) Item {
 	line, gone := strings.CutPrefix(line, "-")
@@ -136,7 +136,7 @@ func (r *rig) item(network, line string) Item {
 		}
 		it.Rec = n
 	case "port":
-		it.Rec = &overlay.Port{Meta: meta('p'), Network: netUID(network), MAC: mac(f[2])}
+		it.Rec = &overlay.Port{Meta: meta('p'), Network: netUID(network), MAC: mac(f[2]), Hosts: f[3:]}
 	case "at":
 		e := &overlay.Endpoint{Network: netUID(network), Host: hostUID(f[1]), Port: portUID(f[2]), MAC: mac(f[3]), Evidence: overlay.EvidenceDevice}
 		if len(f) > 4 {

@@ -102,6 +102,7 @@ func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	up := l.State == hoststate.StateForwarding && t.state != hoststate.StateForwarding
 	t.name, t.alias, t.state, t.tuned, t.apart = l.Name, l.Alias, l.State, tuned(l), apart(l)
 	c.identify(n, t)
+	c.ask(n, t)
 	if up && n.looked { // a NIC that begins to pass frames is a sign of life
 		if t.pending = !n.log.complete; !t.pending {
 			c.arrive(n, t)
@@ -152,7 +153,7 @@ func (c *Core) identify(n *network, t *tap) {
 		}
 	}
 	var mac overlay.MAC
-	if p := n.ports[port]; p != nil && !p.gone {
+	if p := n.ports[port]; p != nil && !p.gone && mayBeHere(p.rec, c.cfg.Name) {
 		mac = p.rec.MAC
 	} else {
 		port = overlay.UID{}
@@ -163,6 +164,7 @@ func (c *Core) identify(n *network, t *tap) {
 	was := t.mac
 	t.port, t.mac, t.evidence = port, mac, ev
 	t.claim, t.claimed, t.waitFor, t.retryAt, t.refusal = 0, false, overlay.Rev{}, 0, ""
+	c.ask(n, t)
 	if !was.IsZero() {
 		c.replan(n, was)
 	}
@@ -173,6 +175,20 @@ func (c *Core) identify(n *network, t *tap) {
 	}
 	c.member(n, t)
 	c.touch(n)
+}
+
+// mayBeHere reports whether a port is declared for this host at all. One that
+// is not stays unclaimed, and so passes nothing, here either.
+func mayBeHere(p *overlay.Port, host string) bool {
+	return len(p.Hosts) == 0 || slices.Contains(p.Hosts, host)
+}
+
+// ask has the tables read for a device that nothing names, if they were not
+// since it is known which ports there are.
+func (c *Core) ask(n *network, t *tap) {
+	if t.port.IsZero() && !n.heard {
+		c.wantTables(n)
+	}
 }
 
 // tapWent forgets a device that is no longer a port of the bridge.

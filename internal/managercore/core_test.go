@@ -361,7 +361,7 @@ func TestADeletedNetworksVNIWaitsForEveryHost(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	h1, s1 := r.attach("h1")
-	h2, s2 := r.attach("h2")
+	r.attach("h2")
 	p := r.portOf(r.must(ModeCreate, network("blue", "10.1.0.0/24"), port("a", "blue")), 1)
 	r.claim(h1, s1, p, overlay.Rev{}, false)
 	del := Asked{Delete: &Delete{Kind: overlay.KindNetwork, Tenant: DefaultTenant, Name: "blue"}}
@@ -386,7 +386,7 @@ func TestADeletedNetworksVNIWaitsForEveryHost(t *testing.T) {
 	if items := x.Refusal.PB().GetItems(); !slices.Equal(items, []string{"h2"}) {
 		t.Errorf("quarantine waits for %q, want h2", items)
 	}
-	h2, s2 = r.attach("h2")
+	h2, s2 := r.attach("h2")
 	r.c.Step(r.now, Acked{Host: h2, Session: s2, Rev: r.c.View().At})
 	r.settle()
 	r.must(ModeCreate, again)

@@ -43,8 +43,7 @@ type host struct {
 	dialing bool
 	wakeAt  int64
 	journal []frame
-	bells   int64 // when the newest doorbell arrives
-	ringing []hoststate.Doorbell
+	bells   int64                 // when the newest doorbell arrives
 	readAt  map[overlay.VNI]int64 // when each network's tables were read last
 	written int                   // operations, ever
 	joined  bool
@@ -340,6 +339,7 @@ func (h *host) heard(s *stream, d api.Down, f frame) {
 		}
 		h.seen.items(h, d.Items, f.covers)
 		h.step(coreItems(d.Items))
+		h.check()
 	case d.Answers != nil:
 		for _, a := range d.Answers {
 			h.step(agentcore.Answered(a))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -35,9 +36,8 @@ func Run(seed uint64, o Options) (res Result) {
 		res.Trace, res.Hash, res.Hits, res.Events = w.trace.String(), w.trace.hash, w.hits, w.done
 		if v := recover(); v != nil {
 			violated, ok := v.(violation)
-			if !ok {
-				fmt.Println(w.trace.String())
-				panic(v)
+			if !ok { // a core has panicked: what led to it is worth more than the stack
+				violated.text = fmt.Sprintf("panic: %v\n%s", v, debug.Stack())
 			}
 			res.Err = violated.text
 		}
@@ -142,6 +142,8 @@ func (w *world) rest() {
 	w.judge("at rest")
 	w.idle()
 	w.quietChange()
+	w.lostEvents()
+	w.oldInventory()
 }
 
 // finish does what a patient user does: repeats what was not confirmed, and

@@ -27,7 +27,7 @@ func number(t *testing.T, name string, otherwise uint64) (uint64, bool) {
 // that CULVERT_SEED names, with its whole trace.
 func TestSeeds(t *testing.T) {
 	if seed, ok := number(t, "CULVERT_SEED", 0); ok {
-		r := Run(seed, Options{Echo: func(line string) { fmt.Println(line) }})
+		r := Run(seed, Options{Echo: func(line string) { t.Log(line) }})
 		if r.Err != "" {
 			t.Fatalf("seed %d: %s", seed, r.Err)
 		}

@@ -140,9 +140,8 @@ func (s *store) keys() []overlay.Key {
 	return keys
 }
 
-// networks, ports, tenants and hosts are the live records, by key.
+// networks and tenants are the live records, by key.
 func (s *store) networks() []*overlay.Network { return live[*overlay.Network](s) }
-func (s *store) ports() []*overlay.Port       { return live[*overlay.Port](s) }
 func (s *store) tenants() []*overlay.Tenant   { return live[*overlay.Tenant](s) }
 
 func live[T overlay.Record](s *store) []T {
