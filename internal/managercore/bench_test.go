@@ -31,7 +31,7 @@ func TestFigureCommit(t *testing.T) {
 	if live := r.c.View().Net(network.UID).Live(); live < n {
 		t.Errorf("%d records in the network's log, want %d at least", live, n)
 	}
-	t.Logf("figure: %d ports and endpoints admitted, claimed and told, %d a transaction: %v, %v each", n, batch, took.Round(time.Millisecond), took/n)
+	t.Logf("figure: %d ports and endpoints admitted, claimed and told, %d a transaction: %v, %v each%s", n, batch, took.Round(time.Millisecond), took/n, detector)
 }
 
 // ready is a cluster with one host in session and one network without subnets.
