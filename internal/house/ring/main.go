@@ -87,6 +87,9 @@ func (r runner) all(ctx context.Context, names []string) tally {
 			return r.refuse(fmt.Errorf("the ring %q builds network namespaces and needs root: use sudo, or run make quick and make check, which do not", g.name))
 		}
 	}
+	if err := lookUnpacked(); err != nil {
+		return r.refuse(fmt.Errorf("search path: %w", err))
+	}
 	if err := r.install(ctx, chosen); err != nil {
 		return r.refuse(err)
 	}

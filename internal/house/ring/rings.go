@@ -31,20 +31,30 @@ type ring struct {
 type need struct {
 	probe string // a command, or a path
 	debs  string // what Debian calls it
+	// unpack is a package that brings a service: it is laid below binDir and
+	// never installed, so that no unit of it ever comes to this machine.
+	unpack string
+}
+
+// Commands that tests damage and look at a kernel with. The product itself
+// runs none of them.
+var kernelTools = []need{
+	{probe: "ip", debs: "iproute2"}, {probe: "ping", debs: "iputils-ping"},
+	{probe: "nft", debs: "libnftables1", unpack: "nftables"}, {probe: "/usr/share/doc/libedit2", debs: "libedit2"},
 }
 
 var rings = []ring{
 	{name: "pure", what: "values, cores, codecs, the model kernel, the store; no root", budget: 2 * time.Minute, limit: 15 * time.Minute,
 		race: true, depth: 1, flags: []string{"-shuffle=on"},
-		needs: []need{{"gcc", "gcc"}, {"/usr/include/stdlib.h", "libc6-dev"}}}, // the race detector links C
+		needs: []need{{probe: "gcc", debs: "gcc"}, {probe: "/usr/include/stdlib.h", debs: "libc6-dev"}}}, // the race detector links C
 	{name: "check", what: "format, vet, staticcheck, generated code, house rules", budget: time.Minute, limit: 15 * time.Minute,
-		depth: 1, needs: []need{{"protoc", "protobuf-compiler"}}}, // generated code is made again and compared
+		depth: 1, needs: []need{{probe: "protoc", debs: "protobuf-compiler"}}}, // generated code is made again and compared
 	{name: "kernel", what: "this machine's kernel, in namespaces of their own", budget: 2 * time.Minute, limit: 15 * time.Minute,
-		root: true, depth: 1},
+		root: true, depth: 1, needs: kernelTools},
 	{name: "sim", what: "a manager and many agents in one thread, from a seed", budget: 3 * time.Minute, limit: 2 * time.Hour,
 		depth: 1},
 	{name: "stories", what: "whole labs: processes, namespaces, guests", budget: 6 * time.Minute, limit: 2 * time.Hour,
-		root: true, depth: 2, flags: []string{"-p=1"}},
+		root: true, depth: 2, flags: []string{"-p=1"}, needs: kernelTools},
 }
 
 // choose finds rings by name.
@@ -115,6 +125,21 @@ func listPackages(ctx context.Context) ([]pkg, error) {
 	}
 }
 
+// unpacked is where packages with services are laid.
+func unpacked() string {
+	dir, err := filepath.Abs(filepath.Join(binDir, "debian"))
+	if err != nil { // only without a working directory, and then nothing else works
+		return "/nonexistent"
+	}
+	return dir
+}
+
+// lookUnpacked makes the commands of unpacked packages found, after those that
+// the machine has.
+func lookUnpacked() error {
+	return os.Setenv("PATH", os.Getenv("PATH")+":"+filepath.Join(unpacked(), "usr/sbin")+":"+filepath.Join(unpacked(), "usr/bin"))
+}
+
 func (n need) met() bool {
 	if filepath.IsAbs(n.probe) {
 		_, err := os.Stat(n.probe)
@@ -137,6 +162,19 @@ func missing(chosen []ring) []string {
 	return debs
 }
 
+// toUnpack lists the packages to unpack for the rings, in the order named.
+func toUnpack(chosen []ring) []string {
+	var debs []string
+	for _, g := range chosen {
+		for _, n := range g.needs {
+			if n.unpack != "" && !n.met() && !slices.Contains(debs, n.unpack) {
+				debs = append(debs, n.unpack)
+			}
+		}
+	}
+	return debs
+}
+
 // install brings what the rings need from Debian. Without root it says what is
 // missing and goes on: each ring then tells what it could not do.
 func (r runner) install(ctx context.Context, chosen []ring) error {
@@ -149,12 +187,46 @@ func (r runner) install(ctx context.Context, chosen []ring) error {
 		return nil
 	}
 	fmt.Fprintf(r.out, "Installing %s\n", strings.Join(debs, " "))
-	for _, args := range [][]string{{"update", "-q"}, append([]string{"install", "-q", "-y", "--no-install-recommends"}, debs...)} {
-		cmd := exec.CommandContext(ctx, "apt-get", args...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)
+	services := toUnpack(chosen) // before debs are there: the same probe tells of both
+	steps := [][]string{{"apt-get", "update", "-q"}, append([]string{"apt-get", "install", "-q", "-y", "--no-install-recommends"}, debs...)}
+	for _, args := range steps {
+		if err := command(ctx, ".", args...); err != nil {
+			return err
 		}
+	}
+	return unpack(ctx, services)
+}
+
+// unpack lays packages below binDir without installing them.
+func unpack(ctx context.Context, debs []string) error {
+	if len(debs) == 0 {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "culvert-debs-")
+	if err != nil {
+		return fmt.Errorf("folder for packages: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	if err := command(ctx, dir, append([]string{"apt-get", "download", "-q"}, debs...)...); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil {
+		return fmt.Errorf("packages: %w", err)
+	}
+	for _, f := range files {
+		if err := command(ctx, dir, "dpkg-deb", "-x", f, unpacked()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func command(ctx context.Context, dir string, args ...string) error {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil
 }
