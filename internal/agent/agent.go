@@ -172,8 +172,8 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 				a.core.Step(a.now(), agentcore.Bell{Doorbell: b})
 			}
 		case <-timer.C:
-		case now := <-report.C:
-			if now.Sub(a.reported) >= reportEvery || a.news() {
+		case <-report.C:
+			if a.cfg.Now().Sub(a.reported) >= reportEvery || a.news() {
 				a.report()
 			}
 		case err := <-watchErr:
@@ -301,7 +301,7 @@ func (a *Agent) news() bool {
 func (a *Agent) report() {
 	st := a.core.Stats()
 	a.told = api.Report{Problems: a.core.Problems(), Unclaimed: a.core.Unclaimed(), Repairs: st.Repairs, Strangers: st.Strangers}
-	a.reported = time.Now()
+	a.reported = a.cfg.Now()
 	r := a.told
 	a.out.report(&r)
 }

@@ -119,23 +119,3 @@ func (l Link) text(names map[int32]string) string {
 	}
 	return fmt.Sprintf("port %s %s master %s %s flood %t learning %t alias %q", l.Name, up, names[l.Master], state, l.Flood, l.Learns, l.Alias)
 }
-
-// Diff lists what turns have into want, deletions after additions within the
-// order of tables, so that nothing is unreachable in between. Rows that are
-// equal yield nothing. Both maps must cover the same scope.
-func Diff(have, want map[Key]Val) []Op {
-	var set, del []Op
-	for _, r := range SortedRows(want) {
-		if v, ok := have[r.Key]; !ok || v != r.Val {
-			set = append(set, Op{Kind: OpSet, Row: r})
-		}
-	}
-	for _, r := range SortedRows(have) {
-		if _, ok := want[r.Key]; !ok {
-			del = append(del, Op{Kind: OpDel, Row: r})
-		}
-	}
-	slices.SortStableFunc(set, func(a, b Op) int { return cmp.Compare(a.Row.Key.Table, b.Row.Key.Table) })
-	slices.SortStableFunc(del, func(a, b Op) int { return cmp.Compare(b.Row.Key.Table, a.Row.Key.Table) })
-	return append(set, del...)
-}

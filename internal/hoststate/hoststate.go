@@ -1,7 +1,7 @@
 // Package hoststate is a pure picture of what one host's kernel holds of the
 // overlay: links, forwarding databases, neighbours, replication lists and the
 // nftables sets of our own table. The kernel edge fills it, the plan says what
-// it should be, and the difference of the two is a list of operations.
+// it should be, and the agent's core asks for the operations that lie between.
 //
 // It knows nothing of netlink. Two edges implement it, the Linux one and the
 // model kernel of tests, and both must agree with the same contract suite.
