@@ -18,7 +18,7 @@ func (k Key) Compare(l Key) int {
 	)
 }
 
-var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router"}
+var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers"}
 
 // String lists the flags' words, joined by commas.
 func (f Flags) String() string {
@@ -55,6 +55,19 @@ func (r Row) text(name func(int32) string) string {
 		return fmt.Sprintf("repl %d dst %s", k.VNI, k.IP)
 	case TableNeigh:
 		return fmt.Sprintf("neigh %d %s lladdr %s %s", k.VNI, k.IP, v.MAC, v.Flags)
+	case TablePort:
+		return fmt.Sprintf("port %s mac %s %s", name(k.Port), v.MAC, v.Flags)
+	case TableOwn:
+		if k.IP.IsValid() {
+			return fmt.Sprintf("own %s %s", name(k.Port), k.IP)
+		}
+		return fmt.Sprintf("own %s %s", name(k.Port), k.MAC)
+	case TableSource:
+		return fmt.Sprintf("source %d %s via %s", k.VNI, k.MAC, k.IP)
+	case TableRelayed:
+		return fmt.Sprintf("relayed %d %s via %s", k.VNI, k.MAC, k.IP)
+	case TableRelay:
+		return fmt.Sprintf("relay %d %s", k.VNI, k.MAC)
 	}
 	return "unknown row"
 }

@@ -36,6 +36,26 @@ const (
 	// bridge), the VXLAN device among them. Key: Port. A device that joins one
 	// of our bridges passes nothing to or from a member until it is in this set.
 	TableMember Table = 6
+	// TablePort is what the port program lets through on a bridge port. Key:
+	// Port. Val: MAC, the one source address that it takes (more: TableOwn),
+	// and the flags Open, CheckIP and NoServers. A port with the program and
+	// without this row passes nothing.
+	TablePort Table = 8
+	// TableOwn is what belongs to a port besides: a further MAC (Key: Port,
+	// MAC) or an address (Key: Port, IP). It may send from these, and nobody
+	// may claim them towards it.
+	TableOwn Table = 9
+	// TableSource is whose frames the underlay's program takes. Key: VNI, the
+	// inner source MAC, and in IP the VTEP that may send for it.
+	TableSource Table = 10
+	// TableRelayed is for whom else it takes frames. Key: VNI, the inner
+	// destination MAC, and in IP the VTEP that relays to it, whatever the
+	// source: the host that it moved from.
+	TableRelayed Table = 11
+	// TableRelay is what the VXLAN device's program sends out again at once:
+	// frames that still arrive here for a MAC that has moved. Key: VNI, MAC.
+	// The device's FDB says where to.
+	TableRelay Table = 12
 )
 
 // String is the table's name in dumps.
@@ -53,6 +73,16 @@ func (t Table) String() string {
 		return "neigh"
 	case TableMember:
 		return "member"
+	case TablePort:
+		return "port"
+	case TableOwn:
+		return "own"
+	case TableSource:
+		return "source"
+	case TableRelayed:
+		return "relayed"
+	case TableRelay:
+		return "relay"
 	}
 	return "unknown"
 }
@@ -61,13 +91,13 @@ func (t Table) String() string {
 type Key struct {
 	Table Table
 	VNI   overlay.VNI
-	MAC   overlay.MAC // TableFDB, TableMaster
-	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP
-	Port  int32       // TableMember: ifindex
+	MAC   overlay.MAC // TableFDB, TableMaster, TableOwn, TableSource, TableRelayed, TableRelay
+	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP, TableOwn, TableSource, TableRelayed
+	Port  int32       // TableMember, TablePort, TableOwn: ifindex
 }
 
 // Flags are the kernel's properties of a row that must be as planned.
-type Flags uint8
+type Flags uint16
 
 // Row flags. The bridge keeps NTF_EXT_LEARNED for ever once it was set and
 // gives such an entry no state; so in TableMaster Extern is read, together with
@@ -85,12 +115,19 @@ const (
 	Ours
 	// Router: NTF_ROUTER; planned never in push networks, read to notice.
 	Router
+	// Open: the port passes traffic (TablePort).
+	Open
+	// CheckIP: it may send only from addresses of its own (TablePort).
+	CheckIP
+	// NoServers: it may not answer DHCP or send router advertisements
+	// (TablePort).
+	NoServers
 )
 
 // Val is what a row says. Which fields count depends on the table.
 type Val struct {
 	Dst   netip.Addr  // TableFDB: outer address; invalid elsewhere
-	MAC   overlay.MAC // TableNeigh
+	MAC   overlay.MAC // TableNeigh, TablePort
 	Port  int32       // TableMaster: ifindex of the bridge port; 0 means the network's VXLAN device
 	Flags Flags
 }
@@ -141,6 +178,9 @@ type Link struct {
 	// Bridge ports.
 	State         PortState
 	Flood, Learns bool // IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_LEARNING
+	// Guarded: our programs of this version stand on it, at ingress and
+	// egress of a VM port, at ingress of a VXLAN device.
+	Guarded bool
 
 	// Bridges.
 	Isolated bool // our nftables netdev chain with policy drop stands on it
@@ -169,17 +209,20 @@ type State struct {
 	Links []Link // sorted by Index
 	Rows  map[Key]Val
 	// Base reports that our nftables tables, chains and rules stand as
-	// OpBase makes them.
+	// OpBase makes them, and the source check on every underlay device.
 	Base bool
 	// Strangers counts datagrams to the VXLAN port from no known VTEP,
 	// dropped by TableVTEP's rule; valid when links were read.
 	Strangers uint64
+	// Drops counts what the programs dropped since they were loaded; valid
+	// when links were read.
+	Drops map[DropKey]uint64
 }
 
 // Scope says what to read. The zero Scope reads nothing.
 type Scope struct {
-	Links bool        // all links that matter, Base, TableVTEP, TableMember
-	VNI   overlay.VNI // TableFDB, TableMaster, TableRepl and TableNeigh of this network's devices
+	Links bool        // all links that matter, Base, TableVTEP, TableMember, TablePort, TableOwn
+	VNI   overlay.VNI // the other tables of this network's devices
 }
 
 // Doorbell says that something changed. It is a reason to look, never the
