@@ -1,0 +1,46 @@
+package hoststate
+
+import "culvert/internal/overlay"
+
+// NICState is what a hypervisor says of a guest behind a device.
+type NICState uint8
+
+// States of a guest. Only NICRunning says that it lives here: a device that is
+// there, or a domain that is started and paused for an incoming migration, may
+// belong to a guest that still runs elsewhere.
+const (
+	// NICIncoming: the guest is expected; its device is or will be there.
+	NICIncoming NICState = 1
+	// NICRunning: the guest runs here.
+	NICRunning NICState = 2
+	// NICLeaving: it was stopped here so that it goes on elsewhere. It comes
+	// back as NICRunning if that fails.
+	NICLeaving NICState = 3
+	// NICPaused: it stands still here and belongs here.
+	NICPaused NICState = 4
+	// NICGone: it is not here any more.
+	NICGone NICState = 5
+)
+
+// String is the state's word in logs.
+func (s NICState) String() string {
+	names := [...]string{"none", "incoming", "running", "leaving", "paused", "gone"}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return "unknown"
+}
+
+// NIC is what a hypervisor says of one network interface of a guest.
+type NIC struct {
+	Device string // name of the tap or macvtap on this host; empty while there is none
+	MAC    overlay.MAC
+	Bridge string // that the device is to be a port of, as the hypervisor resolved it; may be empty
+	// Network is a name of the hypervisor's own for the network (libvirt's
+	// network or portgroup), for people; may be empty.
+	Network string
+	Tenant  string // named by the user's metadata or alias; empty: the network's
+	Port    string // ditto; empty: the declared port with that MAC
+	VM      string // the guest's name
+	State   NICState
+}
