@@ -122,6 +122,9 @@ const (
 	// NoServers: it may not answer DHCP or send router advertisements
 	// (TablePort).
 	NoServers
+	// Watch: any frame that the guest sends is handed up, not only those that
+	// name addresses: it is awaited (TablePort).
+	Watch
 )
 
 // Val is what a row says. Which fields count depends on the table.
