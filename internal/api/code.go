@@ -13,6 +13,7 @@ const (
 	CodeExists       Code = "CV0111" // exists with other content
 	CodeImmutable    Code = "CV0112" // this field cannot be changed
 	CodeQuota        Code = "CV0113" // the tenant's quota is used up
+	CodeStale        Code = "CV0114" // it has changed since the document was read
 	CodeVNIInUse     Code = "CV0120" // the VNI is another network's
 	CodeVNIWaits     Code = "CV0121" // the VNI is in quarantine
 	CodeOverlap      Code = "CV0130" // subnets of a network overlap

@@ -84,6 +84,7 @@ var Codes = []Info{
 	{CodeExists, ExitConflict, "exists with other content", "Creating is repeatable only with the same content; something of that name is there with another.", "To change it use the verb set: culvert network set --help"},
 	{CodeImmutable, ExitRefused, "fixed at creation", "This field cannot be changed afterwards: devices and tables in kernels are built from it.", "Delete it and create it anew."},
 	{CodeQuota, ExitRefused, "quota reached", "The tenant has as many as its quota allows.", "Raise it: culvert tenant set --help"},
+	{CodeStale, ExitConflict, "changed meanwhile", "The document carries the revision that it was read at, and somebody has changed or deleted the thing since. Nothing was written, so that the other change is not lost.", "Read it again and repeat the change, or leave metadata.revision out to overwrite it: culvert network show --help"},
 	{CodeVNIInUse, ExitConflict, "VNI in use", "Another network has this VNI. A VNI is unique in the cluster.", "Take another, or leave it out to have one allocated: culvert network list"},
 	{CodeVNIWaits, ExitConflict, "VNI in quarantine", "The VNI is of a deleted network that a host may still have in its kernel: used again now, it would join the two.", "Take another VNI, or bring the hosts back first: culvert host list"},
 	{CodeOverlap, ExitRefused, "subnets overlap", "Two subnets of a network share addresses.", "Give subnets that share no address."},

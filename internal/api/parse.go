@@ -33,8 +33,9 @@ const (
 
 // ParseResource checks a resource field by field and gives the document that
 // the manager admits. Names are not resolved. An absent tenant is DefaultTenant.
-// Status, uid and revision are the server's own words and are not read, so that
-// what was shown can be applied again.
+// Status and uid are the server's own words and are not read, so that what was
+// shown can be applied again. A revision is the one that the document was read
+// at; see overlay.Doc.
 //
 // Errors are *overlay.FieldError for a value outside what is allowed,
 // *LaterError for what a later release brings, and *Refusal for kinds that are
@@ -90,8 +91,23 @@ func parseHead(h head, kind overlay.Kind) (overlay.Doc, error) {
 		}
 	}
 	var err error
+	if d.Seen, err = parseSeen(m.GetRevision()); err != nil {
+		return overlay.Doc{}, err
+	}
 	d.Labels, err = parseLabels(m.GetLabels())
 	return d, err
+}
+
+// parseSeen reads the revision that a document was read at. Nothing is ever at
+// revision 0, which stands for "nothing changed" in answers: taken for "any" it
+// would overwrite just where somebody asked not to.
+func parseSeen(s string) (overlay.Rev, error) {
+	const field = "metadata.revision"
+	r, err := ParseRev(field, s)
+	if err == nil && s != "" && r.N == 0 {
+		err = &overlay.FieldError{Field: field, Value: s, Allowed: "a revision as the verb show prints it, like 41 or 2.41, or leave it out"}
+	}
+	return r, err
 }
 
 func parseLabels(m map[string]string) ([]overlay.Label, error) {

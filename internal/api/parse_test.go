@@ -156,6 +156,10 @@ func TestParseRefuses(t *testing.T) {
 			p.Spec.Vm = strings.Repeat("v", 256)
 		}},
 		{"spec.hosts[0]", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) { p.Spec.Hosts = []string{""} }},
+		{"metadata.revision", func(t *culvertv1.Tenant, _ *culvertv1.Network, _ *culvertv1.Port) { t.Metadata.Revision = "newest" }},
+		{"metadata.revision", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Metadata.Revision = "0" }},
+		{"metadata.revision", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) { p.Metadata.Revision = "2.0" }},
+		{"metadata.revision", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) { p.Metadata.Revision = "-7" }},
 	}
 	covered := map[string]bool{}
 	for _, tt := range tests {
@@ -221,6 +225,7 @@ func TestRenderReadsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	rev := overlay.Rev{Epoch: 2, N: 7}
+	nd.Seen, pd.Seen = rev, rev
 	n := &overlay.Network{Meta: overlay.Meta{Name: "blue"}, WantVNI: nd.Network.VNI, VNI: 7, Subnets: nd.Network.Subnets, WantMTU: nd.Network.MTU, MTU: 1400,
 		DF: nd.Network.DF, Flood: nd.Network.Flood, Hosts: nd.Network.Hosts}
 	p := &overlay.Port{Meta: overlay.Meta{Name: "vm1"}, WantMAC: pd.Port.MAC, MAC: pd.Port.MAC, WantAddresses: pd.Port.Addresses, Addresses: pd.Port.Addresses, VM: pd.Port.VM, Hosts: pd.Port.Hosts}

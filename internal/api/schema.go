@@ -44,6 +44,7 @@ var metaMeanings = map[string]string{
 	"metadata.name":     "1 to 40 of a-z, 0-9 and inner hyphens",
 	"metadata.tenant":   "owner; default the tenant named default",
 	"metadata.labels.*": "text for people",
+	"metadata.revision": "of the last change; if given, refused unless it still is that one",
 }
 
 var examples = map[overlay.Kind]string{
@@ -93,7 +94,7 @@ func walk(m protoreflect.MessageDescriptor, kind, path string, out *[]FieldInfo)
 			continue
 		}
 		switch {
-		case kind == "Tenant" && at == "metadata.tenant", strings.HasPrefix(at, "status."), at == "metadata.uid", at == "metadata.revision",
+		case kind == "Tenant" && at == "metadata.tenant", strings.HasPrefix(at, "status."), at == "metadata.uid",
 			kind == "Host", kind == "Endpoint":
 			info.Meaning = "written by the server"
 		case metaMeanings[info.Path] != "":

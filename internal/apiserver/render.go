@@ -76,8 +76,9 @@ func (r *renderer) record(rec overlay.Record, rev overlay.Rev, gone bool) *culve
 	return nil
 }
 
-// changed shows a record that a request changed, at the revision that the view
-// has it at.
+// changed shows a record that a request changed, as the view has it: another
+// change may stand in the view already, and content of one revision under the
+// number of a newer one would let its reader overwrite what he has not read.
 func (r *renderer) changed(c managercore.Changed) *culvertv1.Resource {
 	var log *managercore.Log
 	switch rec := c.Rec.(type) {
@@ -92,6 +93,9 @@ func (r *renderer) changed(c managercore.Changed) *culvertv1.Resource {
 	}
 	if log != nil {
 		if it := log.Get(managercore.KeyOf(c.Rec)); it != nil {
+			if !it.Gone {
+				return r.item(it)
+			}
 			return r.record(c.Rec, it.Rev, false)
 		}
 	}

@@ -18,8 +18,8 @@ func (s *session) tenantCommand() *cobra.Command {
 	c := &cobra.Command{Use: "tenant", Short: "Tenants own networks and ports", RunE: group,
 		Example: "  culvert tenant create acme\n  culvert tenant list"}
 	c.AddCommand(
-		s.writeCommand(overlay.KindTenant, "create", "  culvert tenant create acme --max-networks 10"),
-		s.writeCommand(overlay.KindTenant, "set", "  culvert tenant set acme --max-ports 500"),
+		s.createCommand(overlay.KindTenant, "  culvert tenant create acme --max-networks 10"),
+		s.setCommand(overlay.KindTenant, "  culvert tenant set acme --max-ports 500"),
 		s.listCommand(overlay.KindTenant), s.showCommand(overlay.KindTenant, "acme"),
 		s.deleteCommand(overlay.KindTenant, "acme"), s.watchCommand(overlay.KindTenant),
 	)
@@ -30,8 +30,8 @@ func (s *session) networkCommand() *cobra.Command {
 	c := &cobra.Command{Use: "network", Short: "Networks: one VXLAN segment each", RunE: group,
 		Example: "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network list"}
 	c.AddCommand(
-		s.writeCommand(overlay.KindNetwork, "create", "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network create red --subnet fd00:20::/64 --vni 20001 --host h1 --host h2"),
-		s.writeCommand(overlay.KindNetwork, "set", "  culvert network set blue --mtu 1400\n  culvert network set blue --label tier=web"),
+		s.createCommand(overlay.KindNetwork, "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network create red --subnet fd00:20::/64 --vni 20001 --host h1 --host h2"),
+		s.setCommand(overlay.KindNetwork, "  culvert network set blue --mtu 1400\n  culvert network set blue --label tier=web"),
 		s.listCommand(overlay.KindNetwork), s.showCommand(overlay.KindNetwork, "blue"),
 		s.deleteCommand(overlay.KindNetwork, "blue"), s.watchCommand(overlay.KindNetwork),
 	)
@@ -42,8 +42,8 @@ func (s *session) portCommand() *cobra.Command {
 	c := &cobra.Command{Use: "port", Short: "Ports: a VM's card in a network", RunE: group,
 		Example: "  culvert port create vm1 --network blue --vm web1\n  culvert port list"}
 	c.AddCommand(
-		s.writeCommand(overlay.KindPort, "create", "  culvert port create vm1 --network blue --vm web1\n  culvert port create db --network blue --mac 52:54:00:12:34:56 --ip 10.20.0.9"),
-		s.writeCommand(overlay.KindPort, "set", "  culvert port set vm1 --ip 10.20.0.7"),
+		s.createCommand(overlay.KindPort, "  culvert port create vm1 --network blue --vm web1\n  culvert port create db --network blue --mac 52:54:00:12:34:56 --ip 10.20.0.9"),
+		s.setCommand(overlay.KindPort, "  culvert port set vm1 --ip 10.20.0.7"),
 		s.bindCommand(),
 		s.listCommand(overlay.KindPort), s.showCommand(overlay.KindPort, "vm1"),
 		s.deleteCommand(overlay.KindPort, "vm1"), s.watchCommand(overlay.KindPort),

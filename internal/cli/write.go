@@ -15,41 +15,83 @@ import (
 	"culvert/internal/overlay"
 )
 
-// writeCommand is create or set of a kind.
-func (s *session) writeCommand(kind overlay.Kind, what, example string) *cobra.Command {
+// createCommand is create of a kind.
+func (s *session) createCommand(kind overlay.Kind, example string) *cobra.Command {
 	var w waiting
 	f := specFlags(kind)
-	short := map[string]string{"create": "Create one %s", "set": "Change fields of one %s"}[what]
-	c := verb(what+" NAME", fmt.Sprintf(short, kind), example, exactly("NAME"), func(c *cobra.Command, args []string) error {
+	c := verb("create NAME", fmt.Sprintf("Create one %s", kind), example, exactly("NAME"), func(c *cobra.Command, args []string) error {
 		if err := w.check(c); err != nil {
 			return err
 		}
 		return s.with(func(cl *client.Client) error {
-			var r *culvertv1.Resource
-			var err error
-			mode := culvertv1.PutMode_PUT_MODE_CREATE
-			if what == "set" {
-				mode = culvertv1.PutMode_PUT_MODE_SET
-				r, _, err = s.find(c.Context(), cl, kind, args[0])
-			} else {
-				r, err = s.fresh(c, cl, kind, args[0], f)
-			}
+			r, err := s.fresh(c, cl, kind, args[0], f)
 			if err != nil {
 				return err
 			}
-			before := string(api.EncodeJSON(r))
 			if err := f.apply(c.Flags(), r); err != nil {
 				return err
 			}
-			if what == "set" && string(api.EncodeJSON(r)) == before && !f.any(c.Flags()) {
-				return usage(c, "no flag says what to change")
-			}
-			return s.put(c.Context(), cl, &w, mode, r)
+			return s.put(c.Context(), cl, &w, culvertv1.PutMode_PUT_MODE_CREATE, r)
 		})
 	})
-	f.define(c.Flags(), what == "set")
+	f.define(c.Flags(), false)
 	w.flags(c)
 	return c
+}
+
+// setCommand is set of a kind.
+func (s *session) setCommand(kind overlay.Kind, example string) *cobra.Command {
+	var w waiting
+	f := specFlags(kind)
+	c := verb("set NAME", fmt.Sprintf("Change fields of one %s", kind), example, exactly("NAME"), func(c *cobra.Command, args []string) error {
+		if err := w.check(c); err != nil {
+			return err
+		}
+		if !f.any(c.Flags()) {
+			return usage(c, "no flag says what to change")
+		}
+		return s.with(func(cl *client.Client) error {
+			return s.change(c.Context(), cl, &w, kind, args[0], func(r *culvertv1.Resource) error { return f.apply(c.Flags(), r) })
+		})
+	})
+	c.Long = c.Short + ".\n\n" + othersStay
+	f.define(c.Flags(), true)
+	w.flags(c)
+	return c
+}
+
+// othersStay is what verbs that change fields promise, for their help.
+const othersStay = "Fields that no flag names stay as they are, also if somebody else changes them\nat the same time."
+
+// maxReads bounds how often a change is made anew because others came first.
+// Each refusal means that one of them is done, so 20 operators at once come to
+// an end.
+const maxReads = 20
+
+// change reads the one resource that an argument names, changes it by edit and
+// writes it back at the revision that it was read at. If it was changed
+// meanwhile it is read again and edit, which says which fields become what, is
+// done on what it is now.
+func (s *session) change(ctx context.Context, cl *client.Client, w *waiting, kind overlay.Kind, arg string, edit func(*culvertv1.Resource) error) error {
+	for n := 1; ; n++ {
+		r, _, err := s.find(ctx, cl, kind, arg)
+		if err != nil {
+			return err
+		}
+		if err := edit(r); err != nil {
+			return err
+		}
+		err = s.put(ctx, cl, w, culvertv1.PutMode_PUT_MODE_SET, r)
+		var ref *api.Refusal
+		if !errors.As(err, &ref) || ref.Code() != api.CodeStale {
+			return err
+		}
+		if n == maxReads {
+			return api.Refuse(api.CodeStale, fmt.Sprintf("%s %s was not changed", kind, arg),
+				fmt.Sprintf("it was read %d times, and each time somebody else changed it before this change came; the last time %s", n, ref.PB().GetWhy()),
+				"type the same command again when the others are done")
+		}
+	}
 }
 
 // fresh is the resource that create begins with. The tenant is that of the
@@ -103,19 +145,18 @@ func (s *session) bindCommand() *cobra.Command {
 				return err
 			}
 			return s.with(func(cl *client.Client) error {
-				r, _, err := s.find(c.Context(), cl, overlay.KindPort, args[0])
-				if err != nil {
-					return err
-				}
-				spec := r.GetPort().GetSpec()
-				if spec == nil {
-					spec = &culvertv1.PortSpec{}
-					r.GetPort().Spec = spec
-				}
-				spec.Hosts = []string{host}
-				return s.put(c.Context(), cl, &w, culvertv1.PutMode_PUT_MODE_SET, r)
+				return s.change(c.Context(), cl, &w, overlay.KindPort, args[0], func(r *culvertv1.Resource) error {
+					spec := r.GetPort().GetSpec()
+					if spec == nil {
+						spec = &culvertv1.PortSpec{}
+						r.GetPort().Spec = spec
+					}
+					spec.Hosts = []string{host}
+					return nil
+				})
 			})
 		})
+	c.Long = c.Short + ".\n\n" + othersStay
 	c.Flags().StringVar(&host, "host", "", "name of the host")
 	w.flags(c)
 	return c
@@ -141,6 +182,11 @@ func (s *session) applyCommand() *cobra.Command {
 				return s.put(c.Context(), cl, &w, culvertv1.PutMode_PUT_MODE_APPLY, list...)
 			})
 		})
+	c.Long = c.Short + `.
+
+A document that carries metadata.revision, as the verb show prints it, is
+refused (CV0114) if somebody has changed the thing since and the document says
+something else. Without it what is there is overwritten.`
 	c.Flags().StringVarP(&file, "filename", "f", "", "file with YAML or JSON documents, - for standard input")
 	w.flags(c)
 	return c

@@ -35,7 +35,10 @@ type Asked struct {
 	AddHost *AddHost
 }
 
-// Put writes documents: all of them or none.
+// Put writes documents: all of them or none. A document with a revision (Seen)
+// that its record is no longer at is refused with api.CodeStale, unless it says
+// what is there already: then nothing is overwritten, and a request that was
+// answered by nobody can be repeated.
 type Put struct {
 	Mode Mode
 	Docs []overlay.Doc
@@ -85,7 +88,11 @@ func (c *Core) ask(e Asked) {
 	switch {
 	case e.Put != nil:
 		a.mode = e.Put.Mode
-		no = a.put(e.Put.Docs)
+		var late *overlay.Doc
+		if late, no = a.put(e.Put.Docs); late != nil {
+			a.refuseStale(*late)
+			return
+		}
 	case e.AddHost != nil:
 		no = a.addHost(*e.AddHost)
 	case e.Delete != nil:
@@ -159,29 +166,38 @@ func (a *admission) find(kind overlay.Kind, tenant overlay.UID, name string) ove
 	return rec
 }
 
-func (a *admission) put(docs []overlay.Doc) *api.Refusal {
+// put admits the documents one after the other. late is the first that was
+// read too long ago: whatever else is wrong with it may be wrong because of
+// that, so it is what the caller is told.
+func (a *admission) put(docs []overlay.Doc) (late *overlay.Doc, no *api.Refusal) {
 	a.free(docs)
 	for i := range docs {
 		d := &docs[i]
 		if a.mode == ModeSet && a.exists(d) == nil {
-			return notFound(title(d), d.Kind)
+			return nil, notFound(title(d), d.Kind)
 		}
-		var no *api.Refusal
-		switch d.Kind {
-		case overlay.KindTenant:
-			no = a.putTenant(d)
-		case overlay.KindNetwork:
-			no = a.putNetwork(d)
-		case overlay.KindPort:
-			no = a.putPort(d)
-		default:
-			no = api.Refuse(api.CodeField, title(d)+" was not written", "a "+d.Kind.String()+" is observed, not declared", "apply tenants, networks and ports")
+		outdated := a.outdated(d)
+		no := a.putOne(d)
+		if outdated && (no != nil || a.changes[len(a.changes)-1].Action != "unchanged") {
+			return d, nil
 		}
 		if no != nil {
-			return no
+			return nil, no
 		}
 	}
-	return nil
+	return nil, nil
+}
+
+func (a *admission) putOne(d *overlay.Doc) *api.Refusal {
+	switch d.Kind {
+	case overlay.KindTenant:
+		return a.putTenant(d)
+	case overlay.KindNetwork:
+		return a.putNetwork(d)
+	case overlay.KindPort:
+		return a.putPort(d)
+	}
+	return api.Refuse(api.CodeField, title(d)+" was not written", "a "+d.Kind.String()+" is observed, not declared", "apply tenants, networks and ports")
 }
 
 func (a *admission) exists(d *overlay.Doc) overlay.Record {

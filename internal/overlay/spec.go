@@ -5,10 +5,13 @@ import "net/netip"
 // Doc is one document that a user wrote, parsed and checked field by field,
 // with names not yet resolved. Exactly one of the specs is set, as Kind says.
 type Doc struct {
-	Kind    Kind
-	Tenant  string // empty for KindTenant
-	Name    string
-	Labels  []Label // sorted by key
+	Kind   Kind
+	Tenant string // empty for KindTenant
+	Name   string
+	Labels []Label // sorted by key
+	// Seen is the revision that the writer read the record at: it is written
+	// only if the record still is at that one. Zero: whatever it is at.
+	Seen    Rev
 	Quotas  TenantSpec
 	Network NetworkSpec
 	Port    PortSpec
