@@ -190,6 +190,9 @@ func (s *Server) answer(next connect.ServerFunc) connect.ServerFunc {
 		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &ce):
 		default:
 			s.log.Error("call not finished", "call", spec.Procedure, "caller", actor(ctx), "err", err)
+			if rpcerr.Reads(spec.Procedure) { // else the outcome is not known, see Encode
+				err = api.Refuse(api.CodeServer, "the call was not answered", "the server met an obstacle that its log describes", "")
+			}
 		}
 		return rpcerr.Encode(err)
 	}

@@ -169,6 +169,11 @@ func TestRefusals(t *testing.T) {
 	}
 	bad := network("n")
 	bad.GetNetwork().Spec.Mtu = 5
+	at := func(rev string) *culvertv1.Resource {
+		r := network("n")
+		r.GetNetwork().Metadata.Revision = rev
+		return r
+	}
 	tests := []struct {
 		name string
 		call func(context.Context) error
@@ -181,6 +186,11 @@ func TestRefusals(t *testing.T) {
 		{"put too many", put(apply, many...), api.CodeField, "resources"},
 		{"put an empty resource", put(apply, &culvertv1.Resource{}), api.CodeField, "kind"},
 		{"put a bad field", put(apply, network("ok"), bad), api.CodeField, "spec.mtu"},
+		{"put at no revision", put(apply, at("newest")), api.CodeField, "metadata.revision"},
+		{"put at revision 0", put(apply, at("0")), api.CodeField, "metadata.revision"},
+		{"put at a negative revision", put(apply, at("-2")), api.CodeField, "metadata.revision"},
+		{"put at a revision too large", put(apply, at("18446744073709551616")), api.CodeField, "metadata.revision"},
+		{"put what is not there at a revision", put(apply, network("ok"), at("2")), api.CodeStale, "read at revision 2"},
 		{"put one twice", put(apply, network("n"), network("n")), api.CodeField, "metadata.name"},
 		{"put a host", put(apply, api.Wrap(&culvertv1.Host{Metadata: &culvertv1.Metadata{Name: "h"}})), api.CodeField, "joining"},
 		{"delete no kind", del(&culvertv1.DeleteRequest{Name: "n"}), api.CodeField, "kind"},

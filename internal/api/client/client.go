@@ -146,6 +146,8 @@ func dialAny(addrs []string) func(context.Context, string, string) (net.Conn, er
 type endpoint struct {
 	what string
 	code api.Code // if it is not reachable
+	// reads is set for a call that changes nothing.
+	reads bool
 	// probe asks once more why we are not let in; nil where there is no TLS.
 	probe func() error
 }
@@ -183,11 +185,13 @@ func rpc(t *http.Transport, base string, where endpoint) *connect.Client {
 // intercept turns the errors of every call and stream into refusals.
 func (e endpoint) intercept(next connect.ClientFunc) connect.ClientFunc {
 	return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+		to := e
+		to.reads = rpcerr.Reads(spec.Procedure)
 		s, err := next(ctx, spec)
 		if err != nil {
-			return nil, e.explain(err)
+			return nil, to.explain(err)
 		}
-		return &stream{s, e}, nil
+		return &stream{s, to}, nil
 	}
 }
 
@@ -236,6 +240,9 @@ func (e endpoint) explain(err error) error {
 		if ref := e.refusedBy(e.probe()); ref != nil {
 			return ref
 		}
+	}
+	if e.reads { // nothing was asked to change, so there is no outcome to be in doubt about
+		return api.Refuse(e.code, "nobody answers", "the connection to the "+e.what+" broke ("+plain(err)+")", "")
 	}
 	return api.Refuse(api.CodeUnknown, "the call to the "+e.what+" was not finished", "the connection broke ("+plain(err)+")", "")
 }

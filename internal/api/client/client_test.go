@@ -183,21 +183,27 @@ func TestOtherServers(t *testing.T) {
 	tests := []struct {
 		name    string
 		handler http.HandlerFunc
-		code    api.Code
+		read    api.Code // of a call that changes nothing
+		write   api.Code // of one that does
 	}{
-		{"no such call", func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, api.CodeVersion},
-		{"a web page", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, api.CodeUnknown},
+		{"no such call", func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, api.CodeVersion, api.CodeVersion},
+		{"a web page", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, api.CodeUnreachable, api.CodeUnknown},
 		{"an error of its own", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(500)
 			_, _ = io.WriteString(w, `{"code":"data_loss","message":"gone"}`)
-		}, api.CodeServer},
+		}, api.CodeServer, api.CodeServer},
 		{"it is stopped", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(499)
 			_, _ = io.WriteString(w, `{"code":"canceled","message":"the call was ended early"}`)
-		}, api.CodeUnanswered},
-		{"it breaks off", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, api.CodeUnknown},
+		}, api.CodeUnanswered, api.CodeUnanswered},
+		{"it breaks off", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, api.CodeUnreachable, api.CodeUnknown},
+		{"it dies in its answer", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/proto")
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, "abc")
+		}, api.CodeUnreachable, api.CodeUnknown},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -208,8 +214,22 @@ func TestOtherServers(t *testing.T) {
 			must(t, l, err)
 			apiservertest.ServeOn(t, l, tt.handler)
 			ref := refused(t, client.Config{Socket: filepath.Join(dir, "m.sock")}, 10*time.Second)
-			if ref == nil || ref.Code() != tt.code {
-				t.Errorf("got %v, want %s", ref, tt.code)
+			if ref == nil || ref.Code() != tt.read {
+				t.Errorf("read: got %v, want %s", ref, tt.read)
+			}
+			c, err := client.New(client.Config{Socket: filepath.Join(dir, "m.sock")})
+			must(t, c, err)
+			defer c.Close()
+			if _, err := c.Put(t.Context(), &culvertv1.PutRequest{}); !errors.As(err, &ref) || ref.Code() != tt.write {
+				t.Errorf("write: got %v, want %s", err, tt.write)
+			}
+			w, err := c.Watch(t.Context(), &culvertv1.WatchRequest{Kind: "network"})
+			if err == nil {
+				_, err = w.Receive()
+				_ = w.Close()
+			}
+			if !errors.As(err, &ref) || ref.Code() == api.CodeUnknown {
+				t.Errorf("watch: %v, want a refusal that leaves nothing in doubt: nothing was to be changed", err)
 			}
 		})
 	}

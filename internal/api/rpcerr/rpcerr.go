@@ -12,6 +12,7 @@ import (
 
 	"culvert/internal/api"
 	"culvert/internal/api/culvertv1"
+	"culvert/internal/api/culvertv1/culvertv1connect"
 )
 
 // codes are the protocol's words for our exit codes.
@@ -23,6 +24,21 @@ var codes = map[api.Exit]connect.Code{
 	api.ExitNotFound:    connect.CodeNotFound,
 	api.ExitConflict:    connect.CodeAborted,
 }
+
+// reads are the calls that ask for nothing to be changed.
+var reads = map[string]bool{
+	culvertv1connect.APIListProcedure:       true,
+	culvertv1connect.APIWatchProcedure:      true,
+	culvertv1connect.APIWaitProcedure:       true,
+	culvertv1connect.APIStatusProcedure:     true,
+	culvertv1connect.AgentsResolveProcedure: true,
+	culvertv1connect.LocalTablesProcedure:   true,
+}
+
+// Reads reports whether a procedure, as connect names it, changes nothing: its
+// outcome is never in doubt, it was answered or not. An unknown one is taken
+// for a change.
+func Reads(procedure string) bool { return reads[procedure] }
 
 // Encode makes the error that a handler returns. A refusal travels whole. The
 // end of the caller's context stays what it is. Anything else is a defect or
