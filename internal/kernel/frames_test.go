@@ -189,8 +189,9 @@ func TestAnnounceTellsLocalMembersOnly(t *testing.T) {
 		want := packet.Announcement{IP: ip, MAC: macN(9)}
 		h1.apply(hoststate.Op{Kind: hoststate.OpAnnounce, Row: row(hoststate.TableNeigh, macN(0), ip, 0, hoststate.Val{MAC: macN(9)})})
 		said := func(f netnstest.Frame) bool {
-			a, err := packet.ParseAnnouncement(f.Data)
-			return !f.Outgoing && err == nil && a == want
+			fact, _ := packet.Parse(packet.ToGuest, f.Data, len(f.Data))
+			a, ok := fact.Announcement()
+			return !f.Outgoing && ok && a == want
 		}
 		for _, g := range []*guest{vm1, vm2} {
 			if n := g.Count(100*time.Millisecond, said); n != 1 {

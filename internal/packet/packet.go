@@ -1,11 +1,11 @@
 // Package packet encodes and decodes the few frames that Culvert makes or
-// looks at. It is pure, allocates little, never panics on any input, and says
-// why it refuses what it refuses.
+// looks at: what guests and servers say on a port becomes a Fact or a named
+// Drop. It is pure, never panics on any input, and its parsers allocate
+// nothing.
 package packet
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 
 	"culvert/internal/overlay"
@@ -20,14 +20,6 @@ const (
 
 // Broadcast is the Ethernet broadcast address.
 var Broadcast = overlay.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-
-// Reasons why a frame is not what a decoder was asked for.
-var (
-	ErrShort    = errors.New("frame is cut short")
-	ErrOther    = errors.New("frame of another kind")
-	ErrChecksum = errors.New("wrong checksum")
-	ErrMalform  = errors.New("malformed")
-)
 
 // Announcement says that IP is at MAC.
 type Announcement struct {
@@ -47,9 +39,12 @@ const minFrame = 60
 func Announce(a Announcement) []byte {
 	switch {
 	case a.IP.Is4():
-		return announceARP(a)
+		// The target is the sender again (RFC 5944 section 4.6): with another one
+		// Linux does not take a reply for gratuitous, and ignores it for a second
+		// after the entry was last written (locktime).
+		return arpFrame(Broadcast, a.MAC, TypeARP, arpReply, a.IP, a.IP, a.MAC)
 	case a.IP.Is6():
-		return announceNA(a)
+		return advert(groupMAC(allNodes), a.MAC, a.IP, allNodes, a.IP, FlagOverride)
 	}
 	return nil
 }
@@ -68,143 +63,72 @@ func pad(b []byte) []byte {
 	return b
 }
 
-const (
-	arpLen   = 28
-	arpReply = 2
-)
-
-func announceARP(a Announcement) []byte {
-	ip := a.IP.As4()
-	b := ethernet(Broadcast, a.MAC, TypeARP)
-	b = binary.BigEndian.AppendUint16(b, 1) // hardware: Ethernet (RFC 826)
-	b = binary.BigEndian.AppendUint16(b, TypeIPv4)
-	b = append(b, 6, 4)
-	b = binary.BigEndian.AppendUint16(b, arpReply)
-	b = append(b, a.MAC[:]...)
-	b = append(b, ip[:]...)
-	// The target is the sender again (RFC 5944 section 4.6): with another one
-	// Linux does not take a reply for gratuitous, and ignores it for a second
-	// after the entry was last written (locktime).
-	b = append(b, a.MAC[:]...)
-	b = append(b, ip[:]...)
-	return pad(b)
+// groupMAC is where Ethernet sends an IPv6 group (RFC 2464 section 7).
+func groupMAC(group netip.Addr) overlay.MAC {
+	a := group.As16()
+	return overlay.MAC{0x33, 0x33, a[12], a[13], a[14], a[15]}
 }
 
-const (
-	ipv6Len     = 40
-	naLen       = 32 // header, target, one option of 8 bytes
-	naType      = 136
-	naOverride  = 0x20
-	optTarget   = 2 // target link-layer address (RFC 4861 section 4.6.1)
-	protoICMPv6 = 58
-	ndHopLimit  = 255 // anything less was routed and is not believed
-)
-
-var allNodes = netip.MustParseAddr("ff02::1")
-
-func announceNA(a Announcement) []byte {
-	dst := allNodes.As16()
-	src := a.IP.As16()
-	b := ethernet(overlay.MAC{0x33, 0x33, 0, 0, 0, 1}, a.MAC, TypeIPv6)
-	b = append(b, 0x60, 0, 0, 0)
-	b = binary.BigEndian.AppendUint16(b, naLen)
-	b = append(b, protoICMPv6, ndHopLimit)
-	b = append(b, src[:]...)
-	b = append(b, dst[:]...)
+// ICMPv6 is the frame of one ICMPv6 message whose checksum field is 0; it is
+// filled in. A group as to goes to the group's MAC, whatever dst is. Nil if an
+// address is not IPv6 or the message too long.
+func ICMPv6(dst, src overlay.MAC, from, to netip.Addr, hops uint8, msg []byte) []byte {
+	b := ipv6Frame(dst, src, from, to, protoICMPv6, hops, len(msg))
+	if b == nil || len(msg) < 4 {
+		return nil
+	}
 	at := len(b)
-	b = append(b, naType, 0, 0, 0)
-	b = append(b, naOverride, 0, 0, 0)
-	b = append(b, src[:]...)
-	b = append(b, optTarget, 1)
-	b = append(b, a.MAC[:]...)
-	binary.BigEndian.PutUint16(b[at+2:], checksum6(a.IP, allNodes, b[at:]))
+	b = append(b, msg...)
+	binary.BigEndian.PutUint16(b[at+2:], ^fold(sum(pseudo(from, to, protoICMPv6, len(msg)), msg)))
 	return pad(b)
 }
 
-// checksum6 is ICMPv6's (RFC 4443 section 2.3) over the pseudo header and the
-// message, whose checksum field must be 0 to make one; over a message with a
-// right checksum the result is 0.
-func checksum6(src, dst netip.Addr, msg []byte) uint16 {
-	var sum uint32
-	add := func(b []byte) {
-		for ; len(b) >= 2; b = b[2:] {
-			sum += uint32(binary.BigEndian.Uint16(b))
-		}
-		if len(b) == 1 {
-			sum += uint32(b[0]) << 8
-		}
+func ipv6Frame(dst, src overlay.MAC, from, to netip.Addr, proto, hops uint8, size int) []byte {
+	if !from.Is6() || !to.Is6() || size > 0xffff {
+		return nil
 	}
-	s, d := src.As16(), dst.As16()
-	add(s[:])
-	add(d[:])
-	sum += uint32(len(msg)) + protoICMPv6
-	add(msg)
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
+	if to.IsMulticast() {
+		dst = groupMAC(to)
 	}
-	return ^uint16(sum)
+	s, d := from.As16(), to.As16()
+	b := ethernet(dst, src, TypeIPv6)
+	b = append(b, 0x60, 0, 0, 0, byte(size>>8), byte(size), proto, hops)
+	b = append(b, s[:]...)
+	return append(b, d[:]...)
 }
 
-// ParseAnnouncement reads a frame that Announce made, or an equal one of
-// somebody else's: a gratuitous ARP (request or reply) or an unsolicited
-// neighbour advertisement with its target's address.
-func ParseAnnouncement(b []byte) (Announcement, error) {
-	if len(b) < 14 {
-		return Announcement{}, ErrShort
+// UDP is the frame of one UDP datagram over IPv4 or IPv6, both checksums
+// right, TTL 64. An IPv6 group as to goes to the group's MAC. Nil if the
+// addresses are not of one family or the payload is too long.
+func UDP(dst, src overlay.MAC, from, to netip.AddrPort, payload []byte) []byte {
+	size := udpLen + len(payload)
+	var b []byte
+	switch f, t := from.Addr(), to.Addr(); {
+	case size > 0xffff-ipv4Len:
+		return nil
+	case f.Is4() && t.Is4():
+		s, d := f.As4(), t.As4()
+		total := ipv4Len + size
+		h := []byte{0x45, 0, byte(total >> 8), byte(total), 0, 0, 0, 0, 64, protoUDP, 0, 0}
+		h = append(h, s[:]...)
+		h = append(h, d[:]...)
+		binary.BigEndian.PutUint16(h[10:], ^fold(sum(0, h)))
+		b = append(ethernet(dst, src, TypeIPv4), h...)
+	case f.Is6() && t.Is6():
+		b = ipv6Frame(dst, src, f, t, protoUDP, 64, size)
+	default:
+		return nil
 	}
-	switch binary.BigEndian.Uint16(b[12:]) {
-	case TypeARP:
-		return parseARP(b[14:])
-	case TypeIPv6:
-		return parseNA(b[14:])
+	at := len(b)
+	b = binary.BigEndian.AppendUint16(b, from.Port())
+	b = binary.BigEndian.AppendUint16(b, to.Port())
+	b = binary.BigEndian.AppendUint16(b, uint16(size))
+	b = append(b, 0, 0)
+	b = append(b, payload...)
+	c := ^fold(sum(pseudo(from.Addr(), to.Addr(), protoUDP, size), b[at:]))
+	if c == 0 {
+		c = 0xffff // 0 means that there is none (RFC 768)
 	}
-	return Announcement{}, ErrOther
-}
-
-func parseARP(b []byte) (Announcement, error) {
-	if len(b) < arpLen {
-		return Announcement{}, ErrShort
-	}
-	if binary.BigEndian.Uint16(b) != 1 || binary.BigEndian.Uint16(b[2:]) != TypeIPv4 || b[4] != 6 || b[5] != 4 {
-		return Announcement{}, ErrMalform
-	}
-	a := Announcement{IP: netip.AddrFrom4([4]byte(b[14:18])), MAC: overlay.MAC(b[8:14])}
-	if [4]byte(b[24:28]) != a.IP.As4() || a.IP.IsUnspecified() {
-		return Announcement{}, ErrOther
-	}
-	return a, nil
-}
-
-func parseNA(b []byte) (Announcement, error) {
-	if len(b) < ipv6Len+24 {
-		return Announcement{}, ErrShort
-	}
-	if b[0]>>4 != 6 || b[6] != protoICMPv6 || b[ipv6Len] != naType {
-		return Announcement{}, ErrOther
-	}
-	n := int(binary.BigEndian.Uint16(b[4:]))
-	if n < 24 || len(b) < ipv6Len+n {
-		return Announcement{}, ErrShort
-	}
-	if b[7] != ndHopLimit || b[ipv6Len+1] != 0 {
-		return Announcement{}, ErrMalform
-	}
-	msg := b[ipv6Len : ipv6Len+n]
-	src, dst := netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
-	if checksum6(src, dst, msg) != 0 {
-		return Announcement{}, ErrChecksum
-	}
-	a := Announcement{IP: netip.AddrFrom16([16]byte(msg[8:24]))}
-	for opt := msg[24:]; len(opt) >= 8; {
-		size := int(opt[1]) * 8
-		if size == 0 || size > len(opt) {
-			return Announcement{}, ErrMalform // RFC 4861 section 4.6: a length of 0 is silently discarded
-		}
-		if opt[0] == optTarget && size == 8 {
-			a.MAC = overlay.MAC(opt[2:8])
-			return a, nil
-		}
-		opt = opt[size:]
-	}
-	return Announcement{}, ErrOther
+	binary.BigEndian.PutUint16(b[at+6:], c)
+	return pad(b)
 }
