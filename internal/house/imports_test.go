@@ -14,6 +14,7 @@ import (
 var pure = map[string][]string{
 	"internal/overlay":     {},
 	"internal/packet":      {"internal/overlay"},
+	"internal/answer":      {"internal/overlay", "internal/packet"},
 	"internal/hoststate":   {"internal/overlay"},
 	"internal/plan":        {"internal/overlay", "internal/hoststate"},
 	"internal/api":         {"internal/overlay", "internal/api/culvertv1", "google.golang.org/protobuf/", "github.com/goccy/go-yaml/"},
