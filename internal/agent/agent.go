@@ -81,6 +81,8 @@ type Agent struct {
 	orders map[uint64]chan hoststate.Result
 	nextID uint64
 
+	looked chan struct{} // closed when the kernel was looked at
+
 	told     api.Report // the last report; loop only
 	reported time.Time
 }
@@ -105,7 +107,7 @@ func New(k Kernel, m Managers, cfg Config) *Agent {
 	}
 	return &Agent{
 		cfg: cfg, kernel: k, mgrs: m, log: cfg.Log, inbox: make(chan func(), 64), bells: newBells(), out: newOutbox(),
-		orders: map[uint64]chan hoststate.Result{},
+		orders: map[uint64]chan hoststate.Result{}, looked: make(chan struct{}),
 		core: agentcore.New(agentcore.Config{
 			Cluster: cfg.Cluster, Self: cfg.Host, Name: cfg.Name, VTEP: cfg.VTEP, UDPPort: cfg.UDPPort,
 			Grace: agentcore.Time(cfg.Grace), Verify: agentcore.Time(cfg.Verify),
@@ -235,7 +237,11 @@ func (a *Agent) workKernel(ctx context.Context, in <-chan job, out chan<- func()
 				a.log.Warn("reading the kernel", "err", err)
 				st = nil
 			}
+			before := a.core.Looked()
 			a.core.Step(a.now(), agentcore.Read{Scope: j.scope, State: st, Took: agentcore.Time(took)})
+			if !before && a.core.Looked() {
+				close(a.looked)
+			}
 		}
 	}
 }

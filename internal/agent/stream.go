@@ -23,8 +23,14 @@ const (
 )
 
 // keepStream holds a stream to a manager for as long as ctx lives, whatever
-// happens to the managers.
+// happens to the managers. It waits for the first look at the kernel: the first
+// thing that a manager is told is how far this host has come, and an agent
+// without a journal finds that there.
 func (a *Agent) keepStream(ctx context.Context) {
+	select {
+	case <-a.looked:
+	case <-ctx.Done():
+	}
 	wait := leastWait
 	for ctx.Err() == nil {
 		start := a.cfg.Now()
@@ -103,7 +109,7 @@ func (a *Agent) stream(ctx context.Context) error {
 func (a *Agent) hello() api.Hello {
 	return api.Hello{
 		Protocol: Protocol, Least: Protocol, Version: a.cfg.Version, BootID: a.cfg.BootID, VTEP: a.cfg.VTEP,
-		UpTo: a.core.Held(), Logs: []api.Position{{Sent: a.core.FleetPosition()}},
+		UpTo: a.core.Reached(), Logs: []api.Position{{Sent: a.core.FleetPosition()}},
 	}
 }
 

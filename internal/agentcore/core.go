@@ -14,7 +14,8 @@
 //	tables read ------------------------> held rows -------+-> ack, claims -> NextUp
 //
 // Nothing is deleted before the pass over the log that would name it has
-// ended, and nothing that does not carry our mark is ever touched.
+// ended, beyond all that the kernel is known to hold (see mark), and nothing
+// that does not carry our name is ever touched.
 package agentcore
 
 import (
@@ -55,6 +56,8 @@ type Core struct {
 	upTo      overlay.Rev
 	held      overlay.Rev // the kernel was seen to hold all up to here
 	ackSent   overlay.Rev
+	mark      mark
+	poor      bool // this stream's manager knows less than the kernel here: see distrust
 
 	hosts map[overlay.UID]*hostEntry
 	nets  map[overlay.UID]*network
@@ -272,6 +275,10 @@ func (c *Core) due() {
 	if c.needLinks {
 		c.alarmAt(c.linksDue())
 	}
+	if c.mark.due != 0 && c.mark.due <= c.now {
+		c.moveMark()
+	}
+	c.alarmAt(c.mark.due)
 }
 
 func (c *Core) dueNet(n *network) {

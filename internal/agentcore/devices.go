@@ -29,7 +29,7 @@ func (c *Core) settle(n *network) {
 func (c *Core) device(n *network) hoststate.Device {
 	return hoststate.Device{
 		VNI: n.rec.VNI, Local: c.cfg.VTEP, UDPPort: c.cfg.UDPPort, MTU: deviceMTU(n.rec), DF: n.rec.DF,
-		Alias: hoststate.DeviceAlias(c.cfg.Cluster, n.uid), AltName: n.rec.TenantName + "." + n.rec.Name,
+		Alias: hoststate.DeviceAlias(c.cfg.Cluster, n.uid, n.rev), AltName: n.rec.TenantName + "." + n.rec.Name,
 	}
 }
 
@@ -144,8 +144,8 @@ func (c *Core) orphans(buf []hoststate.Op) []hoststate.Op {
 // orphan reports whether a link carries our cluster's mark for a network that
 // nobody has told of.
 func (c *Core) orphan(l hoststate.Link) bool {
-	cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
-	return ok && cluster == c.cfg.Cluster && l.Kind != hoststate.LinkOther && c.nets[of] == nil
+	cluster, of, rev, ok := hoststate.ParseDeviceAlias(l.Alias)
+	return ok && cluster == c.cfg.Cluster && l.Kind != hoststate.LinkOther && c.nets[of] == nil && !later(c.fleet.sent, c.upTo).Less(rev)
 }
 
 // deviceOps appends what is to be done about a network's devices now. What
@@ -153,6 +153,9 @@ func (c *Core) orphan(l hoststate.Link) bool {
 func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
 	before := len(buf)
 	emit := func(op hoststate.Op) {
+		if op.Kind == hoststate.OpTune && slices.ContainsFunc(buf[before:], func(o hoststate.Op) bool { return o.Kind == op.Kind }) {
+			return // one is for both devices
+		}
 		op.ID = c.fly(flight{net: n.uid, kind: op.Kind})
 		buf = append(buf, op)
 	}
@@ -214,7 +217,7 @@ func (c *Core) removeDevices(n *network, emit func(hoststate.Op)) {
 }
 
 func (c *Core) ours(l hoststate.Link, uid overlay.UID) bool {
-	cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
+	cluster, of, _, ok := hoststate.ParseDeviceAlias(l.Alias)
 	return ok && cluster == c.cfg.Cluster && of == uid
 }
 
@@ -242,6 +245,7 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	case !hasBridge:
 		emit(hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: d})
 		return
+	case c.outdated(bl, n):
 	case bl.MTU != d.MTU || !bl.Isolated || bl.IPv6 || bl.Alias != d.Alias || !slices.Contains(bl.AltNames, d.AltName):
 		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
 	}
@@ -263,7 +267,7 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 // gone for certain: the fleet's log is complete and does not name it.
 func (c *Core) takeOver(n *network, bl, vl hoststate.Link, hasBridge, hasVXLAN bool, emit func(hoststate.Op)) {
 	for _, l := range []hoststate.Link{vl, bl} {
-		cluster, of, ok := hoststate.ParseDeviceAlias(l.Alias)
+		cluster, of, _, ok := hoststate.ParseDeviceAlias(l.Alias)
 		if l.Index == 0 || !ok || cluster != c.cfg.Cluster || of == n.uid || !c.fleet.complete {
 			continue
 		}
@@ -293,6 +297,7 @@ func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have
 		c.problem(fmt.Sprintf("CV0204 device %s had other flags than ours and is made anew", vl.Name))
 		emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
 		return
+	case c.outdated(vl, n):
 	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood || vl.Learns || !vl.IPv6 || vl.Master != n.bridge || vl.Alias != d.Alias:
 		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
 	}

@@ -95,6 +95,9 @@ func (n *network) live() bool { return n.rec != nil && !n.gone }
 // items takes entries of logs. What is older than what is known changes
 // nothing, however late or often it comes.
 func (c *Core) items(e Items) {
+	if c.poor {
+		return
+	}
 	for _, uid := range e.Begins {
 		if l := c.log(uid); l != nil {
 			l.named = map[overlay.Key]bool{}
@@ -108,7 +111,7 @@ func (c *Core) items(e Items) {
 	}
 	// What a stream says before it has heard of all our networks, or has not
 	// reached the end of their logs, is not all that concerns us.
-	if c.upTo.Less(e.UpTo) && len(c.behind) == 0 {
+	if c.upTo.Less(e.UpTo) && len(c.behind) == 0 && !c.poor {
 		c.upTo = e.UpTo
 		c.work.end(e.UpTo)
 	}
@@ -248,19 +251,20 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 	c.touch(n)
 }
 
-// clear forgets what the log of a network said: it was deleted, or is no
-// longer served.
+// clear forgets what the log of a network said: it was deleted, is no longer
+// served, or not to be believed. Ports go first: what a device is decides which
+// rows an endpoint has.
 func (c *Core) clear(n *network) {
+	n.ports, n.byName, n.byMAC = map[overlay.UID]*portEntry{}, map[string]overlay.UID{}, map[overlay.MAC]overlay.UID{}
+	for _, idx := range sortedTaps(n.taps) {
+		c.identify(n, n.taps[idx])
+	}
 	for _, mac := range sortedMACs(n.eps) {
 		n.eps[mac].gone = true
 		c.replan(n, mac)
 	}
 	n.eps, n.mine, n.owner = map[overlay.MAC]*endpoint{}, map[overlay.MAC]bool{}, map[netip.Addr]overlay.MAC{}
-	n.ports, n.byName, n.byMAC = map[overlay.UID]*portEntry{}, map[string]overlay.UID{}, map[overlay.MAC]overlay.UID{}
 	n.log, n.anew, n.awaits = logState{}, true, overlay.Rev{}
-	for _, idx := range sortedTaps(n.taps) {
-		c.identify(n, n.taps[idx])
-	}
 }
 
 func (c *Core) portItem(n *network, r *overlay.Port, it Item) {

@@ -8,7 +8,8 @@ import (
 )
 
 // logEnd ends a pass. Only a full pass makes deletions possible, and what it
-// did not name is not.
+// did not name is not; one that ends below what the kernel holds is of an older
+// store and makes nothing possible.
 func (c *Core) logEnd(e End) {
 	l, n := &c.fleet, (*network)(nil)
 	if !e.Network.IsZero() {
@@ -21,8 +22,13 @@ func (c *Core) logEnd(e End) {
 	if l.named == nil && (e.Full || !l.complete) {
 		return // of a subscription that was given up: its beginning was forgotten
 	}
+	if e.Sent.Less(c.mark.floor) {
+		c.distrust(e.Sent)
+		return
+	}
 	if e.Full {
 		if n == nil {
+			c.solvedPrefix(olderStore)
 			c.sweepFleet(l, e.Sent)
 		} else {
 			c.sweepNet(n, e.Sent)

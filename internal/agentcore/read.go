@@ -240,6 +240,9 @@ func (c *Core) readLinks(st *hoststate.State) {
 			c.settleDoubts(n)
 		}
 	}
+	if !c.linksRead {
+		c.findMark(st)
+	}
 	c.judged = c.tapsKnown()
 	if st.Base {
 		c.compare(c.global, st.Rows, c.judged, func(hoststate.Key, hoststate.Val) bool { return false })

@@ -20,6 +20,8 @@ type rig struct {
 	m      *kerneltest.Model
 	now    Time
 	rev    uint64
+	epoch  uint32
+	least  uint64 // the store is at least at this revision, whatever the records are of
 	id     uint64
 	sums   map[string]*overlay.Sum
 	revs   map[overlay.Key]uint64 // of live records, for the sums
@@ -41,16 +43,25 @@ func hostUID(name string) overlay.UID { return named('h', name) }
 
 func newRig(tb testing.TB) *rig {
 	tb.Helper()
-	r := &rig{tb: tb, m: kerneltest.New(), now: second, sums: map[string]*overlay.Sum{}, revs: map[overlay.Key]uint64{}}
+	r := &rig{tb: tb, m: kerneltest.New(), now: second, epoch: 1, sums: map[string]*overlay.Sum{}, revs: map[overlay.Key]uint64{}}
 	r.restart()
 	return r
 }
 
-// restart is a new agent over the same kernel, with nothing on its disk.
-func (r *rig) restart() {
+// restart is a new agent over the same kernel, with nothing on its disk, after
+// its first look.
+func (r *rig) restart() { r.blind(); r.step(Tick{}) }
+
+// blind is one before its first look.
+func (r *rig) blind() {
 	r.c = New(Config{Cluster: "lab", Self: hostUID("h1"), Name: "h1", VTEP: netip.MustParseAddr("192.0.2.201"), UDPPort: 4789, Grace: 5 * second, Verify: 60 * second})
 	r.m.Doorbells()
-	r.settle()
+}
+
+// store begins another store, which will be at the given revision at least.
+func (r *rig) store(epoch uint32, least uint64) {
+	r.rev, r.epoch, r.least = 0, epoch, least
+	r.sums, r.revs = map[string]*overlay.Sum{}, map[overlay.Key]uint64{}
 }
 
 func (r *rig) step(e Event) { r.c.Step(r.now, e); r.settle() }
@@ -122,7 +133,7 @@ func (r *rig) item(network, line string) Item {
 	line, gone := strings.CutPrefix(line, "-")
 	f := strings.Fields(line)
 	r.rev++
-	it := Item{Rev: overlay.Rev{Epoch: 1, N: r.rev}, Gone: gone}
+	it := Item{Rev: overlay.Rev{Epoch: r.epoch, N: r.rev}, Gone: gone}
 	meta := func(kind byte) overlay.Meta { return overlay.Meta{UID: named(kind, f[1]), Name: f[1]} }
 	switch f[0] {
 	case "host":
@@ -168,7 +179,7 @@ func (r *rig) note(network string, it Item) {
 	}
 	k := overlay.KeyOf(it.Rec)
 	if n, ok := r.revs[k]; ok {
-		s.Sub(k, overlay.Rev{Epoch: 1, N: n})
+		s.Sub(k, overlay.Rev{Epoch: r.epoch, N: n})
 		delete(r.revs, k)
 	}
 	if !it.Gone {
@@ -185,6 +196,11 @@ func (r *rig) fleet(networks ...string) {
 		e.Items = append(e.Items, r.item("", fmt.Sprintf("host h%d 192.0.2.%d", i+1, 201+i)))
 	}
 	for _, n := range networks {
+		if at, line, ok := strings.Cut(n, ": "); ok { // its revision
+			fmt.Sscan(at, &r.rev)
+			r.rev--
+			n = line
+		}
 		e.Items = append(e.Items, r.item("", "network "+n))
 	}
 	r.finish(&e, overlay.UID{}, "", true)
@@ -216,7 +232,7 @@ func (r *rig) news(network string, lines ...string) {
 }
 
 func (r *rig) finish(e *Items, uid overlay.UID, network string, full bool) {
-	at := overlay.Rev{Epoch: 1, N: r.rev}
+	at := overlay.Rev{Epoch: r.epoch, N: max(r.rev, r.least)}
 	e.Ends, e.UpTo = []End{{Network: uid, Full: full, Sent: at}}, at
 	if s := r.sums[network]; s != nil && network != "" {
 		e.Ends[0].Sum = *s

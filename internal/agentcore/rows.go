@@ -244,7 +244,7 @@ func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete bool, max int, buf
 // tables is the order in which rows are written; they are deleted in the
 // opposite one.
 var tables = [...]hoststate.Table{
-	hoststate.TableVTEP, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableMember,
+	hoststate.TableVTEP, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableMember, hoststate.TableMark,
 }
 
 // setOps appends what is to be written of the rows that were picked, in order:

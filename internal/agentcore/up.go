@@ -49,7 +49,7 @@ const maxClaims = 500
 func (c *Core) FleetPosition() overlay.Rev { return c.fleet.sent }
 
 func (c *Core) connected(e Connected) {
-	c.session, c.inventory = e.Session, false
+	c.session, c.inventory, c.poor = e.Session, false, false
 	c.ackSent = overlay.Rev{}
 	c.claims = map[uint64]claimRef{}
 	c.fleet.named = nil
@@ -68,7 +68,7 @@ func (c *Core) connected(e Connected) {
 	}
 }
 
-func (c *Core) disconnected() { c.session = 0 }
+func (c *Core) disconnected() { c.session, c.poor = 0, false }
 
 // subscribe decides whether the network's log is wanted: while a device is a
 // port of its bridge, known or not, and as long as its tables stand.
@@ -102,7 +102,7 @@ func (c *Core) owesLess(n *network) {
 // loses it with the stream.
 func (c *Core) NextUp() Up {
 	var u Up
-	if c.session == 0 {
+	if c.session == 0 || c.poor {
 		return u
 	}
 	for _, n := range c.sortedNets() {
@@ -130,6 +130,7 @@ func (c *Core) NextUp() Up {
 	c.adopt()
 	if held := c.work.held(); !held.IsZero() && c.held.Less(held) {
 		c.held = held
+		c.markLater()
 	}
 	if c.ackSent.Less(c.held) {
 		c.ackSent, u.Ack = c.held, c.held

@@ -42,6 +42,7 @@ const (
 	CodeOlderStore   Code = "CV0028" // the manager knows less than the host
 	CodeDevice       Code = "CV0030" // a device cannot be attached
 	CodePending      Code = "CV0170" // accepted, not yet everywhere
+	CodeKernelNewer  Code = "CV0208" // the manager knows less than the host's kernel
 )
 
 // Info is what there is to know about a code. Documentation and the verb that
@@ -100,6 +101,8 @@ var Codes = []Info{
 	{CodeNotDecider, ExitUnreachable, "no manager decides just now", "The managers are choosing who decides, or read their store. Nothing was changed.", "Type the same command again in a second: culvert status"},
 	{CodeNotAllowed, ExitNotAllowed, "not allowed", "The caller's certificate has not the role that the call needs, or the caller on the socket is another user.", "Use the operator's configuration, or as root on the manager's machine: culvert token create --role operator"},
 	{CodePending, ExitPending, "not yet everywhere", "The change is accepted and durable, but some hosts do not hold it yet. They take it as soon as they can.", "See which: culvert host list"},
+
+	{CodeKernelNewer, ExitDiffers, "manager knows less than a host's kernel", "An agent without its journal found in its kernel how far it had come, and the manager's store, an older copy, has not come so far. The host keeps all it has and takes nothing from it.", "Put the newer store back, then start the manager: culvert manager run"},
 }
 
 // Lookup finds the row of a code.

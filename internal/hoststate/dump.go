@@ -43,6 +43,8 @@ func (r Row) text(name func(int32) string) string {
 		return fmt.Sprintf("vtep %s", k.IP)
 	case TableMember:
 		return fmt.Sprintf("member %s", name(k.Port))
+	case TableMark:
+		return "mark " + k.rev().String()
 	case TableFDB:
 		return fmt.Sprintf("fdb %d %s dst %s %s", k.VNI, k.MAC, v.Dst, v.Flags)
 	case TableMaster:
@@ -83,7 +85,7 @@ func SortedRows(m map[Key]Val) []Row {
 }
 
 // String dumps links and rows, a line each, sorted, without anything that
-// differs from run to run (no ifindex, no MAC of our own devices).
+// differs from run to run (no ifindex, no MAC of our own devices, no mark).
 func (s *State) String() string {
 	var b strings.Builder
 	names := map[int32]string{}
@@ -96,6 +98,9 @@ func (s *State) String() string {
 		b.WriteString(l.text(names) + "\n")
 	}
 	for _, r := range SortedRows(s.Rows) {
+		if r.Key.Table == TableMark {
+			continue
+		}
 		b.WriteString(r.text(func(i int32) string {
 			if n, ok := names[i]; ok {
 				return n

@@ -36,6 +36,10 @@ const (
 	// bridge), the VXLAN device among them. Key: Port. A device that joins one
 	// of our bridges passes nothing to or from a member until it is in this set.
 	TableMember Table = 6
+	// TableMark is the set that says how far the logs had come that this host
+	// acted upon (nftables, inet). Key: IP, see MarkKey; VNI is 0. It has one
+	// element, two while it is moved, and no rule looks at it.
+	TableMark Table = 7
 	// TablePort is what the port program lets through on a bridge port. Key:
 	// Port. Val: MAC, the one source address that it takes (more: TableOwn),
 	// and the flags Open, CheckIP and NoServers. A port with the program and
@@ -73,6 +77,8 @@ func (t Table) String() string {
 		return "neigh"
 	case TableMember:
 		return "member"
+	case TableMark:
+		return "mark"
 	case TablePort:
 		return "port"
 	case TableOwn:
@@ -92,7 +98,7 @@ type Key struct {
 	Table Table
 	VNI   overlay.VNI
 	MAC   overlay.MAC // TableFDB, TableMaster, TableOwn, TableSource, TableRelayed, TableRelay
-	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP, TableOwn, TableSource, TableRelayed
+	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP, TableOwn, TableSource, TableRelayed; TableMark: see MarkKey
 	Port  int32       // TableMember, TablePort, TableOwn: ifindex
 }
 
@@ -224,7 +230,7 @@ type State struct {
 
 // Scope says what to read. The zero Scope reads nothing.
 type Scope struct {
-	Links bool        // all links that matter, Base, TableVTEP, TableMember, TablePort, TableOwn
+	Links bool        // all links that matter, Base, TableVTEP, TableMember, TableMark, TablePort, TableOwn
 	VNI   overlay.VNI // the other tables of this network's devices
 }
 

@@ -110,25 +110,6 @@ type Result struct {
 	Have     Val
 }
 
-// DeviceAlias is what the alias of a bridge and a VXLAN device of ours says:
-// whose it is and which network it was made for. A device whose alias names
-// another network's UID is not adopted.
-func DeviceAlias(cluster string, network overlay.UID) string {
-	return "culvert cluster=" + cluster + " network=" + network.String()
-}
-
-// ParseDeviceAlias reads what DeviceAlias wrote. ok is false for anything else.
-func ParseDeviceAlias(alias string) (cluster string, network overlay.UID, ok bool) {
-	f := strings.Split(alias, " ")
-	if len(f) != 3 || f[0] != "culvert" {
-		return "", overlay.UID{}, false
-	}
-	cluster, okC := strings.CutPrefix(f[1], "cluster=")
-	uid, okU := strings.CutPrefix(f[2], "network=")
-	network, err := overlay.ParseUID(uid)
-	return cluster, network, okC && okU && err == nil
-}
-
 // PortAlias is what `culvert attach` writes on a VM's device, and what a
 // hypervisor may write there itself.
 func PortAlias(tenant, port string) string { return "culvert port=" + tenant + "/" + port }

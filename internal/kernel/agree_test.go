@@ -71,12 +71,14 @@ func (p *pair) anyAddr() netip.Addr {
 // row is a random row; its port, if any, is given by name.
 func (p *pair) row() (r hoststate.Row, port string) {
 	mac := overlay.MAC{0x52, 0x54, 0, 0, 0, byte(p.rng.IntN(4))}
-	r.Key = hoststate.Key{Table: hoststate.Table(1 + p.rng.IntN(6)), VNI: p.vni()}
+	r.Key = hoststate.Key{Table: hoststate.Table(1 + p.rng.IntN(7)), VNI: p.vni()}
 	switch r.Key.Table {
 	case hoststate.TableVTEP:
 		r.Key.VNI, r.Key.IP = 0, p.anyAddr()
 	case hoststate.TableMember:
 		r.Key.VNI, port = 0, p.device()
+	case hoststate.TableMark:
+		r.Key = hoststate.MarkKey("c", overlay.Rev{Epoch: 1, N: uint64(p.rng.IntN(3))})
 	case hoststate.TableFDB:
 		r.Key.MAC, r.Val = mac, hoststate.Val{Dst: p.anyAddr(), Flags: remoteFlags}
 	case hoststate.TableMaster:

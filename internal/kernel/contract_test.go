@@ -150,6 +150,8 @@ func (s *realSubject) SetRow(r hoststate.Row) {
 		args = []string{"nft", "add", "element", "inet", "culvert", "vtep4", fmt.Sprintf("{ %s }", k.IP)}
 	case hoststate.TableMember:
 		args = []string{"nft", "add", "element", "bridge", "culvert", "member", fmt.Sprintf("{ %d }", k.Port)}
+	case hoststate.TableMark:
+		args = []string{"nft", "add", "element", "inet", "culvert", "reached", fmt.Sprintf("{ %s }", k.IP)}
 	}
 	if v.Flags&hoststate.Extern != 0 {
 		args = append(args, "extern_learn")
@@ -180,6 +182,8 @@ func (s *realSubject) DeleteRow(r hoststate.Row) {
 		args = []string{"nft", "delete", "element", "inet", "culvert", "vtep4", fmt.Sprintf("{ %s }", k.IP)}
 	case hoststate.TableMember:
 		args = []string{"nft", "delete", "element", "bridge", "culvert", "member", fmt.Sprintf("{ %d }", k.Port)}
+	case hoststate.TableMark:
+		args = []string{"nft", "delete", "element", "inet", "culvert", "reached", fmt.Sprintf("{ %s }", k.IP)}
 	}
 	s.ns.Exec(args[0], args[1:]...)
 }

@@ -163,7 +163,7 @@ func runOf(o hoststate.Op) run {
 	switch o.Row.Key.Table {
 	case hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh:
 		return runRows
-	case hoststate.TableVTEP, hoststate.TableMember:
+	case hoststate.TableVTEP, hoststate.TableMember, hoststate.TableMark:
 		return runElements
 	}
 	return runOther

@@ -19,6 +19,7 @@ const (
 	setVTEP4      = "vtep4"
 	setVTEP6      = "vtep6"
 	setMember     = "member"
+	setMark       = "reached" // "mark" is a word of nft's
 	chainUnderlay = "underlay"
 	chainForward  = "forward"
 	counterName   = "strangers"
@@ -31,7 +32,8 @@ const (
 // routes on (VXLAN of somebody else's, a VM's own) is none of our business, and
 // fragments are whole again there, so that none passes for lack of a UDP
 // header. It runs at raw priority, before any filter that might accept; a
-// dropped packet never confirms its conntrack entry.
+// dropped packet never confirms its conntrack entry. The set reached is in no
+// rule: it is what the kernel remembers for us (see hoststate.MarkKey).
 //
 // bridge: a frame passes between two members, or between two ports neither of
 // which is one. The latter are ports of bridges that are not ours, and ports
@@ -56,6 +58,7 @@ func baseSets() []*nftables.Set {
 		{Table: inetTable, Name: setVTEP4, ID: 1, KeyType: nftables.TypeIPAddr},
 		{Table: inetTable, Name: setVTEP6, ID: 2, KeyType: nftables.TypeIP6Addr},
 		{Table: bridgeTable, Name: setMember, ID: 3, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian},
+		{Table: inetTable, Name: setMark, ID: 4, KeyType: nftables.TypeIP6Addr},
 	}
 }
 

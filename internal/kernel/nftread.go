@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -41,7 +40,7 @@ func (c chain) isolates(bridge string) bool {
 type base struct {
 	tables  map[uint8]uint32 // family -> flags
 	chains  map[chainID]chain
-	sets    bool // all three
+	sets    bool // all four
 	counter bool
 	packets uint64 // of the counter
 }
@@ -164,7 +163,7 @@ func (b *base) readSets(s *sock) error {
 					name = str0(d)
 				}
 			})
-			if table == tableName && (name == setVTEP4 || name == setVTEP6 || name == setMember) {
+			if table == tableName && (name == setVTEP4 || name == setVTEP6 || name == setMember || name == setMark) {
 				found++
 			}
 			return err
@@ -173,7 +172,7 @@ func (b *base) readSets(s *sock) error {
 			return fmt.Errorf("dump sets: %w", err)
 		}
 	}
-	b.sets = found == 3
+	b.sets = found == 4
 	return nil
 }
 
@@ -248,22 +247,15 @@ func (k *Kernel) readNft(st *hoststate.State) error {
 		l.Isolated = l.Kind == hoststate.LinkBridge && b.tables[unix.NFPROTO_NETDEV] == 0 &&
 			b.chains[chainID{unix.NFPROTO_NETDEV, l.Name}].isolates(l.Name)
 	}
-	for _, set := range []string{setVTEP4, setVTEP6} {
+	for _, set := range []string{setVTEP4, setVTEP6, setMember, setMark} {
 		err := eachElement(k.nfr, set, func(key []byte) {
-			if a, ok := netip.AddrFromSlice(key); ok {
-				st.Rows[hoststate.Key{Table: hoststate.TableVTEP, IP: a}] = hoststate.Val{}
+			if key, ok := elementRow(set, key); ok {
+				st.Rows[key] = hoststate.Val{}
 			}
 		})
 		if err != nil && !gone(err) {
 			return fmt.Errorf("dump set %s: %w", set, err)
 		}
-	}
-	members, err := readMembers(k.nfr)
-	if err != nil && !gone(err) {
-		return fmt.Errorf("dump set %s: %w", setMember, err)
-	}
-	for _, i := range members {
-		st.Rows[hoststate.Key{Table: hoststate.TableMember, Port: i}] = hoststate.Val{}
 	}
 	after, err := generation(k.nfr)
 	if err != nil {

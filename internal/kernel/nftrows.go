@@ -21,12 +21,28 @@ func element(k hoststate.Key) (set string, key []byte, err error) {
 	switch {
 	case k.Table == hoststate.TableMember:
 		return setMember, native.AppendUint32(nil, uint32(k.Port)), nil
+	case k.Table == hoststate.TableMark && k.IP.Is6():
+		return setMark, k.IP.AsSlice(), nil
+	case k.Table == hoststate.TableMark:
 	case k.IP.Is4():
 		return setVTEP4, k.IP.AsSlice(), nil
 	case k.IP.Is6():
 		return setVTEP6, k.IP.AsSlice(), nil
 	}
 	return "", nil, fmt.Errorf("address: %w", unix.EINVAL)
+}
+
+// elementRow is the opposite of element.
+func elementRow(set string, key []byte) (hoststate.Key, bool) {
+	if set == setMember {
+		return hoststate.Key{Table: hoststate.TableMember, Port: int32(u32Attr(key))}, true
+	}
+	table := hoststate.TableVTEP
+	if set == setMark {
+		table = hoststate.TableMark
+	}
+	a, ok := netip.AddrFromSlice(key)
+	return hoststate.Key{Table: table, IP: a}, ok
 }
 
 // applyElements writes a run of set elements in one transaction and, if that
@@ -169,10 +185,8 @@ func (k *Kernel) readElements(res []*hoststate.Result) {
 		if !ok {
 			keys = map[hoststate.Key]bool{}
 			err := eachElement(k.nfw, set, func(b []byte) {
-				if set == setMember {
-					keys[hoststate.Key{Table: hoststate.TableMember, Port: int32(u32Attr(b))}] = true
-				} else if a, ok := netip.AddrFromSlice(b); ok {
-					keys[hoststate.Key{Table: hoststate.TableVTEP, IP: a}] = true
+				if key, ok := elementRow(set, b); ok {
+					keys[key] = true
 				}
 			})
 			if err != nil {

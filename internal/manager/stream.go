@@ -283,6 +283,9 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 			Problems: up.Report.Problems, Unclaimed: up.Report.Unclaimed, Repairs: up.Report.Repairs, Strangers: up.Report.Strangers, At: s.m.cfg.Now(),
 		}
 		s.m.mu.Unlock()
+		if len(up.Report.Problems) > 0 { // one may be why it never acknowledges
+			return s.m.inLoop(ctx, s.m.noteStates)
+		}
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ type Fault int
 const (
 	AgentKilledKept   Fault = iota // agent dies; its journal and kernel stay
 	AgentKilledBare                // agent dies and its disk with it; the kernel stays
+	StoreWentBack                  // agent dies with its disk, and the manager it meets has an older store
 	AgentMoved                     // agent starts again with another VTEP
 	ManagerKilled                  // manager dies; the store stays
 	FenceLost                      // the decider's place is lost
@@ -45,7 +46,7 @@ const (
 )
 
 var faultNames = [faults]string{
-	"agent-killed-kept", "agent-killed-bare", "agent-moved", "manager-killed", "fence-lost", "outcome-written", "outcome-not-written",
+	"agent-killed-kept", "agent-killed-bare", "store-went-back", "agent-moved", "manager-killed", "fence-lost", "outcome-written", "outcome-not-written",
 	"store-slow", "watch-before-answer", "stream-cut", "message-lost", "message-late", "claims-replayed", "items-doubled", "answers-doubled",
 	"agent-slow", "bells-overflowed", "bell-lost", "read-failed", "op-full", "op-transient", "op-refused", "op-unknown", "ops-half-done",
 	"row-vandalised", "device-vandalised", "rules-vandalised", "nic-flapped", "moved-early", "moved-late", "address-moved",

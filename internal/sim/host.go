@@ -12,6 +12,7 @@ import (
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/hoststate"
 	"culvert/internal/kernel/kerneltest"
+	"culvert/internal/managercore"
 	"culvert/internal/overlay"
 )
 
@@ -47,7 +48,9 @@ type host struct {
 	readAt  map[overlay.VNI]int64 // when each network's tables were read last
 	written int                   // operations, ever
 	joined  bool
-	left    []departure // VMs that were here
+	left    []departure       // VMs that were here
+	poor    *managercore.View // what the manager says that it meets, while that has an older store
+	misled  int64             // until when it may have devices because of that
 
 	seen knowledge
 	// troubled: until when the kernel may differ from what the agent knows by
@@ -303,13 +306,13 @@ func (h *host) dial() {
 		if h.stream != nil || !h.up {
 			return
 		}
-		if !h.w.mgr.up {
+		if !h.w.mgr.up || !h.core.Looked() {
 			h.dial()
 			return
 		}
 		s := h.w.newStream(h)
 		h.stream = s
-		hello := api.Hello{Protocol: 1, Least: 1, Version: "sim", BootID: "b", VTEP: h.vtep, UpTo: h.core.Held(), Logs: []api.Position{{Sent: h.core.FleetPosition()}}}
+		hello := api.Hello{Protocol: 1, Least: 1, Version: "sim", BootID: "b", VTEP: h.vtep, UpTo: h.core.Reached(), Logs: []api.Position{{Sent: h.core.FleetPosition()}}}
 		s.up.send(api.UpPB(api.Up{Hello: &hello}))
 	})
 }

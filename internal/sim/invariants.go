@@ -155,7 +155,7 @@ func (h *host) checkBatch(ops []hoststate.Op) {
 func (h *host) owner(vni overlay.VNI) (overlay.UID, bool) {
 	for _, name := range []string{vni.Bridge(), vni.VXLAN()} {
 		if l, ok := h.kernel.Link(name); ok {
-			if _, uid, ok := hoststate.ParseDeviceAlias(l.Alias); ok {
+			if _, uid, _, ok := hoststate.ParseDeviceAlias(l.Alias); ok {
 				return uid, true
 			}
 		}
@@ -165,6 +165,7 @@ func (h *host) owner(vni overlay.VNI) (overlay.UID, bool) {
 
 // checkOp judges one operation at the moment at which it reaches the kernel.
 func (h *host) checkOp(op hoststate.Op) {
+	h.checkPoor(op)
 	switch op.Kind {
 	case hoststate.OpSet:
 		h.checkSet(op)
@@ -254,6 +255,9 @@ func (h *host) checkMemberGone(op hoststate.Op) {
 // and no row that is right.
 func (h *host) checkDel(op hoststate.Op) {
 	w, k := h.w, op.Row.Key
+	if rev, ok := k.Mark(cluster); ok && h.troubled < w.now && !rev.Less(h.reached()) {
+		w.fail("%s: %v and no newer one stands", h.name, op)
+	}
 	if k.Table == hoststate.TableVTEP || k.Table == hoststate.TableMember {
 		if !h.seen.fleet {
 			w.fail("%s: %v before a full pass over the fleet's log has ended", h.name, op)
@@ -293,7 +297,7 @@ func (h *host) checkDelLink(op hoststate.Op) {
 	if !ok {
 		return
 	}
-	_, uid, _ := hoststate.ParseDeviceAlias(l.Alias)
+	_, uid, _, _ := hoststate.ParseDeviceAlias(l.Alias)
 	if !h.seen.fleet {
 		w.fail("%s: %v (%s) before a full pass over the fleet's log has ended", h.name, op, l.Name)
 	}
@@ -309,7 +313,7 @@ func (h *host) checkAck(rev overlay.Rev) {
 	if r > w.store.rev {
 		w.fail("%s acknowledges revision %d, the store is at %d", h.name, r, w.store.rev)
 	}
-	if h.troubled > w.now {
+	if h.troubled > w.now || h.misled > w.now { // a NIC may have come to life meanwhile, and not have spoken since
 		return
 	}
 	for _, uid := range w.ever.networks {
@@ -327,7 +331,7 @@ func (h *host) checkAck(rev overlay.Rev) {
 
 func (h *host) hasDevices(uid overlay.UID) bool {
 	for _, l := range h.kernel.Links() {
-		if _, of, ok := hoststate.ParseDeviceAlias(l.Alias); ok && of == uid && l.Kind != hoststate.LinkOther {
+		if _, of, _, ok := hoststate.ParseDeviceAlias(l.Alias); ok && of == uid && l.Kind != hoststate.LinkOther {
 			return true
 		}
 	}

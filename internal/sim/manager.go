@@ -234,6 +234,9 @@ func (m *manager) opened(s *stream, h *api.Hello, r managercore.Reply) {
 			fleet = p.Sent
 		}
 	}
+	if s.poor = s.host.poor; s.poor != nil {
+		v = s.poor
+	}
 	s.cursor = managercore.NewCursor(v, s.host.name, fleet)
 	s.down.send(api.DownPB(api.Down{Welcome: &api.Welcome{Protocol: 1, Session: r.Session, Epoch: 1, Cluster: cluster}}))
 	s.wake()
@@ -305,6 +308,9 @@ func (m *manager) send(s *stream) {
 		}
 	}
 	v := m.core.View()
+	if s.poor != nil {
+		v = s.poor
+	}
 	for _, n := range s.remove {
 		s.cursor.Unsubscribe(n)
 		m.step(managercore.Subscribed{Host: s.host.uid, Session: s.session, Network: n, Off: true})

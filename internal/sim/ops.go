@@ -71,7 +71,7 @@ func (w *world) noteReuse(r managercore.Reply) {
 			if old, had := w.vnis[n.VNI]; had && old != n.UID {
 				w.hits[VNIReused]++
 				for _, h := range w.hosts {
-					if h.hasDevices(old) {
+					if h.hasDevices(old) && h.misled <= w.now {
 						w.fail("VNI %d is given to %s while %s still has devices of the network that had it", n.VNI, n.Name, h.name)
 					}
 				}

@@ -187,12 +187,13 @@ func (w *world) expected(h *host, all []placed) (lines []string, rows map[hostst
 			rows[hoststate.Key{Table: hoststate.TableVTEP, IP: o.vtep}] = hoststate.Val{}
 		}
 	}
+	rows[hoststate.MarkKey(cluster, overlay.Rev{Epoch: 1, N: w.store.newest()})] = hoststate.Val{}
 	for _, n := range w.store.networks() {
 		if !n.SelectsHost(h.name) {
 			continue
 		}
 		mtu := max(int(n.MTU), 1500)
-		alias := "culvert cluster=" + cluster + " network=" + n.UID.String()
+		alias := "culvert cluster=" + cluster + " network=" + n.UID.String() + fmt.Sprintf(" rev=1.%d", w.store.values[overlay.KeyOf(n)].n)
 		lines = append(lines, fmt.Sprintf("bridge cvb%d up mtu %d isolated alias %s altname %s.%s", n.VNI, mtu, alias, n.TenantName, n.Name))
 		if !w.expectedRows(h, n, all, rows) {
 			continue

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"runtime/debug"
@@ -57,7 +58,7 @@ func newWorld(seed uint64) *world {
 		w: w, rev: 1, values: map[overlay.Key]value{}, bound: map[overlay.UID][]overlay.Key{}, declared: map[overlay.UID][]overlay.Key{},
 		tell: func(managercore.Stored) {},
 	}
-	w.mgr = &manager{w: w}
+	w.mgr, w.old = &manager{w: w}, &managercore.View{At: overlay.Rev{Epoch: 1, N: math.MaxUint64}}
 	return w
 }
 
@@ -112,6 +113,9 @@ func (w *world) chaos() {
 	steps := 40 + w.pick(120)
 	pace := []int64{20 * milli, 100 * milli, 400 * milli}[w.pick(3)]
 	for range steps {
+		if w.chance(0.05) && w.mgr.up {
+			w.old = w.mgr.core.View()
+		}
 		w.operate()
 		if w.chance(0.5) {
 			w.makeTrouble()

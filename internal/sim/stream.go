@@ -24,6 +24,7 @@ type stream struct {
 	done    [2]bool // manager's, agent's side saw the end
 
 	cursor       *managercore.Cursor
+	poor         *managercore.View // if not nil, all that the manager knows
 	add          []api.Position
 	remove       []overlay.UID
 	answers      []api.Answer

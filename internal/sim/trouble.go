@@ -15,6 +15,8 @@ func (w *world) makeTrouble() {
 		h.stopAgent(false, down)
 	case w.hit(AgentKilledBare, 0.04):
 		h.stopAgent(true, down)
+	case h.reached().N > w.old.At.N && h.poor == nil && w.hit(StoreWentBack, 0.1):
+		h.storeWentBack(down)
 	case w.hit(AgentMoved, 0.01):
 		h.stopAgent(w.chance(0.5), down)
 		w.vteps++
@@ -25,7 +27,7 @@ func (w *world) makeTrouble() {
 		w.vandaliseRow(h)
 	case w.hit(DeviceVandalised, 0.02):
 		w.vandaliseDevice(h)
-	case w.hit(RulesVandalised, 0.02):
+	case h.poor == nil && w.hit(RulesVandalised, 0.02): // or it would be three faults at once
 		h.trouble(25 * second)
 		w.log("vandal on %s: nftables", h.name)
 		h.touch(func(m *kerneltest.Model) {
@@ -64,7 +66,7 @@ func (w *world) vandaliseRow(h *host) {
 			r.Val.Flags ^= hoststate.Static
 			m.SetRow(r)
 		default:
-			if r.Key.Table != hoststate.TableMember && r.Key.Table != hoststate.TableRepl && r.Key.Table != hoststate.TableVTEP {
+			if r.Key.Table != hoststate.TableMember && r.Key.Table != hoststate.TableRepl && r.Key.Table != hoststate.TableVTEP && r.Key.Table != hoststate.TableMark {
 				r.Key.MAC[5] ^= 0x80
 				if r.Key.Table == hoststate.TableNeigh {
 					r.Key.MAC = overlay.MAC{}

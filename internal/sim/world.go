@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 
+	"culvert/internal/managercore"
 	"culvert/internal/overlay"
 )
 
@@ -81,6 +82,7 @@ type world struct {
 
 	store *store
 	mgr   *manager
+	old   *managercore.View // what the store said some time ago
 	hosts []*host
 	nics  []*nic
 	ever  history

@@ -248,7 +248,7 @@ func makeDevices(ctx context.Context, p *place, host int) error {
 	defer k.Close()
 	d := hoststate.Device{
 		VNI: floorVNI, Local: vtep(host), UDPPort: 4789, MTU: 1500, DF: overlay.DFSet,
-		Alias: hoststate.DeviceAlias("bench", overlay.UID{1}), AltName: "bench.floor",
+		Alias: hoststate.DeviceAlias("bench", overlay.UID{1}, overlay.Rev{}), AltName: "bench.floor",
 	}
 	for _, r := range k.Apply(ctx, []hoststate.Op{{Kind: hoststate.OpBase}, {Kind: hoststate.OpMakeBridge, Dev: d}, {Kind: hoststate.OpMakeVXLAN, Dev: d}}) {
 		if r.Class != hoststate.ClassOK {

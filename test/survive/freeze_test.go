@@ -83,9 +83,16 @@ func TestConvergedFleetWritesNothing(t *testing.T) {
 		ls = append(ls, r.listen(h))
 	}
 	p, q := r.ping("vm1", address(vm2), 100*time.Millisecond), r.ping("vm2", address(vm1), 100*time.Millisecond)
+	r.marked()
+	for _, l := range ls {
+		l.marked()
+	}
 	r.hold(30 * time.Second)
 	for _, l := range ls {
 		l.nothing("30 s at rest")
+		if n := l.marked(); n > 0 {
+			t.Errorf("30 s at rest: the mark of %s was written %d times", l.host, n)
+		}
 	}
 	lossless(t, p, q)
 	// The listener hears: without this, silence would prove nothing.

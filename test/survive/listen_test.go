@@ -31,6 +31,7 @@ type listener struct {
 	ports  map[int32]string // settings of bridge ports
 	timers map[int32]int    // notifications of ports that changed nothing
 	events []string
+	marks  int // messages about the mark alone
 }
 
 // listen begins to count on a host. Devices are those that stand now, and any
@@ -226,11 +227,39 @@ func attributes(b []byte, names map[uint16]string) string {
 
 // nft notes every change of nftables, whoever's: nobody else has rules here.
 func (l *listener) nft(m netlink.Message) {
-	switch msg := uint16(m.Header.Type) & 0xff; msg {
-	case unix.NFT_MSG_NEWGEN, unix.NFT_MSG_TRACE: // a generation follows each change
+	switch msg := uint16(m.Header.Type) & 0xff; {
+	case msg == unix.NFT_MSG_NEWGEN, msg == unix.NFT_MSG_TRACE: // a generation follows each change
+	case (msg == unix.NFT_MSG_NEWSETELEM || msg == unix.NFT_MSG_DELSETELEM) && setOf(m) == "reached":
+		l.mu.Lock()
+		l.marks++
+		l.mu.Unlock()
 	default:
 		l.note("nftables message %d", msg)
 	}
+}
+
+// setOf is the set that a message about elements is of.
+func setOf(m netlink.Message) (name string) {
+	ad, err := netlink.NewAttributeDecoder(m.Data[min(4, len(m.Data)):]) // struct nfgenmsg
+	if err != nil {
+		return ""
+	}
+	for ad.Next() {
+		if ad.Type() == unix.NFTA_SET_ELEM_LIST_SET {
+			name = ad.String()
+		}
+	}
+	return name
+}
+
+// marked is how often the mark was written since the last call. It follows the
+// revisions of the fleet, and so does not count as an event of its own.
+func (l *listener) marked() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.marks
+	l.marks = 0
+	return n
 }
 
 // take hands out what was noted and begins anew.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -42,11 +41,9 @@ func TestPoorerManagerDeletesNothing(t *testing.T) {
 	there, back := r.ping("vm1", address(vm2), time.Millisecond), r.ping("vm2", address(vm1), time.Millisecond)
 	good := filepath.Join(r.dir("m1"), "good-store")
 
-	// refusals is how often an agent has logged that it was refused.
-	refusals := func(h string) int { return strings.Count(r.log(h), "code="+string(api.CodeOlderStore)) }
 	again := func(h string, n int) func() error {
 		return func() error {
-			if got := refusals(h); got < n {
+			if got := r.refusals(h); got < n {
 				return fmt.Errorf("%s was refused %d times, want %d", h, got, n)
 			}
 			return nil
@@ -65,7 +62,7 @@ func TestPoorerManagerDeletesNothing(t *testing.T) {
 		r.start("m1")
 		// Both agents ask several times, and are refused each time.
 		for _, h := range r.hosts {
-			r.await(30*time.Second, c.name+" refuses the agent", again(h, refusals(h)+3))
+			r.await(30*time.Second, c.name+" refuses the agent", again(h, r.refusals(h)+3))
 		}
 		r.same(c.name, before)
 		st, err := r.status()
@@ -81,7 +78,7 @@ func TestPoorerManagerDeletesNothing(t *testing.T) {
 		if err := os.Remove(filepath.Join(r.dir("h1"), "agent", "journal")); err != nil {
 			t.Fatal(err)
 		}
-		n := refusals("h1")
+		n := r.refusals("h1")
 		r.start("h1")
 		r.await(30*time.Second, c.name+" refuses an agent without memory", again("h1", n+2))
 		r.same(c.name+", agent restarted", before)

@@ -49,6 +49,8 @@ var vandalism = []struct {
 	{"VTEP shut out", "nft delete element inet culvert vtep4 '{ 172.20.2.1 }'", true},
 	{"foreign VTEP let in", "nft add element inet culvert vtep4 '{ 172.20.9.9 }'", false},
 	{"member shut out", "nft delete element bridge culvert member '{ \"vm-vm1\" }'", true},
+	{"mark deleted", "nft flush set inet culvert reached", false},
+	{"foreign mark", "nft add element inet culvert reached '{ 2001:db8::1 }'", false},
 	{"rule deleted", "nft flush chain inet culvert underlay", false},
 	{"isolation of the bridge deleted", "nft delete chain netdev culvert cvb42", true},
 	{"isolation of the bridge opened", "nft 'add chain netdev culvert cvb42 { policy accept; }'", false},
@@ -78,6 +80,7 @@ func TestVandalismIsRepaired(t *testing.T) {
 	r := newRig(t, 2)
 	vm1, vm2 := r.pair6()
 	r.connected()
+	r.marked()
 	good := r.look("h1")
 	for _, v := range vandalism {
 		r.vandalise(v.name, v.cmd, good)
@@ -96,6 +99,7 @@ func TestVandalismIsRepairedUnderFlood(t *testing.T) {
 	r := newRig(t, 2)
 	vm1, vm2 := r.pair6()
 	r.connected()
+	r.marked()
 	good := r.look("h1")
 	f := r.flood("vm1", "10.1.0.11")
 	for _, v := range vandalism {
@@ -130,6 +134,11 @@ func lookOf(s *hoststate.State) string {
 	for _, l := range s.Links {
 		l.Index, l.Master = 0, 0
 		fmt.Fprintf(&b, "%+v\n", l)
+	}
+	for k := range s.Rows {
+		if k.Table == hoststate.TableMark {
+			fmt.Fprintln(&b, hoststate.Row{Key: k})
+		}
 	}
 	lines := strings.Split(b.String(), "\n")
 	slices.Sort(lines) // the order is that of ifindexes

@@ -63,7 +63,7 @@ var (
 
 func testDevice() hoststate.Device {
 	return hoststate.Device{VNI: vni, Local: vtep1, UDPPort: 4789, MTU: 1450, DF: overlay.DFSet,
-		Alias: hoststate.DeviceAlias("c", overlay.UID{1}), AltName: "acme.blue"}
+		Alias: hoststate.DeviceAlias("c", overlay.UID{1}, overlay.Rev{Epoch: 1, N: 7}), AltName: "acme.blue"}
 }
 
 func fdbRow(m overlay.MAC, dst netip.Addr) hoststate.Row {
@@ -88,6 +88,10 @@ func vtepRow(a netip.Addr) hoststate.Row {
 
 func memberRow(port int32) hoststate.Row {
 	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableMember, Port: port}}
+}
+
+func markRow(n uint64) hoststate.Row {
+	return hoststate.Row{Key: hoststate.MarkKey("c", overlay.Rev{Epoch: 1, N: n})}
 }
 
 // Set and Del make operations of rows.

@@ -189,6 +189,30 @@ var nftCases = []contractCase{
 		}
 		s.del(vtepRow(vtepV6), memberRow(5))
 	}},
+	{"nft/the mark is moved in one transaction, in silence", func(s suite) {
+		s.do(hoststate.ClassNotFound, Set(markRow(5))...)
+		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpBase})
+		s.do(hoststate.ClassNotFound, Del(markRow(5))...)
+		s.set(markRow(5))
+		s.Quiet()
+		s.do(hoststate.ClassOK, append(Set(markRow(1<<40)), Del(markRow(5))...)...)
+		s.set(markRow(1 << 40))
+		if b := s.Quiet(); len(b) > 0 {
+			s.Errorf("own write rang %s", describe(b))
+		}
+		s.lacks(markRow(5))
+		noMark := markRow(5)
+		noMark.Key.IP = vtep2
+		s.do(hoststate.ClassRefused, Set(noMark)...)
+		for _, f := range []func(){func() { s.SetRow(markRow(6)) }, func() { s.DeleteRow(markRow(6)) }, s.FlushRuleset} {
+			s.Quiet()
+			f()
+			if !s.Bell(func(d hoststate.Doorbell) bool { return d.Links }) {
+				s.Errorf("no doorbell")
+			}
+		}
+		s.lacks(markRow(1 << 40))
+	}},
 	{"nft/one absent element stops no other", func(s suite) {
 		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpBase})
 		s.set(vtepRow(vtep2))

@@ -33,7 +33,7 @@ func (m *Model) Links() []hoststate.Link {
 	return out
 }
 
-// GlobalRows are the rows of the host's own sets, VTEPs and members.
+// GlobalRows are the rows of the host's own sets: VTEPs, members, the mark.
 func (m *Model) GlobalRows() []hoststate.Row {
 	return hoststate.SortedRows(m.state(hoststate.Scope{Links: true}).Rows)
 }

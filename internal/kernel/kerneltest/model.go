@@ -31,6 +31,7 @@ type Model struct {
 	base   bool
 	vteps  shared[netip.Addr, struct{}]
 	member shared[int32, struct{}]
+	marks  shared[netip.Addr, struct{}]
 
 	// Strangers is what State.Strangers reports.
 	Strangers uint64
@@ -102,7 +103,7 @@ func (m *Model) Clone() *Model {
 	for v, t := range m.nets {
 		c.nets[v] = &tables{fdb: t.fdb.clone(), master: t.master.clone(), repl: t.repl.clone(), neigh: t.neigh.clone()}
 	}
-	c.vteps, c.member = m.vteps.clone(), m.member.clone()
+	c.vteps, c.member, c.marks = m.vteps.clone(), m.member.clone(), m.marks.clone()
 	c.bells, c.Announced = slices.Clone(m.bells), slices.Clone(m.Announced)
 	return &c
 }
@@ -164,6 +165,9 @@ func (m *Model) state(sc hoststate.Scope) *hoststate.State {
 		}
 		for i := range m.member.m {
 			s.Rows[hoststate.Key{Table: hoststate.TableMember, Port: i}] = hoststate.Val{}
+		}
+		for a := range m.marks.m {
+			s.Rows[hoststate.Key{Table: hoststate.TableMark, IP: a}] = hoststate.Val{}
 		}
 	}
 	m.rows(s, sc.VNI)

@@ -31,6 +31,15 @@ func (m *Model) setRow(r hoststate.Row) hoststate.Class {
 		}
 		put(m, &m.member, k.Port, struct{}{})
 		return hoststate.ClassOK
+	case hoststate.TableMark:
+		if !m.base {
+			return hoststate.ClassNotFound
+		}
+		if !k.IP.Is6() {
+			return hoststate.ClassRefused
+		}
+		put(m, &m.marks, k.IP, struct{}{})
+		return hoststate.ClassOK
 	case hoststate.TableMaster:
 		return m.setMaster(k, v)
 	}
@@ -96,7 +105,7 @@ func (m *Model) delRow(r hoststate.Row) hoststate.Class {
 	k := r.Key
 	old, ok, known := m.lookup(k)
 	if !known {
-		if k.Table == hoststate.TableVTEP || k.Table == hoststate.TableMember {
+		if isElement(k) {
 			return hoststate.ClassNotFound
 		}
 		return hoststate.ClassGone
@@ -110,8 +119,14 @@ func (m *Model) delRow(r hoststate.Row) hoststate.Class {
 	if k.Table == hoststate.TableFDB && old.Dst != r.Val.Dst || k.Table == hoststate.TableMaster && old.Port != r.Val.Port {
 		return hoststate.ClassOK
 	}
-	m.drop(k, old, k.Table != hoststate.TableVTEP && k.Table != hoststate.TableMember)
+	m.drop(k, old, !isElement(k))
 	return hoststate.ClassOK
+}
+
+// isElement reports whether a row is an element of an nftables set, of which
+// own writes ring no bell.
+func isElement(k hoststate.Key) bool {
+	return k.Table == hoststate.TableVTEP || k.Table == hoststate.TableMember || k.Table == hoststate.TableMark
 }
 
 // drop removes a row that is there and rings if told to.
@@ -126,6 +141,8 @@ func (m *Model) drop(k hoststate.Key, old hoststate.Val, bell bool) {
 		if l := m.links[k.Port]; l != nil && l.Kind == hoststate.LinkOther {
 			l.isolatedPort = true
 		}
+	case hoststate.TableMark:
+		m.marks.del(k.IP)
 	case hoststate.TableFDB:
 		t.fdb.del(k.MAC)
 	case hoststate.TableMaster:
@@ -149,6 +166,9 @@ func (m *Model) lookup(k hoststate.Key) (v hoststate.Val, ok, known bool) {
 		return v, ok, m.base
 	case hoststate.TableMember:
 		_, ok = m.member.m[k.Port]
+		return v, ok, m.base
+	case hoststate.TableMark:
+		_, ok = m.marks.m[k.IP]
 		return v, ok, m.base
 	}
 	t := m.nets[k.VNI]

@@ -111,10 +111,10 @@ func (m *Model) SetRow(r hoststate.Row) hoststate.Class {
 	c := m.setRow(r)
 	after, has, _ := m.lookup(r.Key)
 	if c == hoststate.ClassOK && (had != has || before != after) {
-		switch r.Key.Table {
-		case hoststate.TableVTEP, hoststate.TableMember:
+		switch {
+		case isElement(r.Key):
 			m.ringLinks()
-		case hoststate.TableNeigh:
+		case r.Key.Table == hoststate.TableNeigh:
 			m.ring(hoststate.Doorbell{VNI: r.Key.VNI, Row: hoststate.Row{Key: r.Key, Val: after}})
 		}
 	}
@@ -127,7 +127,7 @@ func (m *Model) DeleteRow(k hoststate.Key) bool {
 	if !ok {
 		return false
 	}
-	if k.Table == hoststate.TableVTEP || k.Table == hoststate.TableMember {
+	if isElement(k) {
 		m.drop(k, old, false)
 		m.ringLinks()
 		return true
@@ -142,7 +142,7 @@ func (m *Model) DeleteLink(name string) bool { return m.Unplug(name) }
 // FlushRuleset is `nft flush ruleset`: base, sets and isolation are gone.
 func (m *Model) FlushRuleset() {
 	m.base = false
-	m.vteps, m.member = shared[netip.Addr, struct{}]{}, shared[int32, struct{}]{}
+	m.vteps, m.member, m.marks = shared[netip.Addr, struct{}]{}, shared[int32, struct{}]{}, shared[netip.Addr, struct{}]{}
 	clear(m.chains)
 	m.ringLinks()
 }
