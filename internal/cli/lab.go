@@ -43,7 +43,11 @@ func (s *labSession) lab() (*lab.Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("own program: %w", err)
 	}
-	return lab.New(s.name, lab.Config{Culvert: []string{self}, Guard: true})
+	cfg := lab.Config{Culvert: []string{self}, Guard: true}
+	if root := s.env.Getenv("CULVERT_GUESTS"); root != "" {
+		cfg.GuestRoots = []string{root}
+	}
+	return lab.New(s.name, cfg)
 }
 
 // say prints a document if that was asked for, else text.
@@ -58,7 +62,7 @@ func (s *labSession) say(c *cobra.Command, text string, doc any) error {
 func (s *labSession) upCommand() *cobra.Command {
 	var t lab.Topology
 	var empty bool
-	var underlay string
+	var underlay, vms string
 	c := verb("up", "Build the lab, or complete the one that is there", "  sudo culvert lab up\n  sudo culvert lab up --hosts 2 --empty --lab mine", exactly(),
 		func(c *cobra.Command, _ []string) error {
 			if underlay == "ipv6" {
@@ -66,6 +70,9 @@ func (s *labSession) upCommand() *cobra.Command {
 			}
 			if underlay != "ipv4" {
 				return &overlay.FieldError{Field: "--underlay", Value: underlay, Allowed: "ipv4"}
+			}
+			if t.VMs = vms; vms == "namespaces" {
+				t.VMs = ""
 			}
 			l, err := s.lab()
 			if err != nil {
@@ -82,6 +89,7 @@ func (s *labSession) upCommand() *cobra.Command {
 	c.Flags().IntVar(&t.Hosts, "hosts", 3, "number of hosts")
 	c.Flags().BoolVar(&empty, "empty", false, "hosts and manager only: no networks, no VMs")
 	c.Flags().BoolVar(&t.Flat, "flat", false, "hosts on one underlay segment instead of a routed one")
+	c.Flags().StringVar(&vms, "vms", "namespaces", "what the VMs are: namespaces, or qemu for real guests")
 	c.Flags().StringVar(&underlay, "underlay", "ipv4", "address family of the underlay")
 	c.Flags().IntVar(&t.UnderlayMTU, "underlay-mtu", lab.DefaultUnderlayMTU, "MTU of the underlay in bytes")
 	return c
@@ -220,12 +228,13 @@ func (s *labSession) execCommand() *cobra.Command {
 			}
 			return nil
 		},
-		func(_ *cobra.Command, args []string) error {
+		func(c *cobra.Command, args []string) error {
 			l, err := s.lab()
 			if err != nil {
 				return err
 			}
-			code, err := l.Exec(nodeAndCommand(args))
+			node, cmd := nodeAndCommand(args)
+			code, err := l.Exec(c.Context(), node, cmd)
 			if err != nil {
 				return api.Refuse(api.CodeUsage, "the command was not run", err.Error(), "See the nodes: culvert lab status")
 			}

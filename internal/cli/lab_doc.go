@@ -41,10 +41,11 @@ type vmDoc struct {
 	Addresses []string `json:"addresses"`
 	Declared  bool     `json:"declared"`
 	Ready     bool     `json:"ready"`
+	Qemu      bool     `json:"qemu"`
 }
 
 func vmDocOf(v lab.VM) vmDoc {
-	d := vmDoc{Name: v.Name, Host: v.Host, Tenant: v.Tenant, Network: v.Network, MAC: v.MAC, Addresses: []string{}, Declared: v.Declared, Ready: v.Ready}
+	d := vmDoc{Name: v.Name, Host: v.Host, Tenant: v.Tenant, Network: v.Network, MAC: v.MAC, Addresses: []string{}, Declared: v.Declared, Ready: v.Ready, Qemu: v.Qemu}
 	for _, a := range v.Addresses {
 		d.Addresses = append(d.Addresses, a.Addr().String())
 	}

@@ -47,6 +47,7 @@ func (s *labSession) vmCreateCommand() *cobra.Command {
 	f.StringVar(&v.MAC, "mac", "", "MAC (default: allocated)")
 	f.StringArrayVar(&v.Addresses, "ip", nil, "address, may be repeated (default: allocated)")
 	f.BoolVar(&v.Undeclared, "undeclared", false, "declare no port: the device stays unclaimed")
+	f.BoolVar(&v.Qemu, "qemu", false, "a real guest, booted by QEMU (default: a namespace)")
 	f.BoolVar(&v.Announce, "announce", false, "the guest announces itself (default: silent)")
 	return c
 }

@@ -26,6 +26,9 @@ type Config struct {
 	// Guard says that building is watched by a second process, Culvert with
 	// "lab guard NAME", that takes down what a killed `up` left half built.
 	Guard bool
+	// GuestRoots are roots of unpacked packages that have what QEMU guests are
+	// made of, looked in before the package's GuestRoots.
+	GuestRoots []string
 }
 
 // Lab is one lab by name, whether it is there or not.
@@ -130,6 +133,12 @@ func (l *Lab) build(ctx context.Context, t Topology, empty bool) (*state, error)
 	if err := os.MkdirAll(l.dir(), 0o700); err != nil {
 		return nil, fmt.Errorf("lab directory: %w", err)
 	}
+	if t.VMs == VMsQemu {
+		// What is missing is better said before anything was built.
+		if _, _, _, err := l.image(fmt.Sprintf("lab %q was not built", l.name)); err != nil {
+			return nil, err
+		}
+	}
 	s := &state{Topology: t, Empty: empty}
 	if err := l.save(s); err != nil {
 		return nil, err
@@ -206,7 +215,11 @@ func (l *Lab) takeDown(ctx context.Context) error {
 	if err == nil {
 		// Normally they are found by their namespaces; these are the ones
 		// whose namespace was deleted by hand.
-		for _, d := range s.Daemons {
+		noted := slices.Clone(s.Daemons)
+		for _, v := range s.VMs {
+			noted = append(noted, v.Processes...)
+		}
+		for _, d := range noted {
 			if err := d.kill(ctx); err != nil {
 				return err
 			}
@@ -304,8 +317,13 @@ func (l *Lab) Namespace(node string) (string, error) {
 			return n, nil
 		}
 	}
-	if _, err := l.loadReady(); err != nil {
+	s, err := l.loadReady()
+	if err != nil {
 		return "", err
+	}
+	if vm, ok := s.vm(node); ok && vm.Qemu {
+		return "", api.Refuse(api.CodeNotFound, fmt.Sprintf("the namespace of %s was not found", node), "it is a guest of QEMU and has none",
+			"Run something in it: culvert lab exec "+node+l.flag()+" -- ip address")
 	}
 	return "", l.noNode(node)
 }

@@ -30,7 +30,9 @@ type MigrateResult struct {
 // MigrateOptions say what goes with a migration.
 type MigrateOptions struct {
 	// Pings is how many pings another VM of the network sends to the moving
-	// one meanwhile, 1 ms apart, half of them before the stop; 0 for none.
+	// one meanwhile, 1 ms apart, half of them before it moves; 0 for none. A
+	// live migration takes longer than that: it is pinged until its end, and
+	// then half as many times.
 	Pings int
 }
 
@@ -65,17 +67,17 @@ func (l *Lab) Migrate(ctx context.Context, name, to string, o MigrateOptions) (M
 	}
 	r.Changed = true
 	if o.Pings == 0 {
-		return l.move(ctx, s, vm, r)
+		return l.moveAny(ctx, s, vm, r)
 	}
 	return l.moveUnderPing(ctx, s, vm, r, o.Pings)
 }
 
 // moveUnderPing moves the VM half-way through a ping from a VM that stays.
 func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResult, count int) (MigrateResult, error) {
-	from, target, ok := pinging(s, vm, r.To)
+	from, target, ok := pingerOf(s, vm, r.To)
 	if !ok {
 		return r, api.Refuse(api.CodeNotFound, fmt.Sprintf("VM %q was not moved", vm.Name),
-			fmt.Sprintf("no other VM of network %s is there to ping it", vm.Network), "Make one: culvert lab vm create --help")
+			fmt.Sprintf("no other VM of network %s that is a namespace is there to ping it", vm.Network), "Make one: culvert lab vm create --help")
 	}
 	type outcome struct {
 		res PingResult
@@ -83,9 +85,16 @@ func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResul
 	}
 	done := make(chan outcome, 1)
 	half := make(chan struct{})
+	after := time.Duration(count/2) * pingInterval
+	total := count
+	pinging, stop := context.WithCancel(ctx)
+	defer stop()
+	if vm.Qemu {
+		total = 0
+	}
 	go func() {
-		res, err := Ping(ctx, NSOfVM(l.name, from.Name), PingOptions{
-			Target: target, Count: count, Interval: pingInterval, At: map[int]func(){count / 2: func() { close(half) }},
+		res, err := Ping(pinging, NSOfVM(l.name, from.Name), PingOptions{
+			Target: target, Count: total, Interval: pingInterval, At: map[int]func(){count / 2: func() { close(half) }},
 		})
 		done <- outcome{res, err}
 	}()
@@ -94,7 +103,10 @@ func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResul
 	case o := <-done: // it failed before the middle
 		return r, o.err
 	}
-	r, err := l.move(ctx, s, vm, r)
+	r, err := l.moveAny(ctx, s, vm, r)
+	if vm.Qemu {
+		time.AfterFunc(after, stop)
+	}
 	o := <-done
 	if err == nil {
 		err = o.err
@@ -103,12 +115,12 @@ func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResul
 	return r, err
 }
 
-// pinging chooses who pings a VM that moves: one of its network, on a host
+// pingerOf chooses who pings a VM that moves: one of its network, on a host
 // that is neither source nor destination if there is one.
-func pinging(s *state, vm VM, to string) (from VM, target netip.Addr, ok bool) {
+func pingerOf(s *state, vm VM, to string) (from VM, target netip.Addr, ok bool) {
 	best := -1
 	for _, v := range s.VMs {
-		if v.Name == vm.Name || v.VNI != vm.VNI || !v.Ready {
+		if v.Name == vm.Name || v.VNI != vm.VNI || !v.Ready || v.Qemu {
 			continue
 		}
 		a, fits := commonAddress(v, vm)
@@ -133,6 +145,14 @@ func commonAddress(from, to VM) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// moveAny moves a VM of either kind.
+func (l *Lab) moveAny(ctx context.Context, s *state, vm VM, r MigrateResult) (MigrateResult, error) {
+	if vm.Qemu {
+		return l.moveMachine(ctx, s, vm, r)
+	}
+	return l.move(ctx, s, vm, r)
 }
 
 func (l *Lab) move(ctx context.Context, s *state, vm VM, r MigrateResult) (MigrateResult, error) {

@@ -32,8 +32,20 @@ func (l *Lab) PingVM(ctx context.Context, name, target string, o PingOptions) (P
 		return r, api.Refuse(api.CodeNotFound, fmt.Sprintf("%s was not pinged", target),
 			fmt.Sprintf("lab %q has no such VM, and it is no address", l.name), "See the VMs: culvert lab status"+l.flag())
 	}
-	r.Result, err = Ping(ctx, NSOfVM(l.name, name), o)
+	r.Result, err = l.pingFrom(ctx, from, o)
 	return r, err
+}
+
+// pingFrom pings from a VM of either kind.
+func (l *Lab) pingFrom(ctx context.Context, vm VM, o PingOptions) (PingResult, error) {
+	if !vm.Qemu {
+		return Ping(ctx, NSOfVM(l.name, vm.Name), o)
+	}
+	m, err := vm.machine(l)
+	if err != nil {
+		return PingResult{}, err
+	}
+	return m.ping(ctx, vm.Host, o)
 }
 
 // Everyone reports whether a target is all of the VM's network: the broadcast
@@ -68,7 +80,7 @@ func (l *Lab) PingAll(ctx context.Context, name string, o PingOptions) (VM, Ping
 			break
 		}
 	}
-	r, err := Ping(ctx, NSOfVM(l.name, name), o)
+	r, err := l.pingFrom(ctx, vm, o)
 	return vm, r, err
 }
 

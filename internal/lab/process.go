@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -79,8 +80,9 @@ func (d Daemon) kill(ctx context.Context) error {
 
 // startDaemon starts a command in a namespace that outlives this process: a
 // session of its own, so that a Ctrl-C here does not reach it, and its output
-// in a file that is appended to.
-func startDaemon(node, namespace, dir, log string, argv []string) (Daemon, error) {
+// in a file that is appended to. Files are handed over as its file descriptors
+// from 3 on.
+func startDaemon(node, namespace, dir, log string, argv []string, files ...*os.File) (Daemon, error) {
 	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return Daemon{}, fmt.Errorf("log of %s: %w", node, err)
@@ -88,7 +90,7 @@ func startDaemon(node, namespace, dir, log string, argv []string) (Daemon, error
 	defer out.Close()
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := InNS(namespace, cmd.Start); err != nil {
 		return Daemon{}, fmt.Errorf("start daemon of %s: %w", node, err)
@@ -124,8 +126,14 @@ func runIn(ctx context.Context, namespace, env string, argv []string) (string, e
 }
 
 // Exec runs a user's command in a node or VM with this process's own streams
-// and returns its exit code.
-func (l *Lab) Exec(node string, argv []string) (int, error) {
+// and returns its exit code. A guest of QEMU has its serial line only: what
+// the command prints is written when it has ended.
+func (l *Lab) Exec(ctx context.Context, node string, argv []string) (int, error) {
+	if vm, err := l.VM(node); err == nil && vm.Qemu {
+		out, code, err := l.Run(ctx, node, quoted(argv))
+		io.WriteString(os.Stdout, out)
+		return code, err
+	}
 	ns, err := l.Namespace(node)
 	if err != nil {
 		return 0, err

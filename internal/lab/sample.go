@@ -50,7 +50,8 @@ func (l *Lab) populate(ctx context.Context, s *state) error {
 	defer client.Close()
 	var specs []VMSpec
 	for _, v := range sampleSpecs(s.Topology.Hosts) {
-		if have, ok := s.vm(v.Name); !ok || !have.Ready || !l.stands(v.Name) {
+		v.Qemu = s.Topology.VMs == VMsQemu
+		if have, ok := s.vm(v.Name); !ok || !have.Ready || !l.stands(have) {
 			specs = append(specs, v)
 		}
 	}

@@ -36,6 +36,8 @@ type VM struct {
 	MTU       int            `json:"mtu"`
 	Declared  bool           `json:"declared"`
 	Announce  bool           `json:"announce,omitempty"`
+	Qemu      bool           `json:"qemu,omitempty"`      // a guest of QEMU, else a namespace
+	Processes []Daemon       `json:"processes,omitempty"` // of QEMU, by host: two while it moves
 }
 
 func (v VM) guest(lab string) (Guest, error) {

@@ -130,8 +130,13 @@ func (s Status) Text() string {
 			note = "  half made: culvert lab vm remove " + v.Name
 		case v.Moving != "":
 			note = "  half moved: culvert lab vm migrate " + v.Name + " " + v.Moving
+		case v.Qemu && len(v.Processes) == 1 && v.Processes[0].State() == "dead":
+			note = "  its QEMU ended: culvert lab vm create it again"
 		case !v.Declared:
 			note = "  undeclared"
+		}
+		if v.Qemu && len(v.Processes) > 0 && note == "" {
+			note = fmt.Sprintf("  QEMU (process %d)", v.Processes[0].PID)
 		}
 		fmt.Fprintf(&b, "  %-8s  on %-3s  %-12s  %s  %s%s\n", v.Name, v.Host, v.NetworkName(), v.MAC, v.addresses(), note)
 	}

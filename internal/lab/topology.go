@@ -31,7 +31,11 @@ type Topology struct {
 	Flat        bool   `json:"flat"`        // one underlay segment instead of a router between subnets
 	UnderlayMTU int    `json:"underlayMTU"` // bytes, 1350 to 9000
 	NoDaemons   bool   `json:"noDaemons,omitempty"`
+	VMs         string `json:"vms,omitempty"` // what the sample VMs are: VMsQemu, or empty for namespaces
 }
+
+// VMsQemu says that VMs are guests of QEMU.
+const VMsQemu = "qemu"
 
 // Node is one namespace of a lab that has an underlay address.
 type Node struct {
@@ -78,6 +82,9 @@ func (t Topology) Check() (Topology, error) {
 	// Below 1350 a guest would get less than the 1280 bytes that IPv6 needs.
 	if t.UnderlayMTU < 1350 || t.UnderlayMTU > 9000 {
 		return t, &overlay.FieldError{Field: "underlay-mtu", Value: strconv.Itoa(t.UnderlayMTU), Allowed: "1350 to 9000 bytes"}
+	}
+	if t.VMs != "" && t.VMs != VMsQemu {
+		return t, &overlay.FieldError{Field: "vms", Value: t.VMs, Allowed: "namespaces or qemu"}
 	}
 	return t, nil
 }
@@ -168,7 +175,11 @@ func (t Topology) String() string {
 	if t.Flat {
 		kind = "flat"
 	}
-	fmt.Fprintf(&b, "lab %s: %d hosts, 1 manager, underlay %s ipv4 mtu %d\n", t.Name, t.Hosts, kind, t.UnderlayMTU)
+	fmt.Fprintf(&b, "lab %s: %d hosts, 1 manager, underlay %s ipv4 mtu %d", t.Name, t.Hosts, kind, t.UnderlayMTU)
+	if t.VMs != "" {
+		fmt.Fprintf(&b, ", VMs in %s", t.VMs)
+	}
+	b.WriteString("\n")
 	for _, n := range t.Nodes() {
 		fmt.Fprintf(&b, "%-4s ns %s  eth0 %s", n.Name, NSOfNode(t.Name, n.Name), n.Address)
 		if n.Gateway.IsValid() {

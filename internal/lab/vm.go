@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +27,7 @@ type VMSpec struct {
 	Addresses  []string // empty: the port's; an undeclared VM needs its own
 	Undeclared bool     // no port is declared and its device names none
 	Announce   bool
+	Qemu       bool // a guest of QEMU; else a namespace
 }
 
 // defaultTenant owns what no tenant is named for.
@@ -113,8 +113,13 @@ func (c *creation) choose(ctx context.Context, specs []VMSpec) error {
 			}
 			return err
 		}
+		if v.Qemu {
+			if _, _, _, err := c.lab.image(what); err != nil {
+				return err
+			}
+		}
 		if have, ok := c.s.vm(v.Name); ok {
-			whole := have.Ready && c.lab.stands(v.Name)
+			whole := have.Ready && c.lab.stands(have)
 			if whole && have.is(v) {
 				continue
 			}
@@ -169,7 +174,7 @@ func (v VMSpec) check(t Topology) error {
 // is reports whether the VM is what a specification says; what that leaves
 // open fits anything.
 func (v VM) is(s VMSpec) bool {
-	return v.Host == s.Host && v.Tenant == s.Tenant && v.Network == s.Network && v.Declared != s.Undeclared && v.Announce == s.Announce &&
+	return v.Host == s.Host && v.Tenant == s.Tenant && v.Network == s.Network && v.Declared != s.Undeclared && v.Announce == s.Announce && v.Qemu == s.Qemu &&
 		(s.MAC == "" || strings.EqualFold(v.MAC, s.MAC)) &&
 		(len(s.Addresses) == 0 || v.addresses() == strings.Join(s.Addresses, " "))
 }
@@ -182,10 +187,13 @@ func (v VM) addresses() string {
 	return strings.Join(s, " ")
 }
 
-// stands reports whether the VM's namespaces are there.
-func (l *Lab) stands(vm string) bool {
-	_, ok := inode(NSOfVM(l.name, vm))
-	_, nic := inode(nsOfNIC(l.name, vm))
+// stands reports whether the VM's namespaces are there, or its QEMU runs.
+func (l *Lab) stands(vm VM) bool {
+	if vm.Qemu {
+		return slices.ContainsFunc(vm.Processes, func(d Daemon) bool { return d.Node == vm.Host && d.State() != "dead" })
+	}
+	_, ok := inode(NSOfVM(l.name, vm.Name))
+	_, nic := inode(nsOfNIC(l.name, vm.Name))
 	return ok && nic
 }
 
@@ -258,7 +266,7 @@ func (c *creation) port(ctx context.Context, tenant, name string) (*culvertv1.Po
 // undeclared VM.
 func vmOf(v VMSpec, n *culvertv1.Network, port *culvertv1.Port) (VM, error) {
 	vm := VM{
-		Name: v.Name, Tenant: v.Tenant, Network: v.Network, Host: v.Host, Announce: v.Announce,
+		Name: v.Name, Tenant: v.Tenant, Network: v.Network, Host: v.Host, Announce: v.Announce, Qemu: v.Qemu,
 		VNI: overlay.VNI(n.GetStatus().GetVni()), MTU: int(n.GetStatus().GetMtu()), Declared: !v.Undeclared, MAC: v.MAC,
 	}
 	addresses := v.Addresses
@@ -288,8 +296,11 @@ func vmOf(v VMSpec, n *culvertv1.Network, port *culvertv1.Port) (VM, error) {
 func (c *creation) plug(ctx context.Context) error {
 	var work errgroup.Group
 	work.SetLimit(4)
-	for _, vm := range c.vms {
+	for i, vm := range c.vms {
 		work.Go(func() error {
+			if vm.Qemu {
+				return c.boot(ctx, &c.vms[i])
+			}
 			g, err := vm.guest(c.lab.name)
 			if err != nil {
 				return err
@@ -320,6 +331,23 @@ func (c *creation) plug(ctx context.Context) error {
 		c.s.put(c.vms[i])
 	}
 	return c.lab.save(c.s)
+}
+
+// boot starts a machine and waits until it is there.
+func (c *creation) boot(ctx context.Context, vm *VM) error {
+	m, err := vm.machine(c.lab)
+	if err != nil {
+		return err
+	}
+	if err := c.lab.awaitBridge(ctx, vm.Host, m.Bridge); err != nil {
+		return err
+	}
+	d, err := m.start(vm.Host, "")
+	if err != nil {
+		return err
+	}
+	vm.Processes = []Daemon{d}
+	return m.awaitReady(ctx, vm.Host, d)
 }
 
 // awaitBridge waits for the network's bridge on a host: its agent makes it
@@ -440,57 +468,4 @@ func (c *creation) undo(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// dropVM removes a VM from the machine and the state; its port stays declared.
-func (l *Lab) dropVM(ctx context.Context, s *state, vm VM) error {
-	if err := (Guest{Lab: l.name, VM: vm.Name}).Remove(ctx); err != nil {
-		return err
-	}
-	s.drop(vm.Name)
-	if _, err := os.Lstat(l.dir()); err != nil {
-		return nil // the lab itself is being removed
-	}
-	return l.save(s)
-}
-
-// RemoveVM removes the VM and, if it was declared, its port. One that is not
-// there is no error.
-func (l *Lab) RemoveVM(ctx context.Context, name string) (VMResult, error) {
-	unlock, err := l.lock(ctx)
-	if err != nil {
-		return VMResult{}, err
-	}
-	defer unlock(false)
-	s, err := l.loadReady()
-	if err != nil {
-		return VMResult{}, err
-	}
-	vm, ok := s.vm(name)
-	if !ok {
-		return VMResult{VM: VM{Name: name}}, nil
-	}
-	if err := l.dropVM(ctx, s, vm); err != nil {
-		return VMResult{}, err
-	}
-	r := VMResult{VM: vm, Changed: true}
-	if !vm.Declared {
-		return r, nil
-	}
-	client, err := l.dial()
-	if err != nil {
-		return r, err
-	}
-	defer client.Close()
-	res, err := client.Delete(ctx, &culvertv1.DeleteRequest{Kind: "port", Tenant: vm.Tenant, Name: vm.Name})
-	var ref *api.Refusal
-	if errors.As(err, &ref) && ref.Exit() == api.ExitNotFound {
-		return r, nil
-	}
-	if err != nil {
-		return r, err
-	}
-	hosts, err := awaitHosts(ctx, client, res.GetRevision())
-	r.Pending = notExact(hosts)
-	return r, err
 }
