@@ -122,7 +122,7 @@ func (l *Lab) ensureDaemon(s *state, n Node) (started bool, err error) {
 	if n.Number == 0 {
 		argv = l.managerCommand(n)
 	}
-	d, err := startDaemon(n.Name, NSOfNode(l.name, n.Name), l.nodeDir(n.Name), l.logPath(n.Name), argv)
+	d, err := launch{node: n.Name, namespace: NSOfNode(l.name, n.Name), dir: l.nodeDir(n.Name), log: l.logPath(n.Name), argv: argv}.start()
 	if err != nil {
 		return false, err
 	}

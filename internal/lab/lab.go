@@ -133,6 +133,11 @@ func (l *Lab) build(ctx context.Context, t Topology, empty bool) (*state, error)
 	if err := os.MkdirAll(l.dir(), 0o700); err != nil {
 		return nil, fmt.Errorf("lab directory: %w", err)
 	}
+	if t.Libvirt {
+		if err := l.needLibvirt(); err != nil {
+			return nil, err
+		}
+	}
 	if t.VMs == VMsQemu {
 		// What is missing is better said before anything was built.
 		if _, _, _, err := l.image(fmt.Sprintf("lab %q was not built", l.name)); err != nil {
@@ -149,6 +154,9 @@ func (l *Lab) build(ctx context.Context, t Topology, empty bool) (*state, error)
 	}
 	defer release()
 	if err := buildUnderlay(t); err != nil {
+		return nil, err
+	}
+	if _, err := l.ensureLibvirt(ctx, s); err != nil {
 		return nil, err
 	}
 	if !t.NoDaemons {
@@ -170,8 +178,8 @@ func (l *Lab) build(ctx context.Context, t Topology, empty bool) (*state, error)
 
 // adopt completes a lab that stands.
 func (l *Lab) adopt(ctx context.Context, s *state, empty bool) (changed bool, err error) {
-	if s.Topology.NoDaemons {
-		return false, nil
+	if changed, err = l.ensureLibvirt(ctx, s); err != nil || s.Topology.NoDaemons {
+		return changed, err
 	}
 	for _, n := range s.Topology.Nodes() {
 		started, err := l.ensureDaemon(s, n)
@@ -215,7 +223,7 @@ func (l *Lab) takeDown(ctx context.Context) error {
 	if err == nil {
 		// Normally they are found by their namespaces; these are the ones
 		// whose namespace was deleted by hand.
-		noted := slices.Clone(s.Daemons)
+		noted := slices.Concat(s.Daemons, s.Libvirt)
 		for _, v := range s.VMs {
 			noted = append(noted, v.Processes...)
 		}
@@ -377,3 +385,6 @@ func (l *Lab) Start(ctx context.Context, node string) (changed bool, err error) 
 
 // ClientConfig is the file by which client verbs find the lab's cluster.
 func (l *Lab) ClientConfig() string { return filepath.Join(l.dir(), "client.json") }
+
+// Name is the lab's.
+func (l *Lab) Name() string { return l.name }

@@ -74,6 +74,13 @@ func (l *Lab) image(what string) (kernel, initramfs, program string, err error) 
 	return kernel, initramfs, program, err
 }
 
+// GuestImage is the kernel and the initramfs that the lab's guests are booted
+// from, for guests that others start.
+func (l *Lab) GuestImage() (kernel, initramfs string, err error) {
+	kernel, initramfs, _, err = l.image("there is nothing to boot guests from")
+	return kernel, initramfs, err
+}
+
 func (l *Lab) makeImage(kernel, initramfs string) error {
 	im, err := qemu.Find(append(l.cfg.GuestRoots[:len(l.cfg.GuestRoots):len(l.cfg.GuestRoots)], GuestRoots...))
 	if err != nil {
@@ -124,7 +131,10 @@ func (m machine) start(host, incoming string) (Daemon, error) {
 	if err := os.Remove(g.SerialLog); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return Daemon{}, fmt.Errorf("log of %s: %w", m.VM, err)
 	}
-	return startDaemon(host, NSOfNode(m.Lab, host), filepath.Dir(g.Monitor), m.logPath(host, "log"), g.Command(program), tap)
+	return launch{
+		node: host, namespace: NSOfNode(m.Lab, host), dir: filepath.Dir(g.Monitor), log: m.logPath(host, "log"),
+		argv: g.Command(program), files: []*os.File{tap},
+	}.start()
 }
 
 // openTap makes a tap device in a namespace. It goes with the last open file

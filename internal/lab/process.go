@@ -78,30 +78,39 @@ func (d Daemon) kill(ctx context.Context) error {
 	return poll(ctx, 10*time.Second, func() (bool, error) { return d.State() == "dead", nil })
 }
 
-// startDaemon starts a command in a namespace that outlives this process: a
-// session of its own, so that a Ctrl-C here does not reach it, and its output
-// in a file that is appended to. Files are handed over as its file descriptors
-// from 3 on.
-func startDaemon(node, namespace, dir, log string, argv []string, files ...*os.File) (Daemon, error) {
-	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+// launch is how a daemon is started.
+type launch struct {
+	node      string // that it is of
+	namespace string
+	dir       string // that it works in
+	log       string // path; its output is appended
+	argv      []string
+	files     []*os.File // its file descriptors from 3 on
+	clone     uintptr    // flags of clone(2): namespaces of its own
+}
+
+// start starts a command that outlives this process: in a session of its own,
+// so that a Ctrl-C here does not reach it.
+func (l launch) start() (Daemon, error) {
+	out, err := os.OpenFile(l.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return Daemon{}, fmt.Errorf("log of %s: %w", node, err)
+		return Daemon{}, fmt.Errorf("log of %s: %w", l.node, err)
 	}
 	defer out.Close()
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, files
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := InNS(namespace, cmd.Start); err != nil {
-		return Daemon{}, fmt.Errorf("start daemon of %s: %w", node, err)
+	cmd := exec.Command(l.argv[0], l.argv[1:]...)
+	cmd.Dir = l.dir
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, l.files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: l.clone}
+	if err := InNS(l.namespace, cmd.Start); err != nil {
+		return Daemon{}, fmt.Errorf("start daemon of %s: %w", l.node, err)
 	}
 	// Reaped here as long as this process lives, by init afterwards.
 	go cmd.Wait()
 	_, start, ok := procState(cmd.Process.Pid)
 	if !ok {
-		return Daemon{}, fmt.Errorf("start daemon of %s: it ended at once, see %s", node, log)
+		return Daemon{}, fmt.Errorf("start daemon of %s: it ended at once, see %s", l.node, l.log)
 	}
-	return Daemon{Node: node, PID: cmd.Process.Pid, Start: start}, nil
+	return Daemon{Node: l.node, PID: cmd.Process.Pid, Start: start}, nil
 }
 
 // runIn runs a command in a namespace to its end and returns what it printed

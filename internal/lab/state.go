@@ -58,7 +58,8 @@ type state struct {
 	Empty    bool     `json:"empty"` // no networks and VMs of our making
 	Ready    bool     `json:"ready"` // built whole; else remains of an interrupted command
 	Daemons  []Daemon `json:"daemons"`
-	VMs      []VM     `json:"vms"` // sorted by name
+	Libvirt  []Daemon `json:"libvirt,omitempty"` // first processes of the hosts' libvirtds
+	VMs      []VM     `json:"vms"`               // sorted by name
 }
 
 func (s *state) vm(name string) (VM, bool) {
@@ -88,6 +89,18 @@ func (s *state) daemon(node string) (Daemon, bool) {
 		}
 	}
 	return Daemon{}, false
+}
+
+func (s *state) libvirt(host string) (Daemon, bool) {
+	i := slices.IndexFunc(s.Libvirt, func(d Daemon) bool { return d.Node == host })
+	if i < 0 {
+		return Daemon{}, false
+	}
+	return s.Libvirt[i], true
+}
+
+func (s *state) setLibvirt(d Daemon) {
+	s.Libvirt = append(slices.DeleteFunc(s.Libvirt, func(e Daemon) bool { return e.Node == d.Node }), d)
 }
 
 func (s *state) setDaemon(d Daemon) {

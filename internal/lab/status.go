@@ -20,6 +20,8 @@ type Status struct {
 	Ready    bool // built whole
 	Nodes    []NodeStatus
 	VMs      []VM // sorted by name
+	// LibvirtURI is of the first host's libvirtd; empty without any.
+	LibvirtURI string
 }
 
 // NodeStatus is one host or manager.
@@ -42,6 +44,9 @@ func (l *Lab) Status() (Status, error) {
 
 func (l *Lab) status(s *state) Status {
 	st := Status{Topology: s.Topology, Ready: s.Ready, VMs: s.VMs}
+	if s.Topology.Libvirt {
+		st.LibvirtURI = l.LibvirtURI(HostName(1))
+	}
 	for _, n := range s.Topology.Nodes() {
 		ns := NodeStatus{Node: n, Namespace: NSOfNode(l.name, n.Name), Daemon: "dead"}
 		if d, ok := s.daemon(n.Name); ok {

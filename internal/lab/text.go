@@ -33,6 +33,9 @@ func (r UpResult) Text() string {
 		try = append(try, [2]string{"culvert network create blue --subnet 10.20.0.0/24", ""},
 			[2]string{"culvert lab vm create vm1 --host h1 --network blue" + flag, ""})
 	}
+	if r.State.Topology.Libvirt {
+		try = append(try, [2]string{"virsh -c '" + r.State.LibvirtURI + "' list", ""})
+	}
 	wide := 0
 	for _, t := range try {
 		if t[1] != "" {

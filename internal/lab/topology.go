@@ -31,7 +31,8 @@ type Topology struct {
 	Flat        bool   `json:"flat"`        // one underlay segment instead of a router between subnets
 	UnderlayMTU int    `json:"underlayMTU"` // bytes, 1350 to 9000
 	NoDaemons   bool   `json:"noDaemons,omitempty"`
-	VMs         string `json:"vms,omitempty"` // what the sample VMs are: VMsQemu, or empty for namespaces
+	Libvirt     bool   `json:"libvirt,omitempty"` // a libvirtd on every host
+	VMs         string `json:"vms,omitempty"`     // what the sample VMs are: VMsQemu, or empty for namespaces
 }
 
 // VMsQemu says that VMs are guests of QEMU.
@@ -178,6 +179,9 @@ func (t Topology) String() string {
 	fmt.Fprintf(&b, "lab %s: %d hosts, 1 manager, underlay %s ipv4 mtu %d", t.Name, t.Hosts, kind, t.UnderlayMTU)
 	if t.VMs != "" {
 		fmt.Fprintf(&b, ", VMs in %s", t.VMs)
+	}
+	if t.Libvirt {
+		b.WriteString(", libvirt on every host")
 	}
 	b.WriteString("\n")
 	for _, n := range t.Nodes() {

@@ -167,9 +167,10 @@ func TestNeeds(t *testing.T) {
 	if err := os.WriteFile(there, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	g := ring{needs: []need{{probe: there, debs: "a"}, {probe: there + "y", debs: "b"}, {probe: "go", debs: "c"}, {probe: "no-such-command", debs: "d", unpack: "e"}, {probe: "no-such-command-2", debs: "d"}}}
-	if got := toUnpack([]ring{g}); !slices.Equal(got, []string{"e"}) {
-		t.Errorf("to unpack: %q, want e", got)
+	g := ring{needs: []need{{probe: there, debs: "a"}, {probe: there + "y", debs: "b"}, {probe: "go", debs: "c"}, {probe: "no-such-command", debs: "d", unpack: "e"}, {probe: "no-such-command-2", debs: "d"},
+		{probe: there + "z*", unpack: "f"}, {probe: filepath.Dir(there) + "/x*", unpack: "g"}}}
+	if got := toUnpack([]ring{g}); len(got) != 2 || got[0].unpack != "e" || got[1].unpack != "f" {
+		t.Errorf("to unpack: %+v, want e and f", got)
 	}
 	if got := missing([]ring{g}); !slices.Equal(got, []string{"b", "d"}) {
 		t.Errorf("%q", got)

@@ -29,11 +29,14 @@ type ring struct {
 
 // need is something that a ring takes from the distribution.
 type need struct {
-	probe string // a command, or a path
-	debs  string // what Debian calls it
+	probe string // a command, or a path in which * may stand for anything
+	debs  string // what Debian calls it; empty if it is unpacked alone
 	// unpack is a package that brings a service: it is laid below binDir and
 	// never installed, so that no unit of it ever comes to this machine.
 	unpack string
+	// meta says that what is unpacked is the first package that this one
+	// depends on: Debian names its newest kernel so.
+	meta bool
 }
 
 // Commands that tests damage and look at a kernel with. The product itself
@@ -41,6 +44,16 @@ type need struct {
 var kernelTools = []need{
 	{probe: "ip", debs: "iproute2"}, {probe: "ping", debs: "iputils-ping"},
 	{probe: "nft", debs: "libnftables1", unpack: "nftables"}, {probe: "/usr/share/doc/libedit2", debs: "libedit2"},
+}
+
+// What real guests are made of and live in. None of these packages starts a
+// service; a kernel that is unpacked is not what the machine boots.
+var guests = []need{
+	{probe: "qemu-system-x86_64", debs: "qemu-system-x86"},
+	{probe: "libvirtd", debs: "libvirt-daemon"}, {probe: "virsh", debs: "libvirt-clients"},
+	{probe: "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so", debs: "libvirt-daemon-driver-qemu"},
+	{probe: unpacked() + "/bin/busybox", unpack: "busybox-static"},
+	{probe: unpacked() + "/boot/vmlinuz-*", unpack: "linux-image-cloud-amd64", meta: true},
 }
 
 var rings = []ring{
@@ -54,7 +67,7 @@ var rings = []ring{
 	{name: "sim", what: "a manager and many agents in one thread, from a seed", budget: 3 * time.Minute, limit: 2 * time.Hour,
 		depth: 1},
 	{name: "stories", what: "whole labs: processes, namespaces, guests", budget: 6 * time.Minute, limit: 2 * time.Hour,
-		root: true, depth: 2, flags: []string{"-p=1"}, needs: kernelTools},
+		root: true, depth: 2, flags: []string{"-p=1"}, needs: slices.Concat(kernelTools, guests)},
 }
 
 // choose finds rings by name.
@@ -142,8 +155,8 @@ func lookUnpacked() error {
 
 func (n need) met() bool {
 	if filepath.IsAbs(n.probe) {
-		_, err := os.Stat(n.probe)
-		return err == nil
+		found, err := filepath.Glob(n.probe)
+		return err == nil && len(found) > 0
 	}
 	_, err := exec.LookPath(n.probe)
 	return err == nil
@@ -154,7 +167,7 @@ func missing(chosen []ring) []string {
 	var debs []string
 	for _, g := range chosen {
 		for _, n := range g.needs {
-			if !n.met() && !slices.Contains(debs, n.debs) {
+			if n.debs != "" && !n.met() && !slices.Contains(debs, n.debs) {
 				debs = append(debs, n.debs)
 			}
 		}
@@ -162,13 +175,14 @@ func missing(chosen []ring) []string {
 	return debs
 }
 
-// toUnpack lists the packages to unpack for the rings, in the order named.
-func toUnpack(chosen []ring) []string {
-	var debs []string
+// toUnpack lists what to unpack for the rings, in the order named.
+func toUnpack(chosen []ring) []need {
+	var debs []need
 	for _, g := range chosen {
 		for _, n := range g.needs {
-			if n.unpack != "" && !n.met() && !slices.Contains(debs, n.unpack) {
-				debs = append(debs, n.unpack)
+			known := slices.ContainsFunc(debs, func(o need) bool { return o.unpack == n.unpack })
+			if n.unpack != "" && !n.met() && !known {
+				debs = append(debs, n)
 			}
 		}
 	}
@@ -178,30 +192,44 @@ func toUnpack(chosen []ring) []string {
 // install brings what the rings need from Debian. Without root it says what is
 // missing and goes on: each ring then tells what it could not do.
 func (r runner) install(ctx context.Context, chosen []ring) error {
-	debs := missing(chosen)
-	if len(debs) == 0 {
+	debs, apart := missing(chosen), toUnpack(chosen) // both before debs are there: one probe may tell of both
+	if len(debs)+len(apart) == 0 {
 		return nil
 	}
 	if !r.root {
 		fmt.Fprintf(r.out, "Missing: %s. As root: apt-get install %[1]s\n", strings.Join(debs, " "))
 		return nil
 	}
-	fmt.Fprintf(r.out, "Installing %s\n", strings.Join(debs, " "))
-	services := toUnpack(chosen) // before debs are there: the same probe tells of both
-	steps := [][]string{{"apt-get", "update", "-q"}, append([]string{"apt-get", "install", "-q", "-y", "--no-install-recommends"}, debs...)}
+	steps := [][]string{{"apt-get", "update", "-q"}}
+	if len(debs) > 0 {
+		fmt.Fprintf(r.out, "Installing %s\n", strings.Join(debs, " "))
+		steps = append(steps, append([]string{"apt-get", "install", "-q", "-y", "--no-install-recommends"}, debs...))
+	}
 	for _, args := range steps {
 		if err := command(ctx, ".", args...); err != nil {
 			return err
 		}
 	}
-	return unpack(ctx, services)
+	return r.unpack(ctx, apart)
 }
 
 // unpack lays packages below binDir without installing them.
-func unpack(ctx context.Context, debs []string) error {
-	if len(debs) == 0 {
+func (r runner) unpack(ctx context.Context, apart []need) error {
+	if len(apart) == 0 {
 		return nil
 	}
+	var debs []string
+	for _, n := range apart {
+		deb := n.unpack
+		if n.meta {
+			var err error
+			if deb, err = firstDependency(ctx, deb); err != nil {
+				return err
+			}
+		}
+		debs = append(debs, deb)
+	}
+	fmt.Fprintf(r.out, "Unpacking %s\n", strings.Join(debs, " "))
 	dir, err := os.MkdirTemp("", "culvert-debs-")
 	if err != nil {
 		return fmt.Errorf("folder for packages: %w", err)
@@ -220,6 +248,20 @@ func unpack(ctx context.Context, debs []string) error {
 		}
 	}
 	return nil
+}
+
+// firstDependency is the first package that one depends on.
+func firstDependency(ctx context.Context, deb string) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-cache", "depends", "--important", deb).Output()
+	if err != nil {
+		return "", fmt.Errorf("what %s depends on: %w", deb, err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if dep, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok {
+			return dep, nil
+		}
+	}
+	return "", fmt.Errorf("%s depends on nothing", deb)
 }
 
 func command(ctx context.Context, dir string, args ...string) error {
