@@ -169,7 +169,7 @@ listen_tls = 0
 auth_unix_rw = "none"
 unix_sock_group = "root"
 unix_sock_rw_perms = "0700"
-log_outputs = "2:stderr"
+log_outputs = "3:stderr"
 `, id[:4], id[4:6], id[6:8], id[8:10], id[10:16]),
 		// Guests run as root, in the namespaces that libvirtd is in: whoever
 		// may use a lab is root already.
