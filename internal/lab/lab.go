@@ -164,7 +164,7 @@ func (l *Lab) build(ctx context.Context, t Topology, empty bool) (*state, error)
 			return nil, err
 		}
 		if !empty {
-			if err := l.populate(ctx, s); err != nil {
+			if _, err := l.populate(ctx, s); err != nil {
 				return nil, err
 			}
 		}
@@ -195,11 +195,8 @@ func (l *Lab) adopt(ctx context.Context, s *state, empty bool) (changed bool, er
 	if empty || s.Empty {
 		return changed, nil
 	}
-	before := len(s.VMs)
-	if err := l.populate(ctx, s); err != nil {
-		return changed, err
-	}
-	return changed || len(s.VMs) != before, nil
+	made, err := l.populate(ctx, s)
+	return changed || made > 0, err
 }
 
 // Down removes the lab and everything of its name, whole or half built. It

@@ -41,11 +41,11 @@ func sampleSpecs(hosts int) []VMSpec {
 }
 
 // populate makes the sample networks and those sample VMs that are not there,
-// wherever the user has moved the others.
-func (l *Lab) populate(ctx context.Context, s *state) error {
+// wherever the user has moved the others, and says how many VMs it made.
+func (l *Lab) populate(ctx context.Context, s *state) (made int, err error) {
 	client, err := l.dial()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer client.Close()
 	var specs []VMSpec
@@ -56,7 +56,7 @@ func (l *Lab) populate(ctx context.Context, s *state) error {
 		}
 	}
 	if len(specs) == 0 {
-		return nil
+		return 0, nil
 	}
 	var networks []*culvertv1.Resource
 	for _, n := range sampleNetworks {
@@ -67,10 +67,10 @@ func (l *Lab) populate(ctx context.Context, s *state) error {
 		}))
 	}
 	if _, err := client.Put(ctx, &culvertv1.PutRequest{Mode: culvertv1.PutMode_PUT_MODE_CREATE, Resources: networks}); err != nil {
-		return err
+		return 0, err
 	}
-	_, _, err = l.createVMs(ctx, s, specs)
-	return err
+	made, _, err = l.createVMs(ctx, s, specs)
+	return made, err
 }
 
 // macOfName is the MAC of a VM that nobody gave one: locally administered,

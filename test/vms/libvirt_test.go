@@ -67,7 +67,7 @@ func domain(t *testing.T, l *lab.Lab, beside lab.VM, name string) libvirttest.Do
 	t.Helper()
 	kernel, initramfs, err := l.GuestImage()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n(%s)", err, hint)
 	}
 	changes := put(t, l, api.Wrap(&culvertv1.Port{
 		ApiVersion: "culvert/v1alpha1", Kind: "Port", Metadata: &culvertv1.Metadata{Name: name, Tenant: "default"},

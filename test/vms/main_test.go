@@ -76,9 +76,33 @@ func guests(t *testing.T) string {
 	return dir
 }
 
-// newLab builds a lab with a network blue, and takes it down at the end: then
-// nothing of it may be left.
+// newLab builds a lab with a network blue.
 func newLab(t *testing.T, top lab.Topology) *lab.Lab {
+	t.Helper()
+	l := unbuilt(t)
+	up(t, l, top, true)
+	put(t, l, api.Wrap(&culvertv1.Network{
+		ApiVersion: "culvert/v1alpha1", Kind: "Network", Metadata: &culvertv1.Metadata{Name: "blue", Tenant: "default"},
+		Spec: &culvertv1.NetworkSpec{Subnets: []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}}},
+	}))
+	return l
+}
+
+func up(t *testing.T, l *lab.Lab, top lab.Topology, empty bool) lab.UpResult {
+	t.Helper()
+	r, err := l.Up(t.Context(), top, empty)
+	if err != nil {
+		t.Fatalf("%v\n(%s)", err, hint)
+	}
+	return r
+}
+
+// hint goes with what may fail for want of a package.
+const hint = "what guests are made of comes with: make stories"
+
+// unbuilt names a lab and takes it down at the end: then nothing of it may be
+// left.
+func unbuilt(t *testing.T) *lab.Lab {
 	t.Helper()
 	name := fmt.Sprintf("v%xn%d", os.Getpid(), serial.Add(1))
 	l, err := lab.New(name, lab.Config{Culvert: []string{program}, GuestRoots: []string{guests(t)}})
@@ -103,13 +127,6 @@ func newLab(t *testing.T, top lab.Topology) *lab.Lab {
 			t.Errorf("left running: %v", left)
 		}
 	})
-	if _, err := l.Up(t.Context(), top, true); err != nil {
-		t.Fatalf("%v\n(make stories brings what guests are made of)", err)
-	}
-	put(t, l, api.Wrap(&culvertv1.Network{
-		ApiVersion: "culvert/v1alpha1", Kind: "Network", Metadata: &culvertv1.Metadata{Name: "blue", Tenant: "default"},
-		Spec: &culvertv1.NetworkSpec{Subnets: []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}}},
-	}))
 	return l
 }
 
@@ -176,7 +193,7 @@ func vm(t *testing.T, l *lab.Lab, spec lab.VMSpec) lab.VM {
 	spec.Network = "blue"
 	r, err := l.CreateVM(t.Context(), spec)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n(%s)", err, hint)
 	}
 	if len(r.Pending) > 0 {
 		t.Fatalf("%s is not known on %v", spec.Name, r.Pending)

@@ -46,7 +46,8 @@ func Migrate(ctx context.Context, src, dst *Monitor, uri string, resumed func())
 	if err == nil {
 		resumed()
 		m.Resumed = e.At
-		return m, <-left
+		err = <-left
+		return m, err
 	}
 	if ctx.Err() != nil {
 		<-left
