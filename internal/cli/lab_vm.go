@@ -24,7 +24,7 @@ func (s *labSession) vmCommand() *cobra.Command {
 func (s *labSession) vmCreateCommand() *cobra.Command {
 	var v lab.VMSpec
 	var network string
-	c := verb("create VM", "Make a VM, declare its port and plug it in", "  sudo culvert lab vm create vm7 --host h1 --network blue\n  sudo culvert lab vm create vm8 --host h2 --network blue --ip 10.1.0.18 --announce", exactly("VM"),
+	c := verb("create VM", "Make a VM, declare its port and plug it in", "  sudo culvert lab vm create vm7 --host h1 --network blue\n  sudo culvert lab vm create vm8 --host h2 --network blue --ip 10.1.0.18 --announce\n  sudo culvert lab vm create vm9 --host h1 --network blue --qemu", exactly("VM"),
 		func(c *cobra.Command, args []string) error {
 			if network == "" || v.Host == "" {
 				return usage(c, "--host and --network are needed")

@@ -22,6 +22,11 @@
 // host that it left. A prepared pair has its NIC end down, so the host's end
 // has no carrier and its bridge port does not forward.
 //
+// A VM may also be a guest of QEMU. Then its device on a host is a tap that
+// QEMU holds, and QEMU a process on that host; it moves as hypervisors move a
+// guest, so the tap on the destination is up and in the bridge, and silent,
+// before the guest runs there.
+//
 // # What stays
 //
 // A lab is a set of named namespaces (/run/netns/cv-LAB-NODE), the processes

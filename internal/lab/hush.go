@@ -41,6 +41,21 @@ func hush(r *room, l netlink.Link) error {
 	return nil
 }
 
+// Hush silences a device on a host, as those of silent machines are: for one
+// that somebody else's hypervisor has made.
+func (l *Lab) Hush(host, device string) error {
+	node, err := openNS(NSOfNode(l.name, host))
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	link, err := node.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("device %s on %s: %w", device, host, err)
+	}
+	return hush(node, link)
+}
+
 // instruction is one of eBPF (kernel: Documentation/bpf/standardization/
 // instruction-set.rst): opcode, registers (source in the upper half), offset,
 // immediate value.

@@ -69,7 +69,7 @@ func TestHush(t *testing.T) {
 			t.Fatal(err)
 		}
 		if name == "tap" {
-			err = hush(node, link)
+			err = l.Hush("h1", name)
 		}
 		if err == nil {
 			err = node.LinkSetUp(link)
