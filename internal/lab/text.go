@@ -134,7 +134,7 @@ func (s Status) Text() string {
 		case v.Moving != "":
 			note = "  half moved: culvert lab vm migrate " + v.Name + " " + v.Moving
 		case v.Qemu && len(v.Processes) == 1 && v.Processes[0].State() == "dead":
-			note = "  its QEMU ended: culvert lab vm create it again"
+			note = "  its QEMU ended: culvert lab vm remove " + v.Name
 		case !v.Declared:
 			note = "  undeclared"
 		}

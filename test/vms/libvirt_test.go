@@ -19,7 +19,11 @@ import (
 // from one libvirtd to the other and is reachable afterwards; a libvirtd that
 // is killed comes back with its guest running.
 func TestGuestUnderLibvirt(t *testing.T) {
-	l := newLab(t, lab.Topology{Hosts: 2, Libvirt: true})
+	top := lab.Topology{Hosts: 2, Libvirt: true}
+	l := newLab(t, top)
+	if r := up(t, l, top, true); r.Changed {
+		t.Error("the second up changed something")
+	}
 	n1 := vm(t, l, lab.VMSpec{Name: "n1", Host: "h2"})
 	d := domain(t, l, n1, "web1")
 	libvirttest.Create(t, l, "h1", d)

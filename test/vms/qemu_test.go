@@ -39,6 +39,11 @@ func TestGuestsUnderQEMU(t *testing.T) {
 	if after := uptime(t, l, "silent"); after < before {
 		t.Errorf("the guest was started anew instead of moved: up %s, then %s", before, after)
 	}
+	cmd := exec.Command(program, "lab", "exec", "--lab", l.Name(), "silent", "--", "sh", "-c", "hostname; exit 7")
+	var exit *exec.ExitError
+	if out, err := cmd.Output(); string(out) != "silent\n" || !errors.As(err, &exit) || exit.ExitCode() != 7 {
+		t.Errorf("a command in the guest: %q, %v", out, err)
+	}
 	if r, err := l.Migrate(t.Context(), "silent", "h1", lab.MigrateOptions{}); err != nil || r.Changed {
 		t.Errorf("a move to where it is: %+v, %v", r, err)
 	}
