@@ -36,11 +36,17 @@ type NIC struct {
 	Device string // name of the tap or macvtap on this host; empty while there is none
 	MAC    overlay.MAC
 	Bridge string // that the device is to be a port of, as the hypervisor resolved it; may be empty
+	// Over is the device that a macvtap stands on, and Mode its mode (bridge,
+	// vepa, private, passthrough); empty for other devices.
+	Over, Mode string
 	// Network is a name of the hypervisor's own for the network (libvirt's
-	// network or portgroup), for people; may be empty.
+	// network, with its portgroup as NETWORK/PORTGROUP); may be empty.
 	Network string
 	Tenant  string // named by the user's metadata or alias; empty: the network's
 	Port    string // ditto; empty: the declared port with that MAC
 	VM      string // the guest's name
-	State   NICState
+	// Unplugged: the hypervisor shows the guest no carrier. The device is up on
+	// the host all the same.
+	Unplugged bool
+	State     NICState
 }

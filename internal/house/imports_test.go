@@ -41,12 +41,12 @@ var fences = []struct {
 		[]string{"internal/kernel/", "internal/bpf/", "internal/snoop/", "internal/lab/", "internal/netnstest/"},
 		"the kernel is touched in these rooms only"},
 	{[]string{"go.etcd.io/"}, []string{"internal/store/etcd/"}, "the store's make is nobody else's business"},
-	{[]string{"libvirt.org/", "github.com/digitalocean/go-libvirt/"}, []string{"internal/vms/"}, "hypervisors are known in one place"},
+	{[]string{"libvirt.org/", "github.com/digitalocean/go-libvirt/"}, []string{"internal/libvirt/"}, "hypervisors are known in one place"},
 	{[]string{"github.com/spf13/"}, []string{"internal/cli/"}, "the command line framework stays in the command line"},
 }
 
 var (
-	agentSide   = []string{"internal/agent/", "internal/agentcore/", "internal/kernel/", "internal/bpf/", "internal/snoop/", "internal/vms/"}
+	agentSide   = []string{"internal/agent/", "internal/agentcore/", "internal/kernel/", "internal/bpf/", "internal/snoop/", "internal/libvirt/"}
 	managerSide = []string{"internal/manager/", "internal/managercore/", "internal/store/", "internal/apiserver/", "internal/console/"}
 	lazyNames   = []string{"util", "utils", "common", "helpers", "helper", "types", "model", "models", "misc", "base", "shared"}
 )
