@@ -23,7 +23,8 @@ const (
 	procJobStats   = 298
 	procRegister   = 316
 	procDeregister = 317
-	procLifecycle  = 318 // a message of the daemon
+	procLifecycle  = 318 // this and the next are messages of the daemon
+	procRemoved    = 333
 	program        = 0x20008086
 )
 
@@ -223,7 +224,18 @@ func (f *fakeDaemon) remove(g fakeGuest) {
 func (f *fakeDaemon) emit(d libvirt.Domain, e event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	b := packet(procLifecycle, 2, u32(0), 0, slices.Concat(u32(f.callback[0]), ref(d), u32(int32(e.typ)), u32(e.detail)))
+	f.send(procLifecycle, slices.Concat(u32(f.callback[int32(libvirt.DomainEventIDLifecycle)]), ref(d), u32(int32(e.typ)), u32(e.detail)))
+}
+
+// emitRemoved says that a device is unplugged.
+func (f *fakeDaemon) emitRemoved(d libvirt.Domain, alias string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.send(procRemoved, slices.Concat(u32(f.callback[int32(libvirt.DomainEventIDDeviceRemoved)]), ref(d), str(alias)))
+}
+
+func (f *fakeDaemon) send(proc uint32, payload []byte) {
+	b := packet(proc, 2, u32(0), 0, payload)
 	for _, c := range f.conns {
 		_, _ = c.Write(b) // a connection that has ended is as good as none
 	}

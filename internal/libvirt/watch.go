@@ -22,10 +22,14 @@ const (
 	callTimeout = 10 * time.Second
 	leastWait   = 100 * time.Millisecond // before a daemon is looked for again
 	mostWait    = 2 * time.Second
-	// A guest that is between two hosts is looked at again this often, and all
-	// guests that often: what libvirt has no event for is found then.
+	// A guest that is between two hosts is looked at again this often.
 	unsettledEvery = time.Second
-	everyThing     = time.Minute
+	// All guests are looked at again this long after the connection, then after
+	// twice that, and so on up to mostRest: what libvirt has no event for is
+	// found then. A daemon that was restarted finds some of its guests dead
+	// while it takes them up again, and says nothing.
+	leastRest = time.Second
+	mostRest  = time.Minute
 )
 
 // Config is what a Source needs.
@@ -150,9 +154,10 @@ func (w *work) run(ctx context.Context) error {
 	if err := w.list(); err != nil {
 		return err
 	}
-	settle, everything := time.NewTicker(unsettledEvery), time.NewTicker(everyThing)
+	rest := leastRest
+	settle, all := time.NewTicker(unsettledEvery), time.NewTimer(rest)
 	defer settle.Stop()
-	defer everything.Stop()
+	defer all.Stop()
 	for {
 		var err error
 		select {
@@ -164,8 +169,10 @@ func (w *work) run(ctx context.Context) error {
 			err = w.marked(w.marks.take())
 		case <-settle.C:
 			err = w.unsettled()
-		case <-everything.C:
+		case <-all.C:
 			err = w.list()
+			rest = min(2*rest, mostRest)
+			all.Reset(rest)
 		}
 		if err != nil {
 			return err
