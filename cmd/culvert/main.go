@@ -20,7 +20,9 @@ import (
 	"culvert/internal/agent"
 	"culvert/internal/apiserver"
 	"culvert/internal/cli"
+	"culvert/internal/hoststate"
 	"culvert/internal/kernel"
+	"culvert/internal/libvirt"
 	"culvert/internal/manager"
 	"culvert/internal/overlay"
 	"culvert/internal/store/etcd"
@@ -130,6 +132,13 @@ func runAgent(ctx context.Context, o cli.AgentOptions) error {
 			return errors.Join(err, run.end(), k.Close())
 		}
 		run.add(func(ctx context.Context) error { return a.ServeSocket(ctx, l) })
+	}
+	if o.Libvirt != cli.LibvirtOff {
+		guests := libvirt.New(libvirt.Config{Socket: o.Libvirt, Log: log})
+		run.add(func(ctx context.Context) error {
+			guests.Watch(ctx, func(full bool, nics []hoststate.NIC) { a.Guests(ctx, full, nics) })
+			return nil
+		})
 	}
 	log.Info("agent runs", "cluster", me.Cluster, "host", me.Name, "vtep", vtep.String(), "version", version)
 	return errors.Join(run.wait(), k.Close())

@@ -37,8 +37,25 @@ type Kernel interface {
 type Managers interface {
 	// Attach opens a stream; it ends with ctx.
 	Attach(ctx context.Context) (Stream, error)
-	// Resolve finds the network of a declared port. Errors are *api.Refusal.
-	Resolve(ctx context.Context, tenant, port string) (overlay.VNI, error)
+	// Resolve finds a declared port and its network. Of the port, it tells UID,
+	// name, MAC and hosts. Errors are *api.Refusal.
+	Resolve(ctx context.Context, q PortQuery) (overlay.VNI, *overlay.Port, error)
+}
+
+// PortQuery names a port by tenant and name or, if the name is empty, by the
+// network's VNI and the port's MAC.
+type PortQuery struct {
+	Tenant, Name string
+	VNI          overlay.VNI
+	MAC          overlay.MAC
+}
+
+// String names the port for people.
+func (q PortQuery) String() string {
+	if q.Name == "" {
+		return "with MAC " + q.MAC.String()
+	}
+	return q.Tenant + "/" + q.Name
 }
 
 // Stream is one open stream. Send and Receive may be used by one goroutine

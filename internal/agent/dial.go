@@ -94,15 +94,21 @@ func (d *Dialer) probe() error {
 }
 
 // Resolve asks for a declared port.
-func (d *Dialer) Resolve(ctx context.Context, tenant, port string) (overlay.VNI, error) {
-	r, err := d.client.Resolve(ctx, &culvertv1.ResolveRequest{Tenant: tenant, Port: port})
+func (d *Dialer) Resolve(ctx context.Context, q PortQuery) (overlay.VNI, *overlay.Port, error) {
+	what := "Port " + q.String() + " was not found"
+	r, err := d.client.Resolve(ctx, &culvertv1.ResolveRequest{Tenant: q.Tenant, Port: q.Name, Vni: uint32(q.VNI), Mac: q.MAC[:]})
 	if err != nil {
 		if no := rpcerr.Refusal(err); no != nil {
-			return 0, no
+			return 0, nil, no
 		}
-		return 0, api.Refuse(api.CodeUnreachable, "Port "+tenant+"/"+port+" was not found", "this host was not told of it, and no manager answers", "")
+		return 0, nil, api.Refuse(api.CodeUnreachable, what, "this host was not told of it, and no manager answers", "")
 	}
-	return overlay.VNI(r.GetVni()), nil
+	uid, err := overlay.UIDFromBytes(r.GetPort())
+	if err != nil || len(r.GetMac()) != 6 {
+		return 0, nil, api.Refuse(api.CodeServer, what, "the manager's answer is not understood", "")
+	}
+	p := &overlay.Port{Meta: overlay.Meta{UID: uid, Name: r.GetName()}, MAC: overlay.MAC(r.GetMac()), Hosts: r.GetHosts()}
+	return overlay.VNI(r.GetVni()), p, nil
 }
 
 // refusal is the manager's refusal in err, or says in the same form that one

@@ -111,7 +111,7 @@ func (l local) find(ctx context.Context, tenant, name string) (overlay.VNI, *ove
 	if f := <-ch; f.vni != 0 {
 		return f.vni, f.p, nil
 	}
-	vni, err := l.a.mgrs.Resolve(ctx, tenant, name)
+	vni, _, err := l.a.mgrs.Resolve(ctx, PortQuery{Tenant: tenant, Name: name})
 	return vni, nil, err
 }
 

@@ -41,6 +41,9 @@ const (
 	CodeHostNotYours Code = "CV0027" // the network does not select the host
 	CodeOlderStore   Code = "CV0028" // the manager knows less than the host
 	CodeDevice       Code = "CV0030" // a device cannot be attached
+	CodeNotReady     Code = "CV0031" // a guest's port is not ready on its host
+	CodeGuest        Code = "CV0032" // a guest's interface is not its port's
+	CodeHook         Code = "CV0033" // hooks cannot be installed
 	CodePending      Code = "CV0170" // accepted, not yet everywhere
 	CodeKernelNewer  Code = "CV0208" // the manager knows less than the host's kernel
 )
@@ -78,6 +81,9 @@ var Codes = []Info{
 	{CodeHostNotYours, ExitNotAllowed, "not this host's", "An agent asked for a network or a port that does not select its host.", "See what is selected: culvert network list"},
 	{CodeOlderStore, ExitConflict, "manager knows less than the host", "The host's agent holds a revision that this manager's store has never had: the store is an older copy. The host keeps all it has and takes nothing from it.", "Put the newer store back, then start the manager: culvert manager run"},
 	{CodeDevice, ExitRefused, "device not usable", "The device is missing, is one of culvert's own, or is part of a bridge that is not.", "See the devices of this host: ip link"},
+	{CodeNotReady, ExitPending, "port not ready", "A guest's port is declared, but this host has not made what it needs yet. The guest was not started.", "Look at this host, then start the guest again: culvert host list"},
+	{CodeGuest, ExitRefused, "interface is not the port's", "The interface in the guest's description differs from the port that it names, or that its MAC has.", "Compare it with the port: culvert port list"},
+	{CodeHook, ExitRefused, "hook not written", "libvirt's folder of hooks has a script of that name that is not culvert's.", "Look at it, then move it away or call culvert from it."},
 
 	{CodeField, ExitUsage, "value not allowed", "A field or flag has a value outside what is allowed. Nothing was applied.", "See the fields of a kind: culvert schema network"},
 	{CodeLater, ExitUsage, "not in this release", "The format has a place for this, but this release does not do it. It is refused rather than ignored.", "Leave it out."},

@@ -22,7 +22,13 @@ type AgentOptions struct {
 	Dir    string // of its data, with what `join` left there
 	Socket string // path of its UNIX socket
 	VTEP   []string
+	// Libvirt is the socket of this host's libvirt daemon; empty: looked for;
+	// LibvirtOff: it is not asked.
+	Libvirt string
 }
+
+// LibvirtOff is the value of --libvirt-socket that means no libvirt.
+const LibvirtOff = "off"
 
 // InitOptions are the flags of `init`.
 type InitOptions struct {
@@ -81,6 +87,7 @@ func agentCommand(env *Env) *cobra.Command {
 	run.Flags().StringVar(&o.Dir, "dir", defaultDir+"/agent", "data directory")
 	run.Flags().StringVar(&o.Socket, "socket", defaultAgentSocket, "path of the UNIX socket")
 	run.Flags().StringArrayVar(&o.VTEP, "vtep", nil, "address of the tunnel end point (default: the one towards the manager)")
+	run.Flags().StringVar(&o.Libvirt, "libvirt-socket", "", "UNIX socket of libvirt, or off (default: wherever one answers)")
 	c.AddCommand(run)
 	return c
 }

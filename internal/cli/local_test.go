@@ -48,6 +48,13 @@ func (a *fakeAgent) DetachPort(context.Context, *culvertv1.DetachPortRequest) (*
 	return &culvertv1.DetachPortResponse{Action: "detached", Device: dev}, nil
 }
 
+func (a *fakeAgent) Prepare(_ context.Context, r *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error) {
+	if r.GetMac() != "52:54:00:00:00:01" || r.GetBridge() != "cvb10001" || r.GetVm() != "web" || !r.GetIncoming() {
+		return nil, rpcerr.Encode(api.Refuse(api.CodeGuest, "guest "+r.GetVm()+" was not let in", "no port has MAC "+r.GetMac(), ""))
+	}
+	return &culvertv1.PrepareResponse{Ours: true}, nil
+}
+
 func TestAttach(t *testing.T) {
 	dir, err := os.MkdirTemp("", "cv")
 	if err != nil {
@@ -83,6 +90,42 @@ See what there is:  culvert port list
 }
 `, "")
 	m.want("detach vm1"+at, 0, "port vm1 unchanged\n", "")
+
+	// What libvirt's hook asks: stdout stays empty, for libvirt would take it for
+	// another description of the guest.
+	m.stdin = "<domain><name>web</name><devices><interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='cvb10001'/></interface></devices></domain>"
+	m.want("libvirt hook"+at+" -- web migrate begin -", 0, "", "")
+	m.want("libvirt hook"+at+" -- web prepare begin -", 5, "", `
+Guest web was not let in: no port has MAC 52:54:00:00:00:01.
+Compare it with the port:  culvert port list
+(CV0032)
+`)
+	m.want("libvirt hook"+at+" -- web stopped end -", 0, "", "")
+}
+
+func TestHooks(t *testing.T) {
+	m := newMachine(t)
+	dir := t.TempDir()
+	script := filepath.Join(dir, "qemu.d", "50-culvert")
+	out := m.ok("libvirt install-hooks --dir " + dir)
+	if out != "hook written "+script+"\n" && out != "hook written "+filepath.Join(dir, "qemu")+"\n" { // before libvirt 6.5
+		t.Errorf("%q", out)
+	}
+	if out := m.ok("libvirt install-hooks -o json --dir " + dir); !strings.Contains(out, `"action": "unchanged"`) {
+		t.Errorf("%q", out)
+	}
+	if out := m.ok("libvirt remove-hooks --dir " + dir); !strings.HasPrefix(out, "hook removed "+dir) {
+		t.Errorf("%q", out)
+	}
+	m.want("libvirt remove-hooks --dir "+dir, 0, "hook unchanged\n", "")
+	for _, path := range []string{script, filepath.Join(dir, "qemu")} {
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, e, code := m.run("libvirt install-hooks --dir " + dir); code != 5 || !strings.Contains(e, "is there and is not culvert's") {
+		t.Errorf("exit code %d: %s", code, e)
+	}
 }
 
 func TestSchemaText(t *testing.T) {

@@ -92,9 +92,14 @@ func startDaemon(t *testing.T, ns *netnstest.NS, name, addr, cache string) *real
 		"resolv.conf":       "",
 		"nsswitch.conf":     "hosts: files\npasswd: files\ngroup: files\n",
 		"restart":           "",
+		"answers":           "",
 	} {
 		d.must(os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644))
 	}
+	program, err := os.Executable()
+	d.must(err)
+	_, _, err = Hooks{Dir: filepath.Join(dir, "etc/hooks"), Program: program, Socket: d.answers()}.Install()
+	d.must(err)
 	var out bytes.Buffer
 	cmd := exec.Command("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "sh", "-c", daemonScript, "sh", dir, name)
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -124,8 +129,12 @@ func startDaemon(t *testing.T, ns *netnstest.NS, name, addr, cache string) *real
 	return d
 }
 
-// answers waits until the daemon does.
-func (d *realDaemon) answers() {
+// answers is the file that stands for the agent of the daemon's host: its lines
+// are MACs that are refused.
+func (d *realDaemon) answers() string { return filepath.Join(d.dir, "answers") }
+
+// ready waits until the daemon answers.
+func (d *realDaemon) ready() {
 	d.t.Helper()
 	poll(d.t, d.dir+" answers", func() bool {
 		_, err := d.tryVirsh("version")

@@ -104,6 +104,7 @@ func (w *work) unsettled() error {
 // makes the full report; until then, what can be read is told as changes, for
 // a full report with a gap would say that a guest is gone.
 func (w *work) list() error {
+	w.listed = time.Now()
 	if !w.full {
 		w.forget()
 	}

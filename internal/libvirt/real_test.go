@@ -94,10 +94,11 @@ func TestRealGuests(t *testing.T) {
 	b.Addr("u0", "192.0.2.2/24")
 	cache := t.TempDir()
 	d1, d2 := startDaemon(t, a, "h1", "192.0.2.1", cache), startDaemon(t, b, "h2", "192.0.2.2", cache)
-	d1.answers()
-	d2.answers()
+	d1.ready()
+	d2.ready()
 	t.Run("life", func(t *testing.T) { realLife(t, d1) })
 	t.Run("migration", func(t *testing.T) { realMigration(t, d1, d2) })
+	t.Run("hooks", func(t *testing.T) { realHooks(t, d1, d2) })
 }
 
 // realLife takes a guest through every turn that a life on one host can take.
@@ -144,7 +145,7 @@ func realLife(t *testing.T, d *realDaemon) {
 	d.virsh("resume", "g")
 	l.want("g", "running")
 	d.virsh("destroy", "g")
-	l.want("g", "gone")
+	l.want("g", "(paused )?gone") // QEMU shuts down
 	d.virsh("undefine", "g")
 	if left := l.nics("g"); len(left) > 0 {
 		t.Errorf("left: %v", left)
@@ -200,5 +201,42 @@ func realMigration(t *testing.T, d1, d2 *realDaemon) {
 	}
 	l1.want("g", "gone")
 	d2.virsh("destroy", "g")
-	l2.want("g", "(leaving running )?gone")
+	l2.want("g", "(leaving running )?(paused )?gone")
+}
+
+// realHooks: a guest starts and arrives only where its agent lets it, and who
+// starts it is told why not.
+func realHooks(t *testing.T, d1, d2 *realDaemon) {
+	const addr = "52:54:00:00:01:07"
+	migrate := []string{"migrate", "--live", "k", d2.uri(), "--migrateuri", "tcp://192.0.2.2"}
+	refused := func(d *realDaemon, by *realDaemon, args ...string) {
+		t.Helper()
+		by.file("answers", addr+"\n")
+		out, err := d.tryVirsh(args...)
+		if err == nil || !strings.Contains(out, "Guest k was not let in: port of "+addr+" is elsewhere") {
+			t.Errorf("virsh %s: %v\n%s", args[0], err, out)
+		}
+		by.file("answers", "")
+	}
+	_, h1 := watch(t, d1.socket(), callTimeout)
+	_, h2 := watch(t, d2.socket(), callTimeout)
+	l1, l2 := life{h1, t}, life{h2, t}
+	l1.want("", "full")
+	l2.want("", "full")
+	guest := d1.file("k.xml", guestXML("k", nic(addr, "cvb1", "")+nic("52:54:00:00:01:08", "virbr9", "")))
+	d1.ns.Exec("ip", "link", "add", "virbr9", "type", "bridge")
+	d2.ns.Exec("ip", "link", "add", "virbr9", "type", "bridge")
+	refused(d1, d1, "create", guest)
+	d1.virsh("create", guest)
+	l1.want("k", "(gone |incoming )*running running")
+	refused(d1, d2, migrate...)
+	if n := l1.nics("k"); len(n) != 2 {
+		t.Errorf("the source has %v", n)
+	}
+	if len(l2.nics("k")) > 0 {
+		t.Error("the guest came all the same")
+	}
+	d1.virsh(migrate...)
+	l2.want("k", "incoming incoming running running")
+	d2.virsh("destroy", "k")
 }

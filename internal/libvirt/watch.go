@@ -138,6 +138,9 @@ type work struct {
 	ses  *session
 	tell func(bool, []hoststate.NIC)
 	full bool // the full report was made
+	// listed is when all were read last. Refresh has them read at most once in
+	// leastRest: a kernel rings far more often than there is something to find.
+	listed time.Time
 }
 
 // run subscribes, lists, and then reads what rings.
@@ -166,7 +169,12 @@ func (w *work) run(ctx context.Context) error {
 		case <-w.ses.c.gone:
 			return errors.New("connection ended")
 		case <-w.marks.wake:
-			err = w.marked(w.marks.take())
+			set := w.marks.take()
+			if set.all && !set.lost {
+				set.all = false
+				all.Reset(max(0, leastRest-time.Since(w.listed)))
+			}
+			err = w.marked(set)
 		case <-settle.C:
 			err = w.unsettled()
 		case <-all.C:

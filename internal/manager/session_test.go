@@ -100,6 +100,8 @@ func TestAgentGetsWhatItsHostIsSelectedFor(t *testing.T) {
 	}
 	_, err := culvertv1connect.NewAgentsClient(s.rpcOver(s.as(h1))).Resolve(ctx10(t), &culvertv1.ResolveRequest{Tenant: "default", Port: "vm1"})
 	refused(t, err, api.CodeNotFound)
+	_, err = culvertv1connect.NewAgentsClient(s.rpcOver(s.as(h1))).Resolve(ctx10(t), &culvertv1.ResolveRequest{Vni: uint32(theirs.VNI), Mac: port.MAC[:]})
+	refused(t, err, api.CodeNotFound, "does not select host h1")
 
 	// A MAC that is not the port's, and a port that does not exist.
 	st2, session2 := s.mustAttach(h2)

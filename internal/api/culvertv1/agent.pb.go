@@ -263,6 +263,166 @@ func (x *DetachPortResponse) GetDevice() string {
 	return ""
 }
 
+type PrepareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	Bridge        string                 `protobuf:"bytes,2,opt,name=bridge,proto3" json:"bridge,omitempty"`   // empty while the hypervisor has not resolved it
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"` // the hypervisor's own name for the network; may be empty
+	Tenant        string                 `protobuf:"bytes,4,opt,name=tenant,proto3" json:"tenant,omitempty"`   // as the guest's description names the port; may be empty
+	Port          string                 `protobuf:"bytes,5,opt,name=port,proto3" json:"port,omitempty"`       // ditto; empty: the port of the network with that MAC
+	Vm            string                 `protobuf:"bytes,6,opt,name=vm,proto3" json:"vm,omitempty"`
+	Incoming      bool                   `protobuf:"varint,7,opt,name=incoming,proto3" json:"incoming,omitempty"` // it arrives from another host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareRequest) Reset() {
+	*x = PrepareRequest{}
+	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareRequest) ProtoMessage() {}
+
+func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
+func (*PrepareRequest) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PrepareRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *PrepareRequest) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *PrepareRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *PrepareRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *PrepareRequest) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *PrepareRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *PrepareRequest) GetIncoming() bool {
+	if x != nil {
+		return x.Incoming
+	}
+	return false
+}
+
+type PrepareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ours          bool                   `protobuf:"varint,1,opt,name=ours,proto3" json:"ours,omitempty"` // false: the interface is in no network of the cluster
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	Bridge        string                 `protobuf:"bytes,4,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareResponse) Reset() {
+	*x = PrepareResponse{}
+	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareResponse) ProtoMessage() {}
+
+func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
+func (*PrepareResponse) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PrepareResponse) GetOurs() bool {
+	if x != nil {
+		return x.Ours
+	}
+	return false
+}
+
+func (x *PrepareResponse) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *PrepareResponse) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *PrepareResponse) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
 type TablesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vni           uint32                 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"` // 0: all networks
@@ -272,7 +432,7 @@ type TablesRequest struct {
 
 func (x *TablesRequest) Reset() {
 	*x = TablesRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	mi := &file_culvertv1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -284,7 +444,7 @@ func (x *TablesRequest) String() string {
 func (*TablesRequest) ProtoMessage() {}
 
 func (x *TablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	mi := &file_culvertv1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -297,7 +457,7 @@ func (x *TablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TablesRequest.ProtoReflect.Descriptor instead.
 func (*TablesRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{4}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TablesRequest) GetVni() uint32 {
@@ -316,7 +476,7 @@ type TablesResponse struct {
 
 func (x *TablesResponse) Reset() {
 	*x = TablesResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	mi := &file_culvertv1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +488,7 @@ func (x *TablesResponse) String() string {
 func (*TablesResponse) ProtoMessage() {}
 
 func (x *TablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	mi := &file_culvertv1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +501,7 @@ func (x *TablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TablesResponse.ProtoReflect.Descriptor instead.
 func (*TablesResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{5}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TablesResponse) GetText() string {
@@ -364,7 +524,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[6]
+	mi := &file_culvertv1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +536,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[6]
+	mi := &file_culvertv1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +549,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{6}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JoinRequest) GetTokenId() []byte {
@@ -440,7 +600,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[7]
+	mi := &file_culvertv1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +612,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[7]
+	mi := &file_culvertv1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +625,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -520,7 +680,7 @@ type Up struct {
 
 func (x *Up) Reset() {
 	*x = Up{}
-	mi := &file_culvertv1_agent_proto_msgTypes[8]
+	mi := &file_culvertv1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +692,7 @@ func (x *Up) String() string {
 func (*Up) ProtoMessage() {}
 
 func (x *Up) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[8]
+	mi := &file_culvertv1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +705,7 @@ func (x *Up) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Up.ProtoReflect.Descriptor instead.
 func (*Up) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Up) GetBody() isUp_Body {
@@ -664,7 +824,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[9]
+	mi := &file_culvertv1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +836,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[9]
+	mi := &file_culvertv1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +849,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -751,7 +911,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[10]
+	mi := &file_culvertv1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +923,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[10]
+	mi := &file_culvertv1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +936,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -804,7 +964,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[11]
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +976,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[11]
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +989,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -863,7 +1023,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[12]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +1035,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[12]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +1048,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -950,7 +1110,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1122,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1135,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1003,7 +1163,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1175,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1188,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -1048,7 +1208,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1220,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1233,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -1096,7 +1256,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1268,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1281,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Report) GetProblems() []string {
@@ -1167,7 +1327,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1339,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1352,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -1278,7 +1438,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1450,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1463,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1351,7 +1511,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1523,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1536,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -1422,7 +1582,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1594,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1607,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -1490,7 +1650,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1662,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1675,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1555,7 +1715,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1727,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1740,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -1605,7 +1765,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1777,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1790,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Refusal) GetCode() string {
@@ -1668,17 +1828,21 @@ func (x *Refusal) GetItems() []string {
 	return nil
 }
 
+// ResolveRequest names a port by tenant and name, or, without a name, by VNI
+// and MAC.
 type ResolveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Port          string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	Vni           uint32                 `protobuf:"varint,3,opt,name=vni,proto3" json:"vni,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1854,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1867,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -1720,18 +1884,35 @@ func (x *ResolveRequest) GetPort() string {
 	return ""
 }
 
+func (x *ResolveRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *ResolveRequest) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
 type ResolveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
 	Vni           uint32                 `protobuf:"varint,2,opt,name=vni,proto3" json:"vni,omitempty"`
 	Port          []byte                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"`
+	Hosts         []string               `protobuf:"bytes,6,rep,name=hosts,proto3" json:"hosts,omitempty"` // it may appear on; empty: all that the network selects
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1924,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1937,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -1776,6 +1957,27 @@ func (x *ResolveResponse) GetVni() uint32 {
 func (x *ResolveResponse) GetPort() []byte {
 	if x != nil {
 		return x.Port
+	}
+	return nil
+}
+
+func (x *ResolveResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResolveResponse) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *ResolveResponse) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
 	}
 	return nil
 }
@@ -1800,7 +2002,20 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\tR\x04port\"D\n" +
 	"\x12DetachPortResponse\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x16\n" +
-	"\x06device\x18\x02 \x01(\tR\x06device\"!\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\"\xac\x01\n" +
+	"\x0ePrepareRequest\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x16\n" +
+	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x16\n" +
+	"\x06tenant\x18\x04 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\tR\x04port\x12\x0e\n" +
+	"\x02vm\x18\x06 \x01(\tR\x02vm\x12\x1a\n" +
+	"\bincoming\x18\a \x01(\bR\bincoming\"i\n" +
+	"\x0fPrepareResponse\x12\x12\n" +
+	"\x04ours\x18\x01 \x01(\bR\x04ours\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\x12\x16\n" +
+	"\x06bridge\x18\x04 \x01(\tR\x06bridge\"!\n" +
 	"\rTablesRequest\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\"$\n" +
 	"\x0eTablesResponse\x12\x12\n" +
@@ -1893,24 +2108,30 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x10\n" +
 	"\x03why\x18\x03 \x01(\tR\x03why\x12\x12\n" +
 	"\x04cure\x18\x04 \x01(\tR\x04cure\x12\x14\n" +
-	"\x05items\x18\x05 \x03(\tR\x05items\"<\n" +
+	"\x05items\x18\x05 \x03(\tR\x05items\"`\n" +
 	"\x0eResolveRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
-	"\x04port\x18\x02 \x01(\tR\x04port\"Q\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x10\n" +
+	"\x03vni\x18\x03 \x01(\rR\x03vni\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\fR\x03mac\"\x8d\x01\n" +
 	"\x0fResolveResponse\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\fR\x04port2\x94\x01\n" +
+	"\x04port\x18\x03 \x01(\fR\x04port\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mac\x18\x05 \x01(\fR\x03mac\x12\x14\n" +
+	"\x05hosts\x18\x06 \x03(\tR\x05hosts2\x94\x01\n" +
 	"\x06Agents\x12:\n" +
 	"\x06Attach\x12\x14.culvert.agent.v1.Up\x1a\x16.culvert.agent.v1.Down(\x010\x01\x12N\n" +
 	"\aResolve\x12 .culvert.agent.v1.ResolveRequest\x1a!.culvert.agent.v1.ResolveResponse2P\n" +
 	"\aJoining\x12E\n" +
-	"\x04Join\x12\x1d.culvert.agent.v1.JoinRequest\x1a\x1e.culvert.agent.v1.JoinResponse2\x86\x02\n" +
+	"\x04Join\x12\x1d.culvert.agent.v1.JoinRequest\x1a\x1e.culvert.agent.v1.JoinResponse2\xd6\x02\n" +
 	"\x05Local\x12W\n" +
 	"\n" +
 	"AttachPort\x12#.culvert.agent.v1.AttachPortRequest\x1a$.culvert.agent.v1.AttachPortResponse\x12W\n" +
 	"\n" +
-	"DetachPort\x12#.culvert.agent.v1.DetachPortRequest\x1a$.culvert.agent.v1.DetachPortResponse\x12K\n" +
+	"DetachPort\x12#.culvert.agent.v1.DetachPortRequest\x1a$.culvert.agent.v1.DetachPortResponse\x12N\n" +
+	"\aPrepare\x12 .culvert.agent.v1.PrepareRequest\x1a!.culvert.agent.v1.PrepareResponse\x12K\n" +
 	"\x06Tables\x12\x1f.culvert.agent.v1.TablesRequest\x1a .culvert.agent.v1.TablesResponseB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
 var (
@@ -1925,75 +2146,79 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),  // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil), // 1: culvert.agent.v1.AttachPortResponse
 	(*DetachPortRequest)(nil),  // 2: culvert.agent.v1.DetachPortRequest
 	(*DetachPortResponse)(nil), // 3: culvert.agent.v1.DetachPortResponse
-	(*TablesRequest)(nil),      // 4: culvert.agent.v1.TablesRequest
-	(*TablesResponse)(nil),     // 5: culvert.agent.v1.TablesResponse
-	(*JoinRequest)(nil),        // 6: culvert.agent.v1.JoinRequest
-	(*JoinResponse)(nil),       // 7: culvert.agent.v1.JoinResponse
-	(*Up)(nil),                 // 8: culvert.agent.v1.Up
-	(*Hello)(nil),              // 9: culvert.agent.v1.Hello
-	(*LogPosition)(nil),        // 10: culvert.agent.v1.LogPosition
-	(*Interest)(nil),           // 11: culvert.agent.v1.Interest
-	(*Claim)(nil),              // 12: culvert.agent.v1.Claim
-	(*Claims)(nil),             // 13: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),       // 14: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                // 15: culvert.agent.v1.Ack
-	(*Report)(nil),             // 16: culvert.agent.v1.Report
-	(*Down)(nil),               // 17: culvert.agent.v1.Down
-	(*Welcome)(nil),            // 18: culvert.agent.v1.Welcome
-	(*Items)(nil),              // 19: culvert.agent.v1.Items
-	(*LogEnd)(nil),             // 20: culvert.agent.v1.LogEnd
-	(*Answer)(nil),             // 21: culvert.agent.v1.Answer
-	(*Answers)(nil),            // 22: culvert.agent.v1.Answers
-	(*Refusal)(nil),            // 23: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),     // 24: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),    // 25: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                // 26: culvert.record.v1.Rev
-	(*Item)(nil),               // 27: culvert.record.v1.Item
+	(*PrepareRequest)(nil),     // 4: culvert.agent.v1.PrepareRequest
+	(*PrepareResponse)(nil),    // 5: culvert.agent.v1.PrepareResponse
+	(*TablesRequest)(nil),      // 6: culvert.agent.v1.TablesRequest
+	(*TablesResponse)(nil),     // 7: culvert.agent.v1.TablesResponse
+	(*JoinRequest)(nil),        // 8: culvert.agent.v1.JoinRequest
+	(*JoinResponse)(nil),       // 9: culvert.agent.v1.JoinResponse
+	(*Up)(nil),                 // 10: culvert.agent.v1.Up
+	(*Hello)(nil),              // 11: culvert.agent.v1.Hello
+	(*LogPosition)(nil),        // 12: culvert.agent.v1.LogPosition
+	(*Interest)(nil),           // 13: culvert.agent.v1.Interest
+	(*Claim)(nil),              // 14: culvert.agent.v1.Claim
+	(*Claims)(nil),             // 15: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),       // 16: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                // 17: culvert.agent.v1.Ack
+	(*Report)(nil),             // 18: culvert.agent.v1.Report
+	(*Down)(nil),               // 19: culvert.agent.v1.Down
+	(*Welcome)(nil),            // 20: culvert.agent.v1.Welcome
+	(*Items)(nil),              // 21: culvert.agent.v1.Items
+	(*LogEnd)(nil),             // 22: culvert.agent.v1.LogEnd
+	(*Answer)(nil),             // 23: culvert.agent.v1.Answer
+	(*Answers)(nil),            // 24: culvert.agent.v1.Answers
+	(*Refusal)(nil),            // 25: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),     // 26: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),    // 27: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                // 28: culvert.record.v1.Rev
+	(*Item)(nil),               // 29: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	9,  // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	11, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	13, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	14, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	15, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	16, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	26, // 6: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	10, // 7: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	26, // 8: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	10, // 9: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	26, // 10: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	12, // 11: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	26, // 12: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	18, // 13: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	19, // 14: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	22, // 15: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	23, // 16: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	27, // 17: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	26, // 18: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	20, // 19: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	26, // 20: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	26, // 21: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	21, // 22: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	8,  // 23: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	24, // 24: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	6,  // 25: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	11, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	13, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	15, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	16, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	17, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	18, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	28, // 6: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	12, // 7: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	28, // 8: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	12, // 9: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	28, // 10: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	14, // 11: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	28, // 12: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	20, // 13: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	21, // 14: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	24, // 15: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	25, // 16: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	29, // 17: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	28, // 18: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	22, // 19: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	28, // 20: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	28, // 21: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	23, // 22: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	10, // 23: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	26, // 24: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	8,  // 25: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
 	0,  // 26: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
 	2,  // 27: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 28: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	17, // 29: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	25, // 30: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	7,  // 31: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 32: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 33: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 34: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	29, // [29:35] is the sub-list for method output_type
-	23, // [23:29] is the sub-list for method input_type
+	4,  // 28: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	6,  // 29: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	19, // 30: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	27, // 31: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	9,  // 32: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 33: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 34: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 35: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	7,  // 36: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	30, // [30:37] is the sub-list for method output_type
+	23, // [23:30] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
 	23, // [23:23] is the sub-list for extension extendee
 	0,  // [0:23] is the sub-list for field type_name
@@ -2005,7 +2230,7 @@ func file_culvertv1_agent_proto_init() {
 		return
 	}
 	file_culvertv1_record_proto_init()
-	file_culvertv1_agent_proto_msgTypes[8].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[10].OneofWrappers = []any{
 		(*Up_Hello)(nil),
 		(*Up_Interest)(nil),
 		(*Up_Claims)(nil),
@@ -2013,7 +2238,7 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_Ack)(nil),
 		(*Up_Report)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[17].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[19].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
@@ -2025,7 +2250,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -33,6 +33,7 @@ var reads = map[string]bool{
 	culvertv1connect.APIStatusProcedure:     true,
 	culvertv1connect.AgentsResolveProcedure: true,
 	culvertv1connect.LocalTablesProcedure:   true,
+	culvertv1connect.LocalPrepareProcedure:  true,
 }
 
 // Reads reports whether a procedure, as connect names it, changes nothing: its

@@ -39,6 +39,8 @@ const (
 	LocalAttachPortProcedure = "/culvert.agent.v1.Local/AttachPort"
 	// LocalDetachPortProcedure is the procedure name of the Local's DetachPort RPC.
 	LocalDetachPortProcedure = "/culvert.agent.v1.Local/DetachPort"
+	// LocalPrepareProcedure is the procedure name of the Local's Prepare RPC.
+	LocalPrepareProcedure = "/culvert.agent.v1.Local/Prepare"
 	// LocalTablesProcedure is the procedure name of the Local's Tables RPC.
 	LocalTablesProcedure = "/culvert.agent.v1.Local/Tables"
 )
@@ -65,8 +67,9 @@ type AgentsClient interface {
 	// Attach is the agent's stream, for as long as it lives. The first message
 	// up is Hello, the first down is Welcome.
 	Attach(context.Context) (AgentsAttachClientStream, error)
-	// Resolve finds a declared port by name for `culvert attach`. It answers
-	// only for networks that select the calling host.
+	// Resolve finds a declared port for `culvert attach` by its name, and for a
+	// hypervisor's hook by its MAC. It answers only for networks that select the
+	// calling host.
 	Resolve(context.Context, *culvertv1.ResolveRequest) (*culvertv1.ResolveResponse, error)
 }
 
@@ -117,8 +120,9 @@ type AgentsHandler interface {
 	// Attach is the agent's stream, for as long as it lives. The first message
 	// up is Hello, the first down is Welcome.
 	Attach(context.Context, AgentsAttachServerStream) error
-	// Resolve finds a declared port by name for `culvert attach`. It answers
-	// only for networks that select the calling host.
+	// Resolve finds a declared port for `culvert attach` by its name, and for a
+	// hypervisor's hook by its MAC. It answers only for networks that select the
+	// calling host.
 	Resolve(context.Context, *culvertv1.ResolveRequest) (*culvertv1.ResolveResponse, error)
 }
 
@@ -286,6 +290,13 @@ var (
 			Procedure:  LocalDetachPortProcedure,
 		}
 	})
+	localPrepareSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     culvertv1.File_culvertv1_agent_proto.Services().ByName("Local").Methods().ByName("Prepare"),
+			Procedure:  LocalPrepareProcedure,
+		}
+	})
 	localTablesSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -301,6 +312,9 @@ type LocalClient interface {
 	AttachPort(context.Context, *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error)
 	// DetachPort unties whatever device the port has here.
 	DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error)
+	// Prepare says whether the port of a guest's interface is ready on this host,
+	// before the guest starts or arrives here. It changes nothing.
+	Prepare(context.Context, *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error)
 	// Tables dumps what the kernel of this host holds, as text.
 	Tables(context.Context, *culvertv1.TablesRequest) (*culvertv1.TablesResponse, error)
 }
@@ -317,6 +331,9 @@ type LocalHandler interface {
 	AttachPort(context.Context, *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error)
 	// DetachPort unties whatever device the port has here.
 	DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error)
+	// Prepare says whether the port of a guest's interface is ready on this host,
+	// before the guest starts or arrives here. It changes nothing.
+	Prepare(context.Context, *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error)
 	// Tables dumps what the kernel of this host holds, as text.
 	Tables(context.Context, *culvertv1.TablesRequest) (*culvertv1.TablesResponse, error)
 }
@@ -327,6 +344,7 @@ func RegisterLocalHandler(server *connect.Server, svc LocalHandler) {
 	server.Register(
 		connect.Method{Spec: localAttachPortSpec(), Handler: adapter.attachPort},
 		connect.Method{Spec: localDetachPortSpec(), Handler: adapter.detachPort},
+		connect.Method{Spec: localPrepareSpec(), Handler: adapter.prepare},
 		connect.Method{Spec: localTablesSpec(), Handler: adapter.tables},
 	)
 }
@@ -340,6 +358,10 @@ func (UnimplementedLocalHandler) AttachPort(context.Context, *culvertv1.AttachPo
 
 func (UnimplementedLocalHandler) DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.agent.v1.Local.DetachPort is not implemented")
+}
+
+func (UnimplementedLocalHandler) Prepare(context.Context, *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.agent.v1.Local.Prepare is not implemented")
 }
 
 func (UnimplementedLocalHandler) Tables(context.Context, *culvertv1.TablesRequest) (*culvertv1.TablesResponse, error) {
@@ -361,6 +383,14 @@ func (c *localClient) AttachPort(ctx context.Context, req *culvertv1.AttachPortR
 func (c *localClient) DetachPort(ctx context.Context, req *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error) {
 	var res culvertv1.DetachPortResponse
 	if err := c.client.CallUnary(ctx, localDetachPortSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *localClient) Prepare(ctx context.Context, req *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error) {
+	var res culvertv1.PrepareResponse
+	if err := c.client.CallUnary(ctx, localPrepareSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -394,6 +424,18 @@ func (h localHandler) detachPort(ctx context.Context, _ connect.Spec, stream con
 		return err
 	}
 	res, err := h.svc.DetachPort(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h localHandler) prepare(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req culvertv1.PrepareRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Prepare(ctx, &req)
 	if err != nil {
 		return err
 	}
