@@ -18,19 +18,34 @@ const (
 	mostPacket  = 32<<20 + 4
 )
 
+// lists are the answers with a list in them, of the calls that are made here
+// (src/remote/remote_protocol.x): where in the packet its length stands, and
+// how many bytes an entry has at least.
+var lists = map[uint32]struct{ at, entry int }{
+	procAuth:     {leastPacket, 4},
+	procList:     {leastPacket, 4 + 16 + 4},
+	procJobStats: {leastPacket + 4, 4 + 4 + 4},
+}
+
+// Procedures of libvirt's remote protocol.
+const (
+	procAuth     = 66
+	procList     = 273
+	procJobStats = 298
+)
+
 var errFraming = errors.New("no packet of libvirt's protocol")
 
 // conn is a connection that ends itself when what comes is no packet. The RPC
-// library trusts the length that it reads, and a wrong one would end the whole
-// process.
+// library trusts the lengths that it reads, and makes room for what they say: a
+// wrong one would end the whole process.
 type conn struct {
 	net.Conn
 	gone chan struct{} // closed with it
 	once sync.Once
 
-	length [4]byte // of the packet that comes; reader only
-	have   int
-	left   uint32 // bytes of it that are still to come
+	head      [leastPacket + 8]byte // of the packet that comes; reader only
+	got, size int                   // bytes of it; size is 0 until it is known
 }
 
 func newConn(c net.Conn) *conn { return &conn{Conn: c, gone: make(chan struct{})} }
@@ -59,24 +74,48 @@ func (c *conn) Read(b []byte) (int, error) {
 // frames follows the packets through a chunk of the stream.
 func (c *conn) frames(b []byte) bool {
 	for len(b) > 0 {
-		if c.left > 0 {
-			n := min(int(c.left), len(b))
-			c.left -= uint32(n)
-			b = b[n:]
+		head := 4
+		if c.size > 0 {
+			head = min(len(c.head), c.size)
+		}
+		n := min(c.size-c.got, len(b))
+		if c.got < head {
+			n = copy(c.head[c.got:head], b)
+		}
+		c.got, b = c.got+n, b[n:]
+		if c.got != head {
+			if c.got == c.size {
+				c.got, c.size = 0, 0
+			}
 			continue
 		}
-		n := copy(c.length[c.have:], b)
-		c.have += n
-		b = b[n:]
-		if c.have == len(c.length) {
-			size := binary.BigEndian.Uint32(c.length[:])
+		if c.size == 0 {
+			size := binary.BigEndian.Uint32(c.head[:])
 			if size < leastPacket || size > mostPacket {
 				return false
 			}
-			c.have, c.left = 0, size-4
+			c.size = int(size)
+			continue
+		}
+		if !c.plausible() {
+			return false
+		}
+		if c.got == c.size {
+			c.got, c.size = 0, 0
 		}
 	}
 	return true
+}
+
+// plausible reports whether a list that the packet begins with fits into it.
+func (c *conn) plausible() bool {
+	word := func(at int) uint32 { return binary.BigEndian.Uint32(c.head[at:]) }
+	const procedure, kind, status, reply, ok = 12, 16, 24, 1, 0
+	l, is := lists[word(procedure)]
+	if !is || word(kind) != reply || word(status) != ok || c.size < l.at+4 {
+		return true // too short a one is refused where it is read
+	}
+	return int64(word(l.at)) <= int64(c.size-l.at-4)/int64(l.entry)
 }
 
 // session is one connection to the daemon. Its calls end with it.

@@ -12,15 +12,11 @@ import (
 	libvirt "github.com/digitalocean/go-libvirt"
 )
 
-// Procedures of libvirt's remote protocol (src/remote/remote_protocol.x) that
-// the fake daemon has.
+// More procedures of libvirt's remote protocol, which the fake daemon has.
 const (
 	procOpen       = 1
 	procXML        = 14
-	procAuth       = 66
 	procState      = 212
-	procList       = 273
-	procJobStats   = 298
 	procRegister   = 316
 	procDeregister = 317
 	procLifecycle  = 318 // this and the next are messages of the daemon

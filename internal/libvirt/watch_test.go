@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -193,7 +194,7 @@ func TestWatchOutlivesTheDaemon(t *testing.T) {
 	f.start()
 	h.want(t, "full, g2 vnet2 running")
 
-	for _, lie := range [][]byte{{0, 0, 0, 3, 1, 2, 3, 4}, {255, 255, 255, 255, 0}, append(u32(28), make([]byte, 24)...), append(u32(40), make([]byte, 12)...)} {
+	for _, lie := range [][]byte{{0, 0, 0, 3, 1, 2, 3, 4}, {255, 255, 255, 255, 0}, append(u32(28), make([]byte, 24)...), append(u32(40), make([]byte, 12)...), packet(procList, 1, u32(5), 0, u32(1<<30))} {
 		f.mu.Lock()
 		f.garbage = lie
 		f.mu.Unlock()
@@ -271,27 +272,44 @@ func TestMarksAreBounded(t *testing.T) {
 	}
 }
 
-// TestFrames: however a stream is cut, a wrong length is seen.
+// TestFrames: however a stream is cut, a wrong length in it is seen, and no
+// other is.
 func TestFrames(t *testing.T) {
-	good := append(packet(1, 1, u32(1), 0, make([]byte, 12)), packet(1, 1, u32(1), 0, nil)...)
-	for cut := 1; cut <= len(good); cut++ {
+	list := func(proc uint32, status int32, words ...int32) []byte {
+		var b []byte
+		for _, w := range words {
+			b = append(b, u32(w)...)
+		}
+		return packet(proc, 1, u32(1), status, b)
+	}
+	good := [][]byte{
+		packet(1, 1, u32(1), 0, make([]byte, 12)), packet(1, 1, u32(1), 0, nil), packet(1, 1, u32(1), 0, make([]byte, 100)),
+		list(procAuth, 0, 1, 0), list(procList, 0, 0, 0), list(procList, 1, 1<<30, 0), list(procList, 0), list(procJobStats, 0, 4, 1, 0, 0, 0), list(procJobStats, 0, 1<<30),
+	}
+	bad := [][]byte{
+		u32(leastPacket - 1), u32(mostPacket + 1), u32(-1), append(u32(0), make([]byte, 40)...),
+		list(procAuth, 0, 2, 0), list(procAuth, 0, -1, 0), list(procList, 0, 1, 0, 0, 0), list(procList, 0, 1<<30, 0), list(procJobStats, 0, 4, 2, 0, 0, 0),
+	}
+	through := func(stream []byte, cut int) bool {
 		c := newConn(nil)
-		for b := good; len(b) > 0; {
-			n := min(cut, len(b))
-			if !c.frames(b[:n]) {
-				t.Fatalf("a good stream in pieces of %d was refused", cut)
+		for len(stream) > 0 {
+			n := min(cut, len(stream))
+			if !c.frames(stream[:n]) {
+				return false
 			}
-			b = b[n:]
+			stream = stream[n:]
 		}
-		bad := append(good[:len(good):len(good)], 0, 0, 0, leastPacket-1)
-		c, fine := newConn(nil), true
-		for b := bad; len(b) > 0; {
-			n := min(cut, len(b))
-			fine = fine && c.frames(b[:n])
-			b = b[n:]
+		return true
+	}
+	all := bytes.Join(good, nil)
+	for cut := 1; cut <= len(all); cut++ {
+		if !through(all, cut) {
+			t.Fatalf("a good stream in pieces of %d was refused", cut)
 		}
-		if fine {
-			t.Fatalf("a bad length in pieces of %d was taken", cut)
+		for i, b := range bad {
+			if through(append(all[:len(all):len(all)], b...), cut) {
+				t.Fatalf("bad packet %d in pieces of %d was taken", i, cut)
+			}
 		}
 	}
 }

@@ -46,12 +46,17 @@ var kernelTools = []need{
 	{probe: "nft", debs: "libnftables1", unpack: "nftables"}, {probe: "/usr/share/doc/libedit2", debs: "libedit2"},
 }
 
-// What real guests are made of and live in. None of these packages starts a
-// service; a kernel that is unpacked is not what the machine boots.
-var guests = []need{
+// The hypervisor whose daemons tests run in namespaces of their own. None of
+// these packages starts a service.
+var hypervisor = []need{
 	{probe: "qemu-system-x86_64", debs: "qemu-system-x86"},
 	{probe: "libvirtd", debs: "libvirt-daemon"}, {probe: "virsh", debs: "libvirt-clients"},
 	{probe: "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so", debs: "libvirt-daemon-driver-qemu"},
+}
+
+// What else real guests are made of; a kernel that is unpacked is not what the
+// machine boots.
+var guests = []need{
 	{probe: unpacked() + "/bin/busybox", unpack: "busybox-static"},
 	{probe: unpacked() + "/boot/vmlinuz-*", unpack: "linux-image-cloud-amd64", meta: true},
 }
@@ -63,11 +68,11 @@ var rings = []ring{
 	{name: "check", what: "format, vet, staticcheck, generated code, house rules", budget: time.Minute, limit: 15 * time.Minute,
 		depth: 1, needs: []need{{probe: "protoc", debs: "protobuf-compiler"}}}, // generated code is made again and compared
 	{name: "kernel", what: "this machine's kernel, in namespaces of their own", budget: 2 * time.Minute, limit: 15 * time.Minute,
-		root: true, depth: 1, needs: kernelTools},
+		root: true, depth: 1, needs: slices.Concat(kernelTools, hypervisor)},
 	{name: "sim", what: "a manager and many agents in one thread, from a seed", budget: 3 * time.Minute, limit: 2 * time.Hour,
 		depth: 1},
 	{name: "stories", what: "whole labs: processes, namespaces, guests", budget: 6 * time.Minute, limit: 2 * time.Hour,
-		root: true, depth: 2, flags: []string{"-p=1"}, needs: slices.Concat(kernelTools, guests)},
+		root: true, depth: 2, flags: []string{"-p=1"}, needs: slices.Concat(kernelTools, hypervisor, guests)},
 }
 
 // choose finds rings by name.
