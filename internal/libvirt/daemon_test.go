@@ -201,10 +201,10 @@ func (d *realDaemon) kill(name string) {
 // poll waits for something that another process does.
 func poll(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<16)
-			t.Fatalf("%s: not in 30 s\n%s", what, buf[:runtime.Stack(buf, false)])
+			t.Fatalf("%s: not in a minute\n%s", what, buf[:runtime.Stack(buf, false)])
 		}
 	}
 }

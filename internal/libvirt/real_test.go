@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -23,7 +24,7 @@ func (l life) want(vm, pattern string) {
 	l.t.Helper()
 	re := regexp.MustCompile("^(" + pattern + ")$")
 	got := ""
-	for end := time.Now().Add(30 * time.Second); ; <-time.After(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; <-time.After(2 * time.Millisecond) {
 		var states []string
 		l.mu.Lock()
 		for _, line := range l.lines {
@@ -160,7 +161,11 @@ func realMigration(t *testing.T, d1, d2 *realDaemon) {
 	l1, l2 := life{h1, t}, life{h2, t}
 	l1.want("", "full")
 	l2.want("", "full")
-	d1.virsh("create", d1.file("g.xml", guestXML("g", nic("52:54:00:00:01:05", "cvb1", ""))))
+	// Memory that is not zero has to be copied: 8 MiB of it take 8 s at the
+	// lowest rate, in which a migration can be ended.
+	memory := "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-device'/><qemu:arg value='loader,file=" +
+		d1.file("memory", strings.Repeat("memory! ", 1<<20)) + ",addr=0x1000000,force-raw=on'/></qemu:commandline></domain>"
+	d1.virsh("create", d1.file("g.xml", strings.Replace(guestXML("g", nic("52:54:00:00:01:05", "cvb1", "")), "</domain>", memory, 1)))
 	l1.want("g", "(incoming )?running")
 
 	to := func(d *realDaemon, addr string, more ...string) []string {
@@ -174,9 +179,26 @@ func realMigration(t *testing.T, d1, d2 *realDaemon) {
 	l2.want("g", "(leaving )?gone")
 	d1.virsh("resume", "g")
 	l1.want("g", "running")
-	d1.virsh(to(d2, "192.0.2.2", "--postcopy", "--postcopy-after-precopy", "--persistent")...)
-	l2.want("g", "incoming running")
-	l1.want("g", "(leaving )?gone")
+	// Post-copy: the guest runs at the destination long before the source ends.
+	slowly := func(d, from *realDaemon, addr string, more ...string) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			out, err := from.tryVirsh(to(d, addr, append(more, "--bandwidth", "1")...)...)
+			if err != nil {
+				err = fmt.Errorf("%w: %s", err, out)
+			}
+			done <- err
+		}()
+		return done
+	}
+	done := slowly(d2, d1, "192.0.2.2", "--postcopy", "--persistent")
+	l2.want("g", "incoming")
+	d1.virsh("migrate-postcopy", "g")
+	l2.want("g", "running")
+	l1.want("g", "leaving gone")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 
 	// Nobody listens at that address: the guest stays and nobody claims it.
 	if out, err := d2.tryVirsh(to(d1, "192.0.2.9")...); err == nil {
@@ -188,18 +210,24 @@ func realMigration(t *testing.T, d1, d2 *realDaemon) {
 	d2.virsh("resume", "g")
 	l2.want("g", "running")
 
-	// The destination's QEMU dies while memory is copied.
-	done := make(chan error, 1)
-	go func() {
-		_, err := d2.tryVirsh(to(d1, "192.0.2.1", "--bandwidth", "1")...)
-		done <- err
-	}()
+	// The migration is aborted; then the destination's QEMU dies under one.
+	done = slowly(d1, d2, "192.0.2.1")
+	l1.want("g", "incoming")
+	d2.virsh("domjobabort", "g")
+	if err := <-done; err == nil {
+		t.Error("migrated though aborted")
+	}
+	l1.want("g", "gone")
+	done = slowly(d1, d2, "192.0.2.1")
 	l1.want("g", "incoming")
 	d1.kill("qemu-system")
 	if err := <-done; err == nil {
 		t.Error("migrated to a QEMU that was killed")
 	}
 	l1.want("g", "gone")
+	if left := l2.nics("g"); len(left) != 1 {
+		t.Errorf("the source has %v", left)
+	}
 	d2.virsh("destroy", "g")
 	l2.want("g", "(leaving running )?(paused )?gone")
 }

@@ -38,7 +38,7 @@ func (h *heard) tell(full bool, nics []hoststate.NIC) {
 // take waits for n more lines and hands all out.
 func (h *heard) take(t *testing.T, n int) string {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; <-time.After(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; <-time.After(2 * time.Millisecond) {
 		h.mu.Lock()
 		if len(h.lines) >= n {
 			out := strings.Join(h.lines, ", ")
