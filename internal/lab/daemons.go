@@ -35,8 +35,10 @@ func (l *Lab) joinCommand(token string, n Node) []string {
 	return l.culvert("join", token, "--dir", l.nodeDir(n.Name), "--vtep", n.Address.Addr().String(), "--host", n.Name, "--no-start")
 }
 
+// agentCommand keeps the agent away from the libvirt of the machine that the
+// lab is on: its guests are on none of the lab's hosts.
 func (l *Lab) agentCommand(n Node) []string {
-	return l.culvert("agent", "run", "--dir", filepath.Join(l.nodeDir(n.Name), "agent"), "--vtep", n.Address.Addr().String(), "--socket", l.AgentSocket(n.Name))
+	return l.culvert("agent", "run", "--dir", filepath.Join(l.nodeDir(n.Name), "agent"), "--vtep", n.Address.Addr().String(), "--socket", l.AgentSocket(n.Name), "--libvirt-socket", "off")
 }
 
 func managerAddress(m Node) string { return netip.AddrPortFrom(m.Address.Addr(), managerPort).String() }
