@@ -35,10 +35,10 @@ func (l *Lab) joinCommand(token string, n Node) []string {
 	return l.culvert("join", token, "--dir", l.nodeDir(n.Name), "--vtep", n.Address.Addr().String(), "--host", n.Name, "--no-start")
 }
 
-// agentCommand keeps the agent away from the libvirt of the machine that the
-// lab is on: its guests are on none of the lab's hosts.
+// agentCommand names the host's own libvirt, if it ever comes: the guests of
+// the machine that the lab is on are on none of the lab's hosts.
 func (l *Lab) agentCommand(n Node) []string {
-	return l.culvert("agent", "run", "--dir", filepath.Join(l.nodeDir(n.Name), "agent"), "--vtep", n.Address.Addr().String(), "--socket", l.AgentSocket(n.Name), "--libvirt-socket", "off")
+	return l.culvert("agent", "run", "--dir", filepath.Join(l.nodeDir(n.Name), "agent"), "--vtep", n.Address.Addr().String(), "--socket", l.AgentSocket(n.Name), "--libvirt-socket", l.LibvirtSocket(n.Name))
 }
 
 func managerAddress(m Node) string { return netip.AddrPortFrom(m.Address.Addr(), managerPort).String() }
