@@ -120,9 +120,14 @@ func runAgent(ctx context.Context, o cli.AgentOptions) error {
 	if err != nil {
 		return fmt.Errorf("open kernel: %w", err)
 	}
+	guests, changed := (*libvirt.Source)(nil), func() {}
+	if o.Libvirt != cli.LibvirtOff {
+		guests = libvirt.New(libvirt.Config{Socket: o.Libvirt, Log: log})
+		changed = func() { guests.Refresh("") }
+	}
 	a := agent.New(k, agent.NewDialer(me.Managers, anchor, trust.Fixed(leaf)), agent.Config{
 		Cluster: me.Cluster, Host: host, Name: me.Name, VTEP: vtep, UDPPort: vxlanPort, BootID: bootID(), Version: version,
-		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now,
+		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now, Changed: changed,
 	})
 	run := newGroup(ctx)
 	run.add(a.Run)
@@ -133,10 +138,9 @@ func runAgent(ctx context.Context, o cli.AgentOptions) error {
 		}
 		run.add(func(ctx context.Context) error { return a.ServeSocket(ctx, l) })
 	}
-	if o.Libvirt != cli.LibvirtOff {
-		guests := libvirt.New(libvirt.Config{Socket: o.Libvirt, Log: log})
+	if guests != nil {
 		run.add(func(ctx context.Context) error {
-			guests.Watch(ctx, func(full bool, nics []hoststate.NIC) { a.Guests(ctx, full, nics) })
+			guests.Watch(ctx, func(full bool, nics []hoststate.NIC) { a.Guests(ctx, "libvirt", full, nics) })
 			return nil
 		})
 	}

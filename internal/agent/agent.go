@@ -4,7 +4,7 @@
 //
 // One goroutine owns the core (Run). One works on the kernel, one operation
 // batch or read at a time, so that a read never overlaps a write. One listens
-// for doorbells, and one holds the stream to a manager. With all managers gone
+// for doorbells, one for what guests say, and one holds the stream to a manager. With all managers gone
 // the first two go on from the journal.
 package agent
 
@@ -31,6 +31,9 @@ type Kernel interface {
 	Apply(ctx context.Context, ops []hoststate.Op) []hoststate.Result
 	// Watch calls ring for whatever changes, until ctx ends.
 	Watch(ctx context.Context, ring func(hoststate.Doorbell)) error
+	// Listen calls hear for each frame that a port program hands up, until
+	// ctx ends.
+	Listen(ctx context.Context, hear func(hoststate.Heard)) error
 }
 
 // Managers is the way to the managers.
@@ -79,6 +82,10 @@ type Config struct {
 	Log     *slog.Logger
 	Now     func() time.Time
 	Grace   time.Duration // see agentcore.Config
+	// Changed, if not nil, is called when devices of this host may have
+	// changed: a hypervisor may have something to tell that it has no event for.
+	// It must not wait.
+	Changed func()
 	Verify  time.Duration
 }
 
@@ -91,6 +98,7 @@ type Agent struct {
 
 	inbox chan func() // runs on the loop
 	bells bells
+	ears  *ears
 	out   outbox
 	jr    *journal
 
@@ -123,7 +131,7 @@ func New(k Kernel, m Managers, cfg Config) *Agent {
 		cfg.Verify = 60 * time.Second
 	}
 	return &Agent{
-		cfg: cfg, kernel: k, mgrs: m, log: cfg.Log, inbox: make(chan func(), 64), bells: newBells(), out: newOutbox(),
+		cfg: cfg, kernel: k, mgrs: m, log: cfg.Log, inbox: make(chan func(), 64), bells: newBells(), ears: newEars(), out: newOutbox(),
 		orders: map[uint64]chan hoststate.Result{}, looked: make(chan struct{}),
 		core: agentcore.New(agentcore.Config{
 			Cluster: cfg.Cluster, Self: cfg.Host, Name: cfg.Name, VTEP: cfg.VTEP, UDPPort: cfg.UDPPort,
@@ -147,9 +155,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer end()
 	work, done := make(chan job), make(chan func(), 1)
-	watchErr := make(chan error, 1)
+	watchErr := make(chan error, 2)
 	wg.Go(func() { a.workKernel(ctx, work, done) })
 	wg.Go(func() { watchErr <- a.kernel.Watch(ctx, a.bells.ring) })
+	wg.Go(func() { watchErr <- a.kernel.Listen(ctx, a.ears.hear) })
 	wg.Go(func() { a.keepStream(ctx) })
 	return a.loop(ctx, work, done, watchErr)
 }
@@ -187,8 +196,10 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 			f()
 		case <-a.bells.wake:
 			hears = true
-			for _, b := range a.bells.take() {
-				a.core.Step(a.now(), agentcore.Bell{Doorbell: b})
+			a.rang(a.bells.take())
+		case <-a.ears.wake:
+			for _, h := range a.ears.take() {
+				a.core.Step(a.now(), h)
 			}
 		case <-timer.C:
 		case <-report.C:
@@ -203,6 +214,18 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// rang takes doorbells.
+func (a *Agent) rang(bells []hoststate.Doorbell) {
+	changed := false
+	for _, b := range bells {
+		changed = changed || b.Links || b.Overflow
+		a.core.Step(a.now(), agentcore.Bell{Doorbell: b})
+	}
+	if changed && a.cfg.Changed != nil {
+		a.cfg.Changed()
 	}
 }
 

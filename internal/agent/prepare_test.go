@@ -44,6 +44,11 @@ func (k *modelKernel) Watch(ctx context.Context, ring func(hoststate.Doorbell)) 
 	return nil
 }
 
+func (k *modelKernel) Listen(ctx context.Context, _ func(hoststate.Heard)) error {
+	<-ctx.Done()
+	return nil
+}
+
 // silentManagers have no stream; they know ports if they answer at all.
 type silentManagers struct {
 	ports map[string]*overlay.Port // by what PortQuery prints

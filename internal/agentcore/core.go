@@ -91,6 +91,9 @@ type Core struct {
 	picks    []picked       // scratch of takeRows
 	orders   []hoststate.Op // attach and detach, from the local API
 
+	tapNet    map[int32]*network // by ifindex of a port
+	nics      map[string]sourced // what the hypervisor says, by device
+	relays    []relayEnd
 	claims    map[uint64]claimRef
 	was, will []hoststate.Row // scratch of replan
 	problems  map[string]Time // text -> since
@@ -130,7 +133,7 @@ func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{}, behind: map[overlay.UID]bool{},
 		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(),
-		claims: map[uint64]claimRef{}, problems: map[string]Time{},
+		tapNet: map[int32]*network{}, nics: map[string]sourced{}, claims: map[uint64]claimRef{}, problems: map[string]Time{},
 	}
 	c.work.open() // until adopt has seen all
 	return c
@@ -140,7 +143,7 @@ func New(cfg Config) *Core {
 func (c *Core) Stats() Stats { return c.stats }
 
 // Event is one of Items, Connected, Disconnected, Answered, Read, Applied,
-// Bell, Order and Tick.
+// Bell, Heard, Guests, Order and Tick.
 type Event interface{ event() }
 
 // Item is one entry of a log.
@@ -209,6 +212,8 @@ func (Answered) event()     {}
 func (Read) event()         {}
 func (Applied) event()      {}
 func (Bell) event()         {}
+func (Heard) event()        {}
+func (Guests) event()       {}
 func (Order) event()        {}
 func (Tick) event()         {}
 
@@ -231,6 +236,10 @@ func (c *Core) Step(now Time, e Event) (wake Time) {
 		c.applied(e)
 	case Bell:
 		c.bell(e.Doorbell)
+	case Heard:
+		c.heard(e)
+	case Guests:
+		c.hypervisor(e)
 	case Order:
 		c.orders = append(c.orders, e.Op)
 	case Tick:
@@ -269,6 +278,7 @@ func (c *Core) due() {
 		}
 	}
 	c.delayed = keep
+	c.endRelays()
 	for _, n := range c.sortedNets() {
 		c.dueNet(n)
 	}
@@ -311,9 +321,9 @@ func (c *Core) dueNet(n *network) {
 			c.alarmAt(n.doubtDue)
 		}
 	}
-	for _, t := range n.taps { // order-free: the least of all
-		if t.retryAt > c.now {
-			c.alarmAt(t.retryAt)
+	for _, g := range n.guests { // order-free: the least of all
+		if g.retryAt > c.now {
+			c.alarmAt(g.retryAt)
 		}
 	}
 }

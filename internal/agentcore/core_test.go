@@ -51,8 +51,9 @@ func TestServesANetworkFromItsFirstPortOn(t *testing.T) {
 	r.wants("port 3")
 	r.log("n1", "port p1 "+mac1, "port p2 "+mac2, "at h2 p2 "+mac2+" 10.0.0.2,fd00::2")
 	r.wants(
-		"set member if3", "port 3", "make-vxlan vni 10",
+		"set port if3 mac "+mac1+" open", "set member if3", "port 3", "make-vxlan vni 10",
 		"set member if4", "up 4",
+		"set source 10 "+mac2+" via 192.0.2.202",
 		"set fdb 10 "+mac2+" dst 192.0.2.202 static,extern_learn",
 		"set master 10 "+mac1+" dev if3 static,sticky",
 		"set master 10 "+mac2+" dev cvx10 static,extern_learn",
@@ -103,6 +104,7 @@ func TestDeletesNothingBeforeAPassHasEnded(t *testing.T) {
 		"del repl 10 dst 192.0.2.202",
 		"del master 10 "+mac2+" dev cvx10 static,extern_learn",
 		"del fdb 10 "+mac2+" dst 192.0.2.202 static,extern_learn",
+		"del source 10 "+mac2+" via 192.0.2.202",
 	)
 }
 
@@ -168,9 +170,11 @@ func TestAMigrationIsFollowed(t *testing.T) {
 	r := serving(t)
 	r.news("n1", "at h3 p2 "+mac2+" 10.0.0.2,fd00::2")
 	r.wants(
+		"set source 10 "+mac2+" via 192.0.2.203",
 		"set fdb 10 "+mac2+" dst 192.0.2.203 static,extern_learn",
 		"set repl 10 dst 192.0.2.203",
 		"del repl 10 dst 192.0.2.202",
+		"del source 10 "+mac2+" via 192.0.2.202",
 	)
 	r.says("ack 10")
 }
@@ -183,6 +187,8 @@ func TestALocalPortThatMovedAwayPassesNothing(t *testing.T) {
 	r.news("n1", "at h2 p1 "+mac1+" 10.0.0.1")
 	r.wants(
 		"del member if3",
+		"del port if3 mac "+mac1+" open",
+		"set source 10 "+mac1+" via 192.0.2.202",
 		"set fdb 10 "+mac1+" dst 192.0.2.202 static,extern_learn",
 		"set master 10 "+mac1+" dev cvx10 static,extern_learn",
 		"set neigh 10 10.0.0.1 lladdr "+mac1+" permanent,culvert",
@@ -249,7 +255,7 @@ func TestBlockedNetworkPassesNothing(t *testing.T) {
 	t.Parallel()
 	r := serving(t)
 	r.news("", "network n1 10 blocked")
-	r.wants("del member if3", "tune vni 10") // its alias says by which record it stands
+	r.wants("del member if3", "del port if3 mac "+mac1+" open", "tune vni 10") // its alias says by which record it stands
 	if u := r.ups(); strings.Contains(u, "claim") {
 		t.Errorf("a port of a blocked network is claimed:\n%s", u)
 	}

@@ -52,11 +52,9 @@ func (c *Core) wantServing(n *network) bool {
 	if !n.live() {
 		return false
 	}
-	for _, t := range n.taps { // order-free: any will do
-		if !t.port.IsZero() {
-			n.graceEnd = 0
-			return true
-		}
+	if len(n.guests) > 0 {
+		n.graceEnd = 0
+		return true
 	}
 	if !n.serving {
 		return false
@@ -82,7 +80,7 @@ func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
 		}
 		return buf
 	}
-	buf = c.takeRows(c.global, overlay.UID{}, c.tapsKnown(), max, buf)
+	buf = c.takeRows(c.global, overlay.UID{}, c.tapsKnown(), false, max, buf)
 	buf = c.orphans(buf)
 	for _, n := range c.sortedNets() {
 		if n.dirty && n.flying == 0 && !n.waitLinks && n.retryAt <= c.now {
@@ -92,7 +90,7 @@ func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
 			return buf
 		}
 		if n.vxlan != 0 && n.tablesRead && len(n.rows.queue) > 0 {
-			buf = c.takeRows(n.rows, n.uid, n.log.complete, max-len(buf), buf)
+			buf = c.takeRows(n.rows, n.uid, n.log.complete, n.needRead, max-len(buf), buf)
 		}
 	}
 	buf = append(buf, c.orders...)
@@ -119,7 +117,7 @@ func (c *Core) tapsKnown() bool {
 // the bridge knows of it must be read before it counts as nobody's.
 func (n *network) strangers() bool {
 	for _, t := range n.taps { // order-free: any will do
-		if t.port.IsZero() {
+		if t.declared == nil {
 			return true
 		}
 	}
@@ -284,7 +282,12 @@ const fillSlack = 64
 func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have bool, emit func(hoststate.Op)) {
 	switch {
 	case !n.serving && have:
-		if c.fleet.complete && (n.log.complete && (n.heard || !n.strangers()) || !n.subscribed) {
+		switch {
+		case !c.fleet.complete || n.subscribed && (!n.log.complete || !n.heard && n.strangers()):
+		case n.pinned(): // it would be forgotten with the rest, and stay on the bridge
+			n.retryAt = c.now + 10*millisecond
+			c.alarmAt(n.retryAt)
+		default:
 			emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
 		}
 		return
@@ -297,8 +300,8 @@ func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have
 		c.problem(fmt.Sprintf("CV0204 device %s had other flags than ours and is made anew", vl.Name))
 		emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
 		return
-	case c.outdated(vl, n):
-	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood || vl.Learns || !vl.IPv6 || vl.Master != n.bridge || vl.Alias != d.Alias:
+	case c.outdated(vl, n) && vl.Guarded:
+	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood || vl.Learns || !vl.IPv6 || vl.Master != n.bridge || !vl.Guarded || vl.Alias != d.Alias:
 		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
 	}
 	if !n.tablesRead {
@@ -308,6 +311,16 @@ func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have
 	if !vl.Up && n.log.complete && n.rows.open <= fillSlack { // fill first, then up
 		emit(hoststate.Op{Kind: hoststate.OpUp, Index: n.vxlan})
 	}
+}
+
+// pinned reports whether an entry on a VM's device stands that nobody wants.
+func (n *network) pinned() bool {
+	for k, rs := range n.rows.rows { // order-free: any will do
+		if k.Table == hoststate.TableMaster && !rs.wanted() && rs.present && rs.have.Port != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // deviceDone takes the outcome of an operation on devices: whatever it was,

@@ -60,7 +60,7 @@ func (c *Core) FindPort(tenant, name string) (overlay.VNI, *overlay.Port) {
 func (c *Core) Device(port overlay.UID) string {
 	for _, n := range c.sortedNets() {
 		for _, idx := range sortedTaps(n.taps) {
-			if t := n.taps[idx]; t.port == port {
+			if t := n.taps[idx]; t.declared != nil && t.declared.port == port {
 				return t.name
 			}
 		}

@@ -20,7 +20,9 @@ type network struct {
 	byName map[string]overlay.UID
 	byMAC  map[overlay.MAC]overlay.UID // live ports
 	eps    map[overlay.MAC]*endpoint
-	mine   map[overlay.MAC]bool // live bindings to this host
+	mine   map[overlay.MAC]bool   // live bindings to this host
+	pre    map[overlay.MAC]bool   // ... and those that are pre-associated here
+	guests map[overlay.MAC]*guest // by MAC: see place
 	// claiming counts claims without answer; awaits is the newest binding that
 	// an answer named.
 	claiming int
@@ -72,7 +74,11 @@ type endpoint struct {
 	rec  *overlay.Endpoint
 	rev  overlay.Rev
 	gone bool
-	plan plan.Endpoint // what its rows stand for; the zero one has none
+	at   Time // when it was told that it is there
+	// relayEnd is until when the host that it moved from relays; zero: it does
+	// not.
+	relayEnd Time
+	plan     plan.Endpoint // what its rows stand for; the zero one has none
 	// leaving: a withdrawal of this binding was sent in this session.
 	leaving bool
 }
@@ -82,7 +88,7 @@ func (c *Core) net(uid overlay.UID) *network {
 	if n == nil {
 		n = &network{
 			uid: uid, ports: map[overlay.UID]*portEntry{}, byName: map[string]overlay.UID{}, byMAC: map[overlay.MAC]overlay.UID{},
-			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, owner: map[netip.Addr]overlay.MAC{}, taps: map[int32]*tap{}, rows: newRowSet(), doubts: map[hoststate.Key]bool{},
+			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, pre: map[overlay.MAC]bool{}, guests: map[overlay.MAC]*guest{}, owner: map[netip.Addr]overlay.MAC{}, taps: map[int32]*tap{}, rows: newRowSet(), doubts: map[hoststate.Key]bool{},
 		}
 		c.nets[uid], c.order = n, nil
 	}
@@ -245,6 +251,9 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 		}
 		c.findTaps(n)
 	}
+	if it.Gone || r.Admission == overlay.AdmitDeclared {
+		c.forgetLearned(n)
+	}
 	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || it.Gone {
 		c.replanAll(n)
 	}
@@ -263,7 +272,7 @@ func (c *Core) clear(n *network) {
 		n.eps[mac].gone = true
 		c.replan(n, mac)
 	}
-	n.eps, n.mine, n.owner = map[overlay.MAC]*endpoint{}, map[overlay.MAC]bool{}, map[netip.Addr]overlay.MAC{}
+	n.eps, n.mine, n.pre, n.owner = map[overlay.MAC]*endpoint{}, map[overlay.MAC]bool{}, map[overlay.MAC]bool{}, map[netip.Addr]overlay.MAC{}
 	n.log, n.anew, n.awaits = logState{}, true, overlay.Rev{}
 }
 
@@ -293,11 +302,15 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 	}
 	for _, idx := range sortedTaps(n.taps) {
 		t := n.taps[idx]
-		if t.port == r.UID || t.port.IsZero() {
+		switch g := t.declared; {
+		case g == nil:
 			c.identify(n, t)
-		}
-		if t.port.IsZero() && !it.Gone { // it may have spoken with this MAC
-			c.wantTables(n)
+			if t.declared == nil && !it.Gone { // it may have spoken with this MAC
+				c.wantTables(n)
+			}
+		case g.port == r.UID:
+			c.identify(n, t)
+			c.member(n, t) // its addresses may be others
 		}
 	}
 }
@@ -315,7 +328,15 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 	if e.rec != nil && !e.gone {
 		n.log.sum.Sub(key, e.rev)
 	}
+	c.moves(n, e, r, it)
+	was := *e
 	e.rec, e.rev, e.gone, e.leaving = r, it.Rev, it.Gone, false
+	if was.rec == nil || was.gone || it.Gone || was.rec.Host != r.Host {
+		e.at = c.now
+	}
+	if g := n.guests[r.MAC]; g != nil {
+		g.follow(c.cfg.Self, &was, e)
+	}
 	if !it.Gone {
 		n.log.sum.Add(key, it.Rev)
 	}
@@ -323,14 +344,19 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 		n.mine[r.MAC] = true
 	} else {
 		delete(n.mine, r.MAC)
-		c.owesLess(n)
 	}
+	if !it.Gone && slices.Contains(r.Pre, c.cfg.Self) {
+		n.pre[r.MAC] = true
+	} else {
+		delete(n.pre, r.MAC)
+	}
+	c.owesLess(n)
 	c.replan(n, r.MAC)
 	if !it.Gone {
 		c.owned(n, r)
 	}
-	if t := n.tapOf(r.MAC); t != nil {
-		c.bindingChanged(n, t, e)
+	if g := n.guests[r.MAC]; g != nil {
+		c.bindingChanged(n, g, e)
 	}
 }
 
@@ -354,8 +380,8 @@ func (c *Core) owned(n *network, r *overlay.Endpoint) {
 // different is added first, what is no longer wanted is taken away after.
 func (c *Core) replan(n *network, mac overlay.MAC) {
 	e := n.eps[mac]
-	t := n.tapOf(mac)
-	if e == nil && t == nil {
+	g := n.guests[mac]
+	if e == nil && g == nil {
 		return
 	}
 	if e == nil {
@@ -366,7 +392,7 @@ func (c *Core) replan(n *network, mac overlay.MAC) {
 	old, rows := plan.Rows(c.was[:0], e.plan), c.will[:0]
 	e.plan = plan.Endpoint{}
 	if n.live() && n.serving {
-		e.plan = c.planned(n, mac, e, t)
+		e.plan = c.planned(n, mac, e, g)
 		rows = plan.Rows(rows, e.plan)
 	}
 	c.was, c.will = old, rows
@@ -394,18 +420,29 @@ func (c *Core) alter(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev
 }
 
 // planned is the input of the plan for one (network, MAC).
-func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, t *tap) plan.Endpoint {
+func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.Endpoint {
 	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood}
-	if t != nil && t.owns(c.cfg.Self, e) {
-		p.Port = t.index
+	if g != nil && g.owns(c.cfg.Self, e) && !g.leaves(e) {
+		p.Port = g.tap.index
+		c.relayed(&p, e)
 		return p
 	}
-	if e.gone || e.rec.Host == c.cfg.Self {
+	if e.gone || e.rec == nil {
 		return p
 	}
-	if h := c.hosts[e.rec.Host]; h != nil && !h.gone {
-		p.VTEP, p.Addrs = h.rec.VTEP, e.rec.Addresses
+	at := e.rec.Host
+	if at == c.cfg.Self {
+		// It is not here any more, or was stopped to go: until the manager
+		// says where it is, it is where it is expected.
+		if len(e.rec.Pre) == 0 {
+			return p
+		}
+		at, p.Relay = e.rec.Pre[len(e.rec.Pre)-1], true
 	}
+	if p.VTEP = c.vtep(at); p.VTEP.IsValid() {
+		p.Addrs = e.rec.Addresses
+	}
+	c.relayed(&p, e)
 	return p
 }
 
@@ -414,9 +451,9 @@ func (c *Core) replanAll(n *network) {
 		c.replan(n, mac)
 	}
 	for _, idx := range sortedTaps(n.taps) {
-		if t := n.taps[idx]; !t.mac.IsZero() {
-			c.replan(n, t.mac)
-			c.member(n, t)
+		for _, g := range n.taps[idx].guests() {
+			c.replan(n, g.mac)
 		}
+		c.member(n, n.taps[idx])
 	}
 }

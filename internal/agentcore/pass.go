@@ -54,8 +54,9 @@ func (c *Core) logEnd(e End) {
 			n.needRead, n.heard = n.tablesRead || len(n.taps) > 0, false
 			for _, idx := range sortedTaps(n.taps) {
 				if t := n.taps[idx]; t.pending && t.state == hoststate.StateForwarding {
-					c.arrive(n, t)
+					c.tapUp(n, t)
 				}
+				c.weigh(n, n.taps[idx])
 			}
 			c.touch(n)
 		}

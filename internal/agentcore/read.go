@@ -154,7 +154,7 @@ func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
 		return false
 	}
 	t := n.taps[v.Port]
-	if t == nil || !t.port.IsZero() {
+	if t == nil || t.declared != nil {
 		return false
 	}
 	_, declared := n.byMAC[k.MAC]
@@ -162,7 +162,7 @@ func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
 		t.seen = k.MAC
 		c.identify(n, t)
 	}
-	return declared || v.Flags == 0
+	return declared || v.Flags == 0 || c.relearn(n, t, k, v)
 }
 
 // compare takes what tables were read to hold. A difference in a row that was
@@ -334,8 +334,8 @@ func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[str
 	for _, idx := range sortedTaps(n.taps) {
 		if l, ok := c.links[idx]; !ok || bridge == 0 || l.Master != bridge {
 			c.tapWent(n, n.taps[idx])
-		} else if t := n.taps[idx]; t.name != l.Name || t.alias != l.Alias || t.state != l.State || t.tuned != tuned(l) || t.apart != apart(l) {
-			if t.tuned && !tuned(l) && !t.port.IsZero() {
+		} else if t := n.taps[idx]; t.name != l.Name || t.alias != l.Alias || t.state != l.State || t.guarded != l.Guarded || t.tuned != tuned(l) || t.apart != apart(l) {
+			if t.tuned && !tuned(l) && t.declared != nil {
 				c.stats.Repairs++
 			}
 			c.tapChanged(n, t, l)
@@ -355,7 +355,7 @@ func (c *Core) netLinks(n *network, old map[int32]hoststate.Link, byName map[str
 
 func sameLink(a, b hoststate.Link) bool {
 	return a.Index == b.Index && a.Up == b.Up && a.MTU == b.MTU && a.Master == b.Master && a.Alias == b.Alias && a.Isolated == b.Isolated &&
-		a.Local == b.Local && a.DF == b.DF && a.DOVE == b.DOVE && a.Flood == b.Flood && a.Learns == b.Learns && a.IPv6 == b.IPv6 && slices.Equal(a.AltNames, b.AltNames)
+		a.Local == b.Local && a.DF == b.DF && a.DOVE == b.DOVE && a.Flood == b.Flood && a.Learns == b.Learns && a.IPv6 == b.IPv6 && a.Guarded == b.Guarded && slices.Equal(a.AltNames, b.AltNames)
 }
 
 // forgetHeld marks all rows of a network as unknown: its device is another.

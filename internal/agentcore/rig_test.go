@@ -126,9 +126,9 @@ func (r *rig) wants(lines ...string) {
 // item makes one entry from a line. A leading "-" makes a tombstone.
 //
 //	host h2 192.0.2.2
-//	network n1 10 [none] [blocked]
+//	network n1 10 [none] [blocked] [learn] [dhcp]
 //	port p1 02:00:00:00:00:01 [host ...]
-//	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1
+//	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
 func (r *rig) item(network, line string) Item {
 	line, gone := strings.CutPrefix(line, "-")
 	f := strings.Fields(line)
@@ -142,6 +142,11 @@ func (r *rig) item(network, line string) Item {
 		n := &overlay.Network{Meta: meta('n'), TenantName: "default", MTU: 1450}
 		fmt.Sscan(f[2], (*uint32)(&n.VNI))
 		n.Blocked = slices.Contains(f, "blocked")
+		if slices.Contains(f, "learn") {
+			n.Admission = overlay.AdmitLearn
+		} else if slices.Contains(f, "dhcp") {
+			n.Admission = overlay.AdmitDHCP
+		}
 		if slices.Contains(f, "none") {
 			n.Flood = overlay.FloodNone
 		}
@@ -149,10 +154,20 @@ func (r *rig) item(network, line string) Item {
 	case "port":
 		it.Rec = &overlay.Port{Meta: meta('p'), Network: netUID(network), MAC: mac(f[2]), Hosts: f[3:]}
 	case "at":
-		e := &overlay.Endpoint{Network: netUID(network), Host: hostUID(f[1]), Port: portUID(f[2]), MAC: mac(f[3]), Evidence: overlay.EvidenceDevice}
+		e := &overlay.Endpoint{Network: netUID(network), Host: hostUID(f[1]), MAC: mac(f[3]), Evidence: overlay.EvidenceDevice}
+		if f[2] != "-" { // undeclared
+			e.Port = portUID(f[2])
+		}
 		if len(f) > 4 {
 			for _, a := range strings.Split(f[4], ",") {
 				e.Addresses = append(e.Addresses, netip.MustParseAddr(a))
+			}
+			for _, x := range f[5:] {
+				if h, ok := strings.CutPrefix(x, "pre="); ok {
+					e.Pre = append(e.Pre, hostUID(h))
+				} else if h, ok := strings.CutPrefix(x, "from="); ok {
+					e.From = hostUID(h)
+				}
 			}
 		}
 		it.Rec = e
@@ -270,8 +285,13 @@ func (r *rig) ups() string {
 		}
 		for _, cl := range u.Claims {
 			verb := "claim"
-			if cl.Leave {
+			switch {
+			case cl.Leave && cl.Pre:
+				verb = "unexpect"
+			case cl.Leave:
 				verb = "leave"
+			case cl.Pre:
+				verb = "expect"
 			}
 			out = append(out, fmt.Sprintf("%s %d %s base %v %s", verb, cl.ID, cl.MAC, cl.Base, cl.Evidence))
 		}

@@ -214,8 +214,9 @@ type picked struct {
 
 // takeRows appends at most max operations from the set's queue: first what is
 // to be written in the order of tables, then what is to be deleted in the
-// opposite order.
-func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete bool, max int, buf []hoststate.Op) []hoststate.Op {
+// opposite order. While the tables are to be read, what nobody has looked at
+// is not deleted: what hangs on it may stand there, too, and goes first.
+func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete, unread bool, max int, buf []hoststate.Op) []hoststate.Op {
 	n := 0
 	var later []picked
 	picks := c.picks[:0]
@@ -226,7 +227,7 @@ func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete bool, max int, buf
 			c.close(s, k, rs)
 			continue
 		}
-		if !rs.wanted() && !mayDelete {
+		if !rs.wanted() && (!mayDelete || unread && !rs.known) {
 			rs.queued = true
 			later = append(later, picked{k, rs})
 			continue
@@ -241,16 +242,10 @@ func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete bool, max int, buf
 	return c.delOps(s, net, picks, c.setOps(s, net, picks, buf))
 }
 
-// tables is the order in which rows are written; they are deleted in the
-// opposite one.
-var tables = [...]hoststate.Table{
-	hoststate.TableVTEP, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableMember, hoststate.TableMark,
-}
-
 // setOps appends what is to be written of the rows that were picked, in order:
 // a pass a table moves less than sorting would.
 func (c *Core) setOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
-	for _, t := range tables {
+	for _, t := range hoststate.WriteOrder {
 		for _, p := range picks {
 			if p.key.Table == t && p.rs.wanted() {
 				buf = append(buf, hoststate.Op{
@@ -265,7 +260,7 @@ func (c *Core) setOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststat
 
 // delOps appends what is to be deleted of the rows that were picked.
 func (c *Core) delOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
-	for _, t := range slices.Backward(tables[:]) {
+	for _, t := range slices.Backward(hoststate.WriteOrder[:]) {
 		for _, p := range picks {
 			if p.key.Table == t && !p.rs.wanted() {
 				buf = append(buf, hoststate.Op{

@@ -5,39 +5,37 @@ import (
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
+	"culvert/internal/plan"
 )
 
-// tap is a device that is a port of a network's bridge: a VM's NIC, as soon as
-// it is known which declared port it is.
+// tap is a device that is a port of a network's bridge: a VM's NIC. Which
+// endpoints are behind it is another question: see guest.
 type tap struct {
-	index int32
-	name  string
-	alias string
-	state hoststate.PortState
-	tuned bool // flood, learning and IPv6 are off
-	apart bool // flood and IPv6 are off: it was made a port of ours, claimed or not
+	index   int32
+	name    string
+	alias   string
+	state   hoststate.PortState
+	tuned   bool // flood, learning and IPv6 are off, and the port program stands
+	apart   bool // flood and IPv6 are off: it was made a port of ours, claimed or not
+	guarded bool
 
-	port     overlay.UID // zero while unclaimed
-	mac      overlay.MAC // the port's
-	seen     overlay.MAC // a declared MAC that the bridge learned on it
-	evidence overlay.Evidence
+	seen overlay.MAC   // a declared MAC that was heard on it
+	nic  hoststate.NIC // what the hypervisor says of it; the zero one: nothing
 
-	// arrived: it was seen to come while this agent ran, at a time when the
-	// binding in force was base. A device that was there already at the first
-	// look is no evidence against a binding elsewhere: it may be what a
-	// migration left behind.
-	arrived bool
-	base    overlay.Rev
-	// pending: it came to life before the network's log was complete. It
-	// arrives at the end of that pass, if it is still there.
+	// came: it began to pass frames while this agent ran. A device that was
+	// there already at the first look may be what a migration left behind.
+	came bool
+	// pending: it came before the network's log was complete. What follows
+	// from that waits for the end of the pass.
 	pending bool
+	// word: the hypervisor said that the guest runs here, see weigh.
+	word bool
 
-	claim    uint64      // under way; 0 if none
-	claimed  bool        // accepted in this session
-	waitFor  overlay.Rev // refused: not before the log has reached this
-	retryAt  Time
-	refusal  string
+	declared *guest                 // the declared port that it is; nil while unclaimed
+	learned  map[overlay.MAC]*guest // undeclared endpoints that were heard on it
+
 	isMember bool
+	guard    []hoststate.Row // what was asked for of its port program
 }
 
 func sortedTaps(m map[int32]*tap) []int32 {
@@ -49,28 +47,16 @@ func sortedTaps(m map[int32]*tap) []int32 {
 	return out
 }
 
-// tapOf is the device that is the port with that MAC, or nil. Where two claim
-// to be, the one that came last is: a VM that restarts may leave one behind.
-func (n *network) tapOf(mac overlay.MAC) *tap {
-	if mac.IsZero() {
-		return nil
+// guests lists what is behind a device, the declared one first.
+func (t *tap) guests() []*guest {
+	var out []*guest
+	if t.declared != nil {
+		out = append(out, t.declared)
 	}
-	var best *tap
-	for _, t := range n.taps { // order-free: the greatest of all
-		if t.mac == mac && (best == nil || t.index > best.index) {
-			best = t
-		}
+	for _, mac := range sortedMACs(t.learned) {
+		out = append(out, t.learned[mac])
 	}
-	return best
-}
-
-// owns reports whether the endpoint is here: no binding says otherwise, or the
-// device came after the binding that does.
-func (t *tap) owns(self overlay.UID, e *endpoint) bool {
-	if e.gone || e.rec == nil || e.rec.Host == self {
-		return true
-	}
-	return t.arrived && !t.base.Less(e.rev)
+	return out
 }
 
 // findTaps looks which links are ports of the network's bridge.
@@ -92,55 +78,60 @@ func sortedLinks(m map[int32]hoststate.Link) []int32 {
 }
 
 func (c *Core) tapCame(n *network, l hoststate.Link) {
-	t := &tap{index: l.Index}
+	t := &tap{index: l.Index, nic: c.nics[l.Name].NIC}
+	t.word = t.nic.State == hoststate.NICRunning
 	n.taps[l.Index] = t
+	if n.live() || c.tapNet[l.Index] == nil { // one that was deleted may have had the same VNI
+		c.tapNet[l.Index] = n
+	}
 	c.tapChanged(n, t, l)
 }
 
 // tapChanged takes what was read of a device that is a port of our bridge.
 func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	up := l.State == hoststate.StateForwarding && t.state != hoststate.StateForwarding
-	t.name, t.alias, t.state, t.tuned, t.apart = l.Name, l.Alias, l.State, tuned(l), apart(l)
+	t.name, t.alias, t.state, t.tuned, t.apart, t.guarded = l.Name, l.Alias, l.State, tuned(l), apart(l), l.Guarded
 	c.identify(n, t)
 	c.ask(n, t)
-	if up && n.looked { // a NIC that begins to pass frames is a sign of life
+	if up && n.looked { // a NIC that begins to pass frames
+		t.came = true
 		if t.pending = !n.log.complete; !t.pending {
-			c.arrive(n, t)
+			c.tapUp(n, t)
 		}
 	}
 	c.touch(n)
 }
 
+// tapUp looks what it means that a device began to pass frames.
+func (c *Core) tapUp(n *network, t *tap) {
+	t.pending = false
+	for _, g := range t.guests() {
+		g.left = false
+		c.came(n, g)
+	}
+}
+
 // apart reports whether a device was made a port of ours. While no port claims
 // it, the bridge goes on learning from it, which may say which port it is; it
 // passes nothing, to other such devices neither (OpPort isolates it).
-func apart(l hoststate.Link) bool { return !l.Flood && !l.IPv6 }
+func apart(l hoststate.Link) bool { return !l.Flood && !l.IPv6 && l.Guarded }
 
 // known reports whether nothing is to be learned about a device any more. One
 // that only a frame has named keeps learning until its endpoint is here: an
 // agent that starts after this one has nothing else to know it by.
 func (t *tap) known() bool {
-	return !t.port.IsZero() && (t.isMember || t.evidence >= overlay.EvidenceDevice)
+	if t.declared == nil {
+		return t.isMember // of undeclared endpoints, which the port program hears
+	}
+	return t.isMember || t.declared.evidence >= overlay.EvidenceDevice
 }
 
 // tuned reports whether a device is as a VM port must be.
-func tuned(l hoststate.Link) bool { return !l.Flood && !l.Learns && !l.IPv6 }
-
-// arrive notes that the device came to life at the binding in force now.
-func (c *Core) arrive(n *network, t *tap) {
-	t.arrived, t.pending, t.waitFor, t.retryAt = true, false, overlay.Rev{}, 0
-	t.base = overlay.Rev{}
-	if e := n.eps[t.mac]; e != nil {
-		t.base = e.rev
-	}
-	if !t.mac.IsZero() {
-		c.replan(n, t.mac)
-		c.member(n, t)
-	}
-}
+func tuned(l hoststate.Link) bool { return !l.Flood && !l.Learns && !l.IPv6 && l.Guarded }
 
 // identify decides which declared port a device is: by its alias, which
-// `culvert attach` writes too, else by a declared MAC seen on it.
+// `culvert attach` writes too, by what the hypervisor says, else by a declared
+// MAC heard on it.
 func (c *Core) identify(n *network, t *tap) {
 	port, ev := overlay.UID{}, overlay.EvidenceNone
 	if n.live() {
@@ -148,6 +139,8 @@ func (c *Core) identify(n *network, t *tap) {
 			if tenant == n.rec.TenantName {
 				port, ev = n.byName[name], overlay.EvidenceDevice
 			}
+		} else if p, ok := n.hypervised(t); ok {
+			port, ev = p, overlay.EvidenceHypervisor
 		} else if !t.seen.IsZero() {
 			port, ev = n.byMAC[t.seen], overlay.EvidenceFrame
 		}
@@ -158,23 +151,43 @@ func (c *Core) identify(n *network, t *tap) {
 	} else {
 		port = overlay.UID{}
 	}
-	if port == t.port && mac == t.mac {
+	if g := t.declared; g == nil && port.IsZero() || g != nil && g.port == port && g.mac == mac {
+		if g != nil && g.evidence < ev {
+			g.evidence = ev
+		}
 		return
 	}
-	was := t.mac
-	t.port, t.mac, t.evidence = port, mac, ev
-	t.claim, t.claimed, t.waitFor, t.retryAt, t.refusal = 0, false, overlay.Rev{}, 0, ""
-	c.ask(n, t)
-	if !was.IsZero() {
-		c.replan(n, was)
+	if g := t.declared; g != nil {
+		t.declared = nil
+		c.place(n, g.mac)
 	}
-	if t.arrived {
-		c.arrive(n, t)
-	} else if !mac.IsZero() {
-		c.replan(n, mac)
+	c.ask(n, t)
+	if !port.IsZero() {
+		t.declared = &guest{tap: t, mac: mac, port: port, evidence: ev}
+		c.place(n, mac)
+		if t.came && !t.pending {
+			c.came(n, t.declared)
+		}
+		c.weigh(n, t)
 	}
 	c.member(n, t)
 	c.touch(n)
+}
+
+// hypervised is the port that the hypervisor names for a device: by name, or
+// by the MAC of its NIC.
+func (n *network) hypervised(t *tap) (overlay.UID, bool) {
+	switch {
+	case t.nic.State == 0 || t.nic.State == hoststate.NICGone:
+		return overlay.UID{}, false
+	case t.nic.Port != "":
+		if t.nic.Tenant != "" && t.nic.Tenant != n.rec.TenantName {
+			return overlay.UID{}, true
+		}
+		return n.byName[t.nic.Port], true
+	}
+	port, ok := n.byMAC[t.nic.MAC]
+	return port, ok
 }
 
 // mayBeHere reports whether a port is declared for this host at all. One that
@@ -186,7 +199,7 @@ func mayBeHere(p *overlay.Port, host string) bool {
 // ask has the tables read for a device that nothing names, if they were not
 // since it is known which ports there are.
 func (c *Core) ask(n *network, t *tap) {
-	if t.port.IsZero() && !n.heard {
+	if t.declared == nil && !n.heard {
 		c.wantTables(n)
 	}
 }
@@ -194,12 +207,14 @@ func (c *Core) ask(n *network, t *tap) {
 // tapWent forgets a device that is no longer a port of the bridge.
 func (c *Core) tapWent(n *network, t *tap) {
 	delete(n.taps, t.index)
-	if t.isMember {
-		t.isMember = false
-		c.remove(c.global, memberKey(t.index), memberBy(n))
+	if c.tapNet[t.index] == n {
+		delete(c.tapNet, t.index)
 	}
-	if !t.mac.IsZero() {
-		c.replan(n, t.mac)
+	gone := t.guests()
+	t.declared, t.learned = nil, nil
+	c.guard(n, t, nil)
+	for _, g := range gone {
+		c.place(n, g.mac)
 	}
 	c.touch(n)
 }
@@ -210,50 +225,79 @@ func memberKey(index int32) hoststate.Key {
 
 func memberBy(n *network) overlay.Key { return overlay.Key{Kind: overlay.KindNetwork, UID: n.uid} }
 
-// member lets a device pass frames exactly while it is a port whose endpoint
-// is here and whose network is not being deleted.
+// member lets a device pass frames exactly while an endpoint behind it is here
+// or is expected here, and its network is not being deleted.
 func (c *Core) member(n *network, t *tap) {
-	want := n.live() && !n.rec.Blocked && !t.mac.IsZero() && n.tapOf(t.mac) == t
-	if want {
-		if e := n.eps[t.mac]; e != nil {
-			want = t.owns(c.cfg.Self, e)
+	var rows []hoststate.Row
+	if n.live() && !n.rec.Blocked {
+		rows = c.portRows(n, t)
+	}
+	c.guard(n, t, rows)
+}
+
+// portRows is what the port program and the set of members are to hold for a
+// device: nothing if it is to pass nothing.
+func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
+	p := plan.Guard{Port: t.index, Flags: hoststate.Open}
+	for _, g := range t.guests() {
+		if n.guests[g.mac] != g {
+			continue
+		}
+		e := n.eps[g.mac]
+		switch {
+		case e == nil || g.owns(c.cfg.Self, e):
+		case slices.Contains(e.rec.Pre, c.cfg.Self):
+			p.Flags |= hoststate.Watch
+		default:
+			continue
+		}
+		p.MACs = append(p.MACs, g.mac)
+		if d := n.ports[g.port]; d != nil && !d.gone {
+			p.Addrs = append(p.Addrs, d.rec.Addresses...)
+		} else {
+			p.Addrs = append(p.Addrs, g.addrs...)
 		}
 	}
-	if want == t.isMember {
-		return
+	if len(p.MACs) == 0 {
+		return nil
 	}
-	t.isMember = want
-	if t.tuned != t.known() {
-		c.touch(n)
+	return plan.PortRows(nil, p)
+}
+
+// guard brings the rows of a device's port program up to date.
+func (c *Core) guard(n *network, t *tap, rows []hoststate.Row) {
+	by := memberBy(n)
+	old := t.guard
+	t.guard = rows
+	for _, r := range rows {
+		switch i := slices.IndexFunc(old, func(o hoststate.Row) bool { return o.Key == r.Key }); {
+		case i < 0:
+			c.add(c.global, r, by, overlay.Rev{})
+		case old[i].Val != r.Val:
+			c.alter(c.global, r, by, overlay.Rev{})
+		}
 	}
-	if want {
-		c.add(c.global, hoststate.Row{Key: memberKey(t.index)}, memberBy(n), overlay.Rev{})
-	} else {
-		c.remove(c.global, memberKey(t.index), memberBy(n))
+	for i := len(old) - 1; i >= 0; i-- {
+		if !slices.ContainsFunc(rows, func(r hoststate.Row) bool { return r.Key == old[i].Key }) {
+			c.remove(c.global, old[i].Key, by)
+		}
+	}
+	if is := len(rows) > 0; is != t.isMember {
+		t.isMember = is
+		if t.tuned != t.known() {
+			c.touch(n)
+		}
 	}
 }
 
-// bindingChanged looks at a local port whose binding has changed.
-func (c *Core) bindingChanged(n *network, t *tap, e *endpoint) {
-	if e.gone && t.base.Less(e.rev) {
-		// Nobody has it, and it is here: that is evidence enough, and new.
-		t.base, t.claimed, t.retryAt = e.rev, false, 0
+// guardStands reports whether the kernel holds all that guard asked for.
+func (c *Core) guardStands(t *tap) bool {
+	for _, r := range t.guard {
+		if rs := c.global.rows[r.Key]; rs == nil || !rs.settled() {
+			return false
+		}
 	}
-	if !e.gone && e.rec.Host != c.cfg.Self {
-		t.claimed = false
-	}
-	c.member(n, t)
-}
-
-// ready reports whether the kernel holds what a port needs before anybody is
-// told of it: its pinned entry and its place among the members.
-func (c *Core) ready(n *network, t *tap) bool {
-	if !t.tuned {
-		return false
-	}
-	m := c.global.rows[memberKey(t.index)]
-	p := n.rows.rows[hoststate.Key{Table: hoststate.TableMaster, VNI: n.rec.VNI, MAC: t.mac}]
-	return m != nil && m.settled() && p != nil && p.settled() && p.want().Port == t.index
+	return t.isMember
 }
 
 // Port is one device in one of our bridges, for status.
@@ -271,12 +315,15 @@ func (c *Core) Ports() []Port {
 	for _, n := range c.sortedNets() {
 		for _, idx := range sortedTaps(n.taps) {
 			t := n.taps[idx]
-			p := Port{Device: t.name, Claimed: t.claimed, Refusal: t.refusal}
+			p := Port{Device: t.name}
 			if n.rec != nil {
 				p.Network = n.rec.TenantName + "/" + n.rec.Name
 			}
-			if e := n.ports[t.port]; e != nil {
-				p.Port = e.rec.Name
+			if g := t.declared; g != nil {
+				p.Claimed, p.Refusal = g.claimed, g.refusal
+				if d := n.ports[g.port]; d != nil {
+					p.Port = d.rec.Name
+				}
 			}
 			out = append(out, p)
 		}
@@ -284,12 +331,15 @@ func (c *Core) Ports() []Port {
 	return out
 }
 
-// Unclaimed lists the devices that no port claims: they pass nothing.
+// Unclaimed lists the devices that no port claims and behind which no endpoint
+// was admitted: they pass nothing.
 func (c *Core) Unclaimed() []string {
 	var out []string
-	for _, p := range c.Ports() {
-		if p.Port == "" {
-			out = append(out, p.Device+" in "+p.Network)
+	for _, n := range c.sortedNets() {
+		for _, idx := range sortedTaps(n.taps) {
+			if t := n.taps[idx]; t.declared == nil && !t.isMember && n.rec != nil {
+				out = append(out, t.name+" in "+n.rec.TenantName+"/"+n.rec.Name)
+			}
 		}
 	}
 	return out

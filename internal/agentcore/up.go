@@ -1,6 +1,9 @@
 package agentcore
 
 import (
+	"net/netip"
+
+	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
 )
 
@@ -19,6 +22,11 @@ type Claim struct {
 	Base     overlay.Rev
 	Evidence overlay.Evidence
 	Leave    bool
+	// Pre: the endpoint is expected here (RFC 8394, pre-associate), or with
+	// Leave not any more.
+	Pre bool
+	// Addresses of an undeclared endpoint, sorted.
+	Addresses []netip.Addr
 }
 
 // Up is what the agent has to tell, in the order of the fields.
@@ -38,8 +46,9 @@ func (u *Up) Empty() bool {
 type claimRef struct {
 	net   overlay.UID
 	mac   overlay.MAC
-	tap   int32
+	guest *guest // nil with leave
 	leave bool
+	pre   bool
 }
 
 // maxClaims bounds one Up.
@@ -60,7 +69,9 @@ func (c *Core) connected(e Connected) {
 			c.behind[n.uid] = true
 		}
 		for _, t := range n.taps { // order-free: each by itself
-			t.claim, t.claimed, t.waitFor, t.retryAt = 0, false, overlay.Rev{}, 0
+			for _, g := range t.guests() { // also one that another device has taken the place of
+				g.claim, g.claimed, g.expected, g.waitFor, g.retryAt = 0, false, false, overlay.Rev{}, 0
+			}
 		}
 		for _, e := range n.eps { // order-free: each by itself
 			e.leaving = false
@@ -88,7 +99,7 @@ func (c *Core) subscribe(n *network) {
 // a binding to this host stands, or may come of a claim, and only who hears of
 // it can withdraw it.
 func (n *network) owes() bool {
-	return len(n.mine) > 0 || n.claiming > 0 || n.log.sent.Less(n.awaits)
+	return len(n.mine) > 0 || len(n.pre) > 0 || n.claiming > 0 || n.log.sent.Less(n.awaits)
 }
 
 // owesLess looks anew at a network that may be subscribed for nothing.
@@ -138,15 +149,14 @@ func (c *Core) NextUp() Up {
 	return u
 }
 
+// claimNet makes the claims of one network. Each of a network's MACs has at
+// most one under way.
 func (c *Core) claimNet(n *network, u *Up) {
-	for _, idx := range sortedTaps(n.taps) {
-		t := n.taps[idx]
-		if c.mayClaim(n, t) {
-			c.nextID++
-			t.claim = c.nextID
-			c.claims[t.claim] = claimRef{net: n.uid, mac: t.mac, tap: idx}
-			n.claiming++
-			base, e := t.base, n.eps[t.mac]
+	for _, mac := range sortedMACs(n.guests) {
+		g := n.guests[mac]
+		switch {
+		case c.mayClaim(n, g):
+			base, e := g.base, n.eps[mac]
 			switch {
 			case e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self:
 				base = e.rev
@@ -155,7 +165,9 @@ func (c *Core) claimNet(n *network, u *Up) {
 				// not name the tombstone on which the claim is based.
 				base = n.log.sent
 			}
-			u.Claims = append(u.Claims, Claim{ID: t.claim, Network: n.uid, MAC: t.mac, Port: t.port, Base: base, Evidence: t.evidence})
+			c.claim(n, g, u, Claim{Base: base, Evidence: g.evidence, Addresses: g.addrs})
+		case c.mayExpect(n, g):
+			c.claim(n, g, u, Claim{Base: n.eps[mac].rev, Evidence: g.evidence, Pre: true})
 		}
 	}
 	for _, mac := range c.departed(n) {
@@ -163,54 +175,91 @@ func (c *Core) claimNet(n *network, u *Up) {
 		e.leaving = true
 		c.nextID++
 		c.claims[c.nextID] = claimRef{net: n.uid, mac: mac, leave: true}
-		u.Claims = append(u.Claims, Claim{ID: c.nextID, Network: n.uid, MAC: mac, Port: e.rec.Port, Base: e.rev, Leave: true})
+		u.Claims = append(u.Claims, Claim{ID: c.nextID, Network: n.uid, MAC: mac, Port: e.rec.Port, Base: e.rev, Leave: true, Pre: !n.mine[mac]})
 	}
 }
 
-// mayClaim decides whether a port is to be claimed now: it is here, the kernel
+func (c *Core) claim(n *network, g *guest, u *Up, cl Claim) {
+	c.nextID++
+	g.claim = c.nextID
+	c.claims[g.claim] = claimRef{net: n.uid, mac: g.mac, guest: g, pre: cl.Pre}
+	n.claiming++
+	cl.ID, cl.Network, cl.MAC, cl.Port = g.claim, n.uid, g.mac, g.port
+	u.Claims = append(u.Claims, cl)
+}
+
+// waits reports whether a guest is not to be claimed in any way now: it is
+// under way, or was refused and nothing is new since.
+func (c *Core) waits(n *network, g *guest, e *endpoint) bool {
+	return g.claim != 0 || g.retryAt > c.now || n.conflict || e == nil || e.rev.Less(g.waitFor) && n.log.sent.Less(g.waitFor)
+}
+
+// mayClaim decides whether a guest is to be claimed now: it is here, the kernel
 // is ready for it, and the manager was not told in this session or has
 // forgotten. A NIC that passes no frames is no news, but one that is ours
 // already stays so.
-func (c *Core) mayClaim(n *network, t *tap) bool {
-	if t.mac.IsZero() || t.claim != 0 || t.claimed || n.tapOf(t.mac) != t || t.retryAt > c.now || n.conflict {
-		return false
-	}
-	e := n.eps[t.mac]
-	if e == nil || !t.owns(c.cfg.Self, e) || e.rev.Less(t.waitFor) && n.log.sent.Less(t.waitFor) {
+func (c *Core) mayClaim(n *network, g *guest) bool {
+	e := n.eps[g.mac]
+	if g.claimed || c.waits(n, g, e) || !g.owns(c.cfg.Self, e) || g.leaves(e) {
 		return false
 	}
 	mine := e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self
-	return c.ready(n, t) && (mine || t.state == 3)
+	return c.ready(n, g) && (mine || g.tap.state == hoststate.StateForwarding)
 }
 
-// departed lists the bindings to this host whose port is here no more.
+// mayExpect decides whether the manager is to be told that a guest is expected
+// here: its device is there and named, and it runs elsewhere still.
+func (c *Core) mayExpect(n *network, g *guest) bool {
+	e := n.eps[g.mac]
+	if c.waits(n, g, e) || e.gone || e.rec == nil || g.owns(c.cfg.Self, e) {
+		return false
+	}
+	if n.pre[g.mac] {
+		return !g.expected // each session begins by saying all that is here
+	}
+	if g.evidence < overlay.EvidenceDevice {
+		return false
+	}
+	incoming := g.tap.nic.State == hoststate.NICIncoming || g.tap.nic.State == hoststate.NICPaused
+	return g.tap.tuned && g.tap.state == hoststate.StateForwarding && (incoming || g.tap.came && !g.left)
+}
+
+// departed lists the bindings to this host whose guest is here no more, or was
+// stopped here to go where it is expected; and what is expected here no more.
 func (c *Core) departed(n *network) []overlay.MAC {
 	if !c.linksRead || !c.inventory {
 		return nil // the inventory says it, whole
 	}
 	var out []overlay.MAC
 	for _, mac := range sortedMACs(n.mine) {
-		if e := n.eps[mac]; !e.leaving && n.tapOf(mac) == nil {
+		if e, g := n.eps[mac], n.guests[mac]; !e.leaving && (g == nil || g.leaves(e)) {
+			out = append(out, mac)
+		}
+	}
+	for _, mac := range sortedMACs(n.pre) {
+		if e := n.eps[mac]; !e.leaving && n.guests[mac] == nil {
 			out = append(out, mac)
 		}
 	}
 	return out
 }
 
-// allClaimed reports whether every port that is here and ours to have was
+// allClaimed reports whether every guest that is here and ours to have was
 // claimed in this session.
 func (c *Core) allClaimed() bool {
 	for _, n := range c.nets { // order-free: all must be
 		if !n.live() {
 			continue
 		}
-		for _, t := range n.taps { // order-free: all must be
-			if t.mac.IsZero() || t.claim != 0 || t.claimed || n.tapOf(t.mac) != t || !t.waitFor.IsZero() || t.refusal != "" {
+		for _, g := range n.guests { // order-free: all must be
+			if g.claim != 0 || g.claimed || !g.waitFor.IsZero() || g.refusal != "" {
 				continue
 			}
-			e := n.eps[t.mac]
-			if e != nil && e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self {
+			if e := n.eps[g.mac]; e != nil && e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self && !g.leaves(e) {
 				return false // ours, and not said yet
+			}
+			if n.pre[g.mac] && !g.expected {
+				return false
 			}
 		}
 	}
@@ -232,22 +281,47 @@ func (c *Core) answered(e Answered) {
 		n.awaits = e.Binding
 	}
 	c.owesLess(n)
-	t := n.taps[ref.tap]
-	if t == nil || t.claim != e.ID {
+	g := ref.guest
+	if g.claim != e.ID {
 		return
 	}
-	t.claim = 0
-	if e.Accepted {
-		t.claimed, t.refusal = true, ""
-		if t.base.Less(e.Binding) {
-			t.base = e.Binding
+	g.claim = 0
+	switch {
+	case e.Accepted && ref.pre:
+		g.expected = true
+		g.waitFor, g.refusal = e.Binding, "" // the log says so, too
+		return
+	case e.Accepted:
+		g.claimed, g.back, g.refusal = true, false, e.Reason // some of its addresses may have been refused
+		if g.base.Less(e.Binding) {
+			g.base = e.Binding
 		}
 		return
 	}
-	t.refusal, t.waitFor = e.Reason, e.Binding
-	if !e.Binding.IsZero() && e.Binding.Compare(t.base) <= 0 {
+	g.refusal, g.waitFor = e.Reason, e.Binding
+	if !e.Binding.IsZero() && e.Binding.Compare(g.base) <= 0 {
 		return // newer evidence came while the claim was under way
 	}
-	t.retryAt = c.now + second
-	c.alarmAt(t.retryAt)
+	g.retryAt = c.now + second
+	c.alarmAt(g.retryAt)
+}
+
+// bindingChanged looks at a guest here whose binding has changed.
+func (c *Core) bindingChanged(n *network, g *guest, e *endpoint) {
+	if e.gone && g.base.Less(e.rev) {
+		// Nobody has it, and it is here: that is evidence enough, and new.
+		g.arrived, g.base, g.claimed, g.retryAt = true, e.rev, false, 0
+	}
+	if !e.gone && e.rec.Host != c.cfg.Self {
+		g.left = g.left || g.claimed
+		g.claimed = false
+	}
+	c.member(n, g.tap)
+}
+
+// ready reports whether the kernel holds what a guest needs before anybody is
+// told of it: its pinned entry and what its port program lets through.
+func (c *Core) ready(n *network, g *guest) bool {
+	p := n.rows.rows[hoststate.Key{Table: hoststate.TableMaster, VNI: n.rec.VNI, MAC: g.mac}]
+	return g.tap.tuned && c.guardStands(g.tap) && p != nil && p.settled() && p.want().Port == g.tap.index
 }

@@ -213,10 +213,12 @@ func parseNetwork(n *culvertv1.Network) (overlay.Doc, error) {
 	}
 	switch s.GetAdmission() {
 	case "", "declared":
-	case "learn", "dhcp":
-		return overlay.Doc{}, &LaterError{Field: "spec.admission", Value: s.GetAdmission(), Use: "declared", With: "undeclared endpoints"}
+	case "learn":
+		d.Network.Admission = overlay.AdmitLearn
+	case "dhcp":
+		d.Network.Admission = overlay.AdmitDHCP
 	default:
-		return overlay.Doc{}, &overlay.FieldError{Field: "spec.admission", Value: s.GetAdmission(), Allowed: "declared"}
+		return overlay.Doc{}, &overlay.FieldError{Field: "spec.admission", Value: s.GetAdmission(), Allowed: "declared, learn or dhcp"}
 	}
 	return d, nil
 }

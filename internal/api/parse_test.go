@@ -105,8 +105,6 @@ func TestParseRefuses(t *testing.T) {
 		{"spec.distribution", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Distribution = "pull" }},
 		{"later spec.distribution", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Distribution = "on-demand" }},
 		{"spec.admission", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Admission = "any" }},
-		{"later spec.admission", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Admission = "learn" }},
-		{"later spec.admission", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Admission = "dhcp" }},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Hosts = []string{"h1", "H"} }},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
 			n.Spec.Hosts = []string{"h1", "h1"}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -75,7 +76,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 	case *overlay.Network:
 		n := &culvertv1.NetworkRecord{
 			Meta: metaPB(&r.Meta), WantVni: uint32(r.WantVNI), Vni: uint32(r.VNI), WantMtu: uint32(r.WantMTU), Mtu: uint32(r.MTU),
-			Df: uint32(r.DF), Flood: uint32(r.Flood), Hosts: r.Hosts, Blocked: r.Blocked,
+			Df: uint32(r.DF), Flood: uint32(r.Flood), Hosts: r.Hosts, Blocked: r.Blocked, Admission: uint32(r.Admission),
 			TenantName: r.TenantName,
 		}
 		for _, s := range r.Subnets {
@@ -101,6 +102,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 		pb.Body = &culvertv1.Record_Endpoint{Endpoint: &culvertv1.EndpointRecord{
 			Network: uidBytes(r.Network), Mac: macBytes(r.MAC), Port: uidBytes(r.Port), Host: uidBytes(r.Host),
 			Addresses: addrsBytes(r.Addresses), Evidence: uint32(r.Evidence), Cause: r.Cause, Since: r.Since,
+			Pre: uidsBytes(r.Pre), From: uidBytes(r.From),
 		}}
 	}
 	return pb
@@ -133,6 +135,13 @@ func addrBytes(a netip.Addr) []byte {
 		return nil
 	}
 	return a.AsSlice()
+}
+
+func uidsBytes(us []overlay.UID) (out [][]byte) {
+	for _, u := range us {
+		out = append(out, uidBytes(u))
+	}
+	return out
 }
 
 func addrsBytes(as []netip.Addr) [][]byte {
@@ -204,6 +213,23 @@ func (d *decoder) addrs(bs [][]byte, what string) []netip.Addr {
 	return out
 }
 
+// uids are each named once, at most max, in an order that says something.
+func (d *decoder) uids(bs [][]byte, max int, what string) []overlay.UID {
+	if len(bs) > max {
+		d.refuse(what)
+		return nil
+	}
+	var out []overlay.UID
+	for _, b := range bs {
+		u := d.uid(b, what, true)
+		if slices.Contains(out, u) {
+			d.refuse(what + " named twice")
+		}
+		out = append(out, u)
+	}
+	return out
+}
+
 func (d *decoder) names(s []string, what string) []string {
 	if len(s) > maxRecordHosts {
 		d.refuse(what)
@@ -265,9 +291,10 @@ func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err erro
 		}
 		rec = &overlay.Endpoint{
 			Network: d.uid(e.GetNetwork(), "endpoint's network", true), MAC: d.mac(e.GetMac(), "endpoint's MAC", true),
-			Port: d.uid(e.GetPort(), "endpoint's port", true), Host: d.uid(e.GetHost(), "endpoint's host", true),
+			Port: d.uid(e.GetPort(), "endpoint's port", false), Host: d.uid(e.GetHost(), "endpoint's host", true),
 			Addresses: d.addrs(e.GetAddresses(), "endpoint's addresses"), Evidence: overlay.Evidence(e.GetEvidence()),
 			Cause: e.GetCause(), Since: e.GetSince(),
+			Pre: d.uids(e.GetPre(), overlay.MaxPre, "pre-associated hosts"), From: d.uid(e.GetFrom(), "former host", false),
 		}
 	default:
 		d.refuse("kind of record")
@@ -282,7 +309,7 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 	out := &overlay.Network{
 		Meta: d.meta(n.GetMeta()), WantVNI: overlay.VNI(n.GetWantVni()), VNI: overlay.VNI(n.GetVni()),
 		WantMTU: uint16(n.GetWantMtu()), MTU: uint16(n.GetMtu()), DF: overlay.DF(n.GetDf()), Flood: overlay.Flood(n.GetFlood()),
-		Hosts: d.names(n.GetHosts(), "network's hosts"), Blocked: n.GetBlocked(),
+		Hosts: d.names(n.GetHosts(), "network's hosts"), Blocked: n.GetBlocked(), Admission: overlay.Admission(n.GetAdmission()),
 		TenantName: n.GetTenantName(),
 	}
 	if overlay.CheckName("tenant", out.TenantName) != nil {
@@ -294,7 +321,7 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 	if n.GetMtu() < overlay.MinMTU || n.GetMtu() > overlay.MaxMTU || n.GetWantMtu() > overlay.MaxMTU {
 		d.refuse("MTU")
 	}
-	if n.GetDf() > uint32(overlay.DFInherit) || n.GetFlood() > uint32(overlay.FloodNone) {
+	if n.GetDf() > uint32(overlay.DFInherit) || n.GetFlood() > uint32(overlay.FloodNone) || n.GetAdmission() > uint32(overlay.AdmitDHCP) {
 		d.refuse("mode of the network")
 	}
 	for _, s := range n.GetSubnets() {

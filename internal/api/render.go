@@ -54,6 +54,9 @@ func RenderNetwork(n *overlay.Network, tenant string, rev overlay.Rev) *culvertv
 	if n.Flood == overlay.FloodNone {
 		spec.Flood = "none"
 	}
+	if n.Admission != overlay.AdmitDeclared {
+		spec.Admission = n.Admission.String()
+	}
 	return &culvertv1.Network{ApiVersion: Version, Kind: "Network", Metadata: renderMeta(&n.Meta, tenant, rev), Spec: spec, Status: status}
 }
 
@@ -79,15 +82,25 @@ func RenderHost(h *overlay.Host, rev overlay.Rev) *culvertv1.Host {
 }
 
 // EndpointNames are the names behind the UIDs of an endpoint.
-type EndpointNames struct{ Tenant, Network, Port, Host string }
+type EndpointNames struct {
+	Tenant, Network, Port, Host string
+	Expected                    []string // hosts of Pre
+	From                        string
+}
 
-// RenderEndpoint shows an endpoint. Its name is that of its port. since is RFC
+// RenderEndpoint shows an endpoint. Its name is that of its port, or its MAC if
+// it is undeclared. since is RFC
 // 3339 in UTC, made by the caller, who may know a clock.
 func RenderEndpoint(e *overlay.Endpoint, names EndpointNames, rev overlay.Rev, since string) *culvertv1.Endpoint {
+	name := names.Port
+	if name == "" {
+		name = e.MAC.String()
+	}
 	return &culvertv1.Endpoint{ApiVersion: Version, Kind: "Endpoint",
-		Metadata: &culvertv1.Metadata{Name: names.Port, Tenant: names.Tenant, Revision: rev.String()},
+		Metadata: &culvertv1.Metadata{Name: name, Tenant: names.Tenant, Revision: rev.String()},
 		Status: &culvertv1.EndpointStatus{Network: names.Network, Mac: e.MAC.String(), Addresses: addrStrings(e.Addresses),
-			Port: names.Port, Host: names.Host, Evidence: e.Evidence.String(), Cause: e.Cause, Since: since}}
+			Port: names.Port, Host: names.Host, Evidence: e.Evidence.String(), Cause: e.Cause, Since: since,
+			ExpectedAt: names.Expected, MovedFrom: names.From}}
 }
 
 func addrStrings(as []netip.Addr) []string {

@@ -30,7 +30,7 @@ var meanings = map[string]string{
 	"Network.spec.hosts[]":                "hosts that may serve it; default all",
 	"Network.spec.distribution":           "push (default)",
 	"Network.spec.flood":                  "broadcast: her (default) or none",
-	"Network.spec.admission":              "declared (default)",
+	"Network.spec.admission":              "who may be in it: declared (default), learn or dhcp",
 	"Port.spec.network":                   "network of the same tenant",
 	"Port.spec.mac":                       "like 52:54:00:12:34:56; default allocated",
 	"Port.spec.addresses[]":               "addresses in the network's subnets; default one a subnet is allocated",

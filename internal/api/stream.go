@@ -80,10 +80,15 @@ type Claim struct {
 	ID       uint64
 	Network  overlay.UID
 	MAC      overlay.MAC
-	Port     overlay.UID // zero only with Leave
+	Port     overlay.UID // zero with Leave, or of an undeclared endpoint
 	Base     overlay.Rev
 	Evidence overlay.Evidence
 	Leave    bool
+	// Pre: the endpoint is expected here (RFC 8394, pre-associate), or with
+	// Leave not any more.
+	Pre bool
+	// Addresses of an undeclared endpoint, sorted.
+	Addresses []netip.Addr
 }
 
 // InventoryEnd says that every endpoint of the host was claimed in Session.
@@ -195,6 +200,7 @@ func UpPB(u Up) *culvertv1.Up {
 			cs.Claims = append(cs.Claims, &culvertv1.Claim{
 				Id: c.ID, Network: uidBytes(c.Network), Mac: macBytes(c.MAC), Port: uidBytes(c.Port),
 				Base: RevPB(c.Base), Evidence: uint32(c.Evidence), Leave: c.Leave,
+				Pre: c.Pre, Addresses: addrsBytes(c.Addresses),
 			})
 		}
 		return &culvertv1.Up{Body: &culvertv1.Up_Claims{Claims: cs}}
@@ -393,8 +399,9 @@ func (d *streamDecoder) claims(pb *culvertv1.Claims) *Claims {
 		}
 		out.Claims = append(out.Claims, Claim{
 			ID: c.GetId(), Network: d.uid(c.GetNetwork(), "claim's network", true), MAC: d.mac(c.GetMac(), "claim's MAC", true),
-			Port: d.uid(c.GetPort(), "claim's port", !c.GetLeave()), Base: d.rev(c.GetBase(), "claim's base"),
+			Port: d.uid(c.GetPort(), "claim's port", false), Base: d.rev(c.GetBase(), "claim's base"),
 			Evidence: overlay.Evidence(c.GetEvidence()), Leave: c.GetLeave(),
+			Pre: c.GetPre(), Addresses: d.addrs(c.GetAddresses(), "claim's addresses"),
 		})
 	}
 	return out

@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,6 +109,10 @@ func genUp(t *rapid.T) Up {
 			if rapid.Bool().Draw(t, "has base") {
 				c.Base = genRev(t, "base")
 			}
+			c.Pre = rapid.Bool().Draw(t, "pre")
+			if rapid.Bool().Draw(t, "has addresses") {
+				c.Addresses = overlay.SortAddrs([]netip.Addr{genAddr(t, "first"), genAddr(t, "second")})
+			}
 			cs.Claims = append(cs.Claims, c)
 		}
 		return Up{Claims: cs}
@@ -139,10 +144,19 @@ func genRecord(t *rapid.T) overlay.Record {
 		meta.Tenant = genUID(t, "tenant")
 		return &overlay.Port{Meta: meta, Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Addresses: genAddrs(t), VM: genText(t, "vm")}
 	}
-	return &overlay.Endpoint{
+	e := &overlay.Endpoint{
 		Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Port: genUID(t, "port"), Host: genUID(t, "host"), Addresses: genAddrs(t),
 		Evidence: overlay.EvidenceDevice, Cause: genText(t, "cause"), Since: rapid.Int64().Draw(t, "since"),
 	}
+	for range rapid.IntRange(0, overlay.MaxPre).Draw(t, "expected at") {
+		if u := genUID(t, "pre"); !slices.Contains(e.Pre, u) {
+			e.Pre = append(e.Pre, u)
+		}
+	}
+	if rapid.Bool().Draw(t, "moved") {
+		e.From = genUID(t, "from")
+	}
+	return e
 }
 
 func genAddrs(t *rapid.T) []netip.Addr {
@@ -257,7 +271,7 @@ func TestStreamRefusals(t *testing.T) {
 		"short log uid":      {hello(func(h *culvertv1.Hello) { h.Logs = []*culvertv1.LogPosition{{Network: uid[:15]}} }), "log position's network"},
 		"zero claim session": {&culvertv1.Up{Body: &culvertv1.Up_Claims{Claims: &culvertv1.Claims{}}}, "session number"},
 		"claim no network":   {claim(func(c *culvertv1.Claim) { c.Network = nil }), "claim's network"},
-		"claim no port":      {claim(func(c *culvertv1.Claim) { c.Port = nil }), "claim's port"},
+		"claim bad address":  {claim(func(c *culvertv1.Claim) { c.Addresses = [][]byte{{1, 2}} }), "claim's addresses"},
 		"claim group MAC":    {claim(func(c *culvertv1.Claim) { c.Mac = []byte{1, 0, 0, 0, 0, 1} }), "claim's MAC"},
 		"claim evidence 256": {claim(func(c *culvertv1.Claim) { c.Evidence = 256 }), "claim's evidence"},
 		"interest in fleet":  {&culvertv1.Up{Body: &culvertv1.Up_Interest{Interest: &culvertv1.Interest{Add: []*culvertv1.LogPosition{{}}}}}, "log position's network"},

@@ -170,6 +170,8 @@ func (r *renderer) port(p *overlay.Port, rev overlay.Rev, gone bool) *culvertv1.
 		out.Status.State, out.Status.Host, out.Status.Since = "up", r.hostName(e.Host), stamp(e.Since)
 		if h, ok := r.hosts[e.Host]; !ok || !h.Connected {
 			out.Status.Reason = "its host is away: this is where it was last"
+		} else if len(e.Pre) > 0 {
+			out.Status.Reason = "expected at " + strings.Join(r.hostNames(e.Pre), ", ")
 		}
 	}
 	if n.Blocked {
@@ -210,7 +212,18 @@ func (r *renderer) endpoint(e *overlay.Endpoint, rev overlay.Rev) *culvertv1.End
 			names.Port = it.Rec.(*overlay.Port).Name
 		}
 	}
+	names.Expected = r.hostNames(e.Pre)
+	if !e.From.IsZero() {
+		names.From = r.hostName(e.From)
+	}
 	return api.RenderEndpoint(e, names, rev, stamp(e.Since))
+}
+
+func (r *renderer) hostNames(uids []overlay.UID) (names []string) {
+	for _, u := range uids {
+		names = append(names, r.hostName(u))
+	}
+	return names
 }
 
 func stamp(unixNano int64) string {

@@ -91,7 +91,7 @@ func Root(env *Env) *cobra.Command {
 	root.AddCommand(
 		s.tenantCommand(), s.networkCommand(), s.portCommand(), s.hostCommand(), s.endpointCommand(),
 		s.applyCommand(), s.schemaCommand(), s.statusCommand(), s.versionCommand(), s.tokenCommand(),
-		s.attachCommand(), s.detachCommand(), s.libvirtCommand(),
+		s.attachCommand(), s.detachCommand(), s.reportCommand(), s.libvirtCommand(),
 		managerCommand(env), agentCommand(env), initCommand(env), joinCommand(env), labCommand(env),
 	)
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})

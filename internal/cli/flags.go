@@ -136,7 +136,7 @@ func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
 	f.StringVar(&n.df, "df", "", "outer don't-fragment bit: set or inherit (default set)")
 	f.StringVar(&n.flood, "flood", "", "broadcast: her or none (default her)")
 	f.StringVar(&n.distribution, "distribution", "", "tables: push (default push)")
-	f.StringVar(&n.admission, "admission", "", "who may be in it: declared (default declared)")
+	f.StringVar(&n.admission, "admission", "", "who may be in it: declared, learn or dhcp (default declared)")
 	if set {
 		f.BoolVar(&n.anyHost, "any-host", false, "let all hosts serve it")
 	}

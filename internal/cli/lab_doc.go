@@ -147,6 +147,8 @@ type migration struct {
 	Away       []string `json:"away"`
 	PingsSent  int      `json:"pingsSent"`
 	PingsLost  int      `json:"pingsLost"`
+	// PingsLostRunning are those that were lost while the guest ran.
+	PingsLostRunning int `json:"pingsLostRunning"`
 }
 
 func migrationDoc(r lab.MigrateResult) migration {
@@ -156,7 +158,7 @@ func migrationDoc(r lab.MigrateResult) migration {
 		Slowest: r.Slowest, Hosts: r.Hosts, Away: append([]string{}, r.Away...),
 	}
 	if r.Pings != nil {
-		d.PingsSent, d.PingsLost = r.Pings.Sent, len(r.Pings.Lost)
+		d.PingsSent, d.PingsLost, d.PingsLostRunning = r.Pings.Sent, len(r.Pings.Lost), r.Pings.LostOutside(r.Stopped, r.Running)
 	}
 	return d
 }

@@ -18,7 +18,7 @@ func (k Key) Compare(l Key) int {
 	)
 }
 
-var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch"}
+var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch", "half"}
 
 // String lists the flags' words, joined by commas.
 func (f Flags) String() string {

@@ -9,7 +9,7 @@ type Heard struct {
 	Dropped bool   // the program dropped it
 	Frame   []byte // from the Ethernet header on, at most MaxHeard bytes
 	Length  int    // bytes of the whole frame
-	At      int64  // when the program saw it, nanoseconds of CLOCK_MONOTONIC
+	At      int64  // when the program saw it, Unix nanoseconds
 }
 
 // MaxHeard bounds what is copied of a frame, in bytes: a DHCP message of the

@@ -16,9 +16,15 @@ import (
 // Table is one kernel table that Culvert owns rows of.
 type Table uint8
 
-// The tables. The order is the order in which rows of one endpoint are added;
-// they are deleted in the opposite order (FDB before neighbour when adding, so
-// that the proxy never answers for a MAC that cannot be sent to).
+// WriteOrder is the order in which rows are written; they are deleted in the
+// opposite one. Whose frames are taken comes before what makes such frames
+// come, the FDBs before the neighbours, so that the proxy never answers for a
+// MAC that cannot be sent to, and a port passes frames when all else stands.
+var WriteOrder = [...]Table{
+	TableVTEP, TableSource, TableRelayed, TableFDB, TableMaster, TableRepl, TableNeigh, TableRelay, TableOwn, TablePort, TableMember, TableMark,
+}
+
+// The tables.
 const (
 	// TableVTEP is the set of outer addresses from which UDP to the VXLAN port
 	// is taken (nftables, inet). Key: IP. VNI is 0.
@@ -131,6 +137,9 @@ const (
 	// Watch: any frame that the guest sends is handed up, not only those that
 	// name addresses: it is awaited (TablePort).
 	Watch
+	// Half: the set has a row of TableVTEP and the program's map has not. It is
+	// read to notice, never planned.
+	Half
 )
 
 // Val is what a row says. Which fields count depends on the table.

@@ -31,6 +31,16 @@ func (s NICState) String() string {
 	return "unknown"
 }
 
+// ParseNICState reads what String wrote. ok is false for anything else.
+func ParseNICState(s string) (state NICState, ok bool) {
+	for state = NICIncoming; state <= NICGone; state++ {
+		if state.String() == s {
+			return state, true
+		}
+	}
+	return 0, false
+}
+
 // NIC is what a hypervisor says of one network interface of a guest.
 type NIC struct {
 	Device string // name of the tap or macvtap on this host; empty while there is none

@@ -68,10 +68,16 @@ func (p *pair) anyAddr() netip.Addr {
 	return p.addr(4)
 }
 
+// agreeTables are the tables of random rows.
+var agreeTables = []hoststate.Table{
+	hoststate.TableVTEP, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableMember,
+	hoststate.TableMark, hoststate.TablePort, hoststate.TableOwn, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay,
+}
+
 // row is a random row; its port, if any, is given by name.
 func (p *pair) row() (r hoststate.Row, port string) {
 	mac := overlay.MAC{0x52, 0x54, 0, 0, 0, byte(p.rng.IntN(4))}
-	r.Key = hoststate.Key{Table: hoststate.Table(1 + p.rng.IntN(7)), VNI: p.vni()}
+	r.Key = hoststate.Key{Table: agreeTables[p.rng.IntN(len(agreeTables))], VNI: p.vni()}
 	switch r.Key.Table {
 	case hoststate.TableVTEP:
 		r.Key.VNI, r.Key.IP = 0, p.anyAddr()
@@ -90,6 +96,21 @@ func (p *pair) row() (r hoststate.Row, port string) {
 		r.Key.IP, r.Val.Flags = p.anyAddr(), hoststate.Permanent
 	case hoststate.TableNeigh:
 		r.Key.IP, r.Val = p.anyAddr(), hoststate.Val{MAC: mac, Flags: neighFlags}
+	case hoststate.TablePort:
+		r.Key.VNI, port = 0, p.vm()
+		r.Val = hoststate.Val{MAC: mac, Flags: hoststate.Open}
+		if p.rng.IntN(2) == 0 {
+			r.Val.Flags |= hoststate.CheckIP | hoststate.NoServers
+		}
+	case hoststate.TableOwn:
+		r.Key.VNI, port = 0, p.vm()
+		if r.Key.MAC = mac; p.rng.IntN(2) == 0 {
+			r.Key.MAC, r.Key.IP = overlay.MAC{}, p.anyAddr()
+		}
+	case hoststate.TableSource, hoststate.TableRelayed:
+		r.Key.MAC, r.Key.IP = mac, p.anyAddr()
+	case hoststate.TableRelay:
+		r.Key.MAC = mac
 	}
 	return r, port
 }
@@ -183,7 +204,7 @@ func (p *pair) rowOp() (model, real hoststate.Op) {
 		return model, real
 	}
 	m, k := p.index(port)
-	if r.Key.Table == hoststate.TableMember {
+	if r.Key.Table != hoststate.TableMaster {
 		model.Row.Key.Port, real.Row.Key.Port = m, k
 	} else {
 		model.Row.Val.Port, real.Row.Val.Port = m, k
@@ -210,7 +231,18 @@ func (p *pair) vandal() {
 	name := p.vm()
 	_, onModel := p.model.Link(name)
 	what := ""
-	switch p.rng.IntN(6) {
+	switch p.rng.IntN(7) {
+	case 6:
+		if p.rng.IntN(2) == 0 {
+			if name = p.vni().VXLAN(); p.rng.IntN(2) == 0 {
+				name = p.vm()
+			}
+			if _, ok := p.model.Link(name); ok {
+				what = "strip " + name
+				p.model.Strip(name)
+				p.real.Strip(name)
+			}
+		}
 	case 0:
 		if what = "unplug " + name; onModel {
 			p.model.Unplug(name)
@@ -263,6 +295,14 @@ func (p *pair) compare() {
 			st.Rows[k] = val
 		}
 	}
+	if m := p.model.Based(); m != st.Base {
+		p.fail("base: model %t, kernel %t", m, st.Base)
+	}
+	for _, l := range st.Links {
+		if m, _ := p.model.Link(l.Name); m.Guarded != l.Guarded {
+			p.fail("guarded %s: model %t, kernel %t", l.Name, m.Guarded, l.Guarded)
+		}
+	}
 	clean := strings.NewReplacer(" forwarding", "", " blocked", "")
 	if m, k := clean.Replace(p.model.String()), clean.Replace(st.String()); m != k {
 		p.fail("model:\n%s\nkernel:\n%s", m, k)
@@ -288,7 +328,7 @@ func TestModelAgreesWithKernel(t *testing.T) {
 	}
 	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			p := &pair{t: t, rng: rand.New(rand.NewPCG(seed, 0)), model: kerneltest.New(), real: newSubject(t), names: map[int32]string{}}
+			p := &pair{t: t, rng: rand.New(rand.NewPCG(seed, 0)), model: kerneltest.New(), real: newSubject(t, false), names: map[int32]string{}}
 			for range 250 {
 				p.step()
 				p.compare()

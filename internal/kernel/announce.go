@@ -67,7 +67,12 @@ func (k *Kernel) sendOut(ports []int32, frame []byte) error {
 	var all error
 	for _, i := range ports {
 		err := unix.Sendto(fd, frame, unix.MSG_DONTWAIT, &unix.SockaddrLinklayer{Ifindex: int(i), Halen: 6})
-		if err != nil && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENETDOWN) {
+		switch {
+		case err == nil, errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENETDOWN):
+		case errors.Is(err, unix.ENOBUFS):
+			// The port's program dropped it (it is not open, or has the address
+			// itself), or its queue is full; a guest that missed it asks.
+		default:
 			all = errors.Join(all, fmt.Errorf("port %d: %w", i, err))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"culvert/internal/bpf"
 	"culvert/internal/hoststate"
 	"culvert/internal/kernel/kerneltest"
 	"culvert/internal/netnstest"
@@ -17,13 +18,13 @@ import (
 // an operator: ip, bridge and nft.
 type realSubject struct {
 	*Kernel
-	t     *testing.T
+	t     testing.TB
 	ns    *netnstest.NS
 	guest *netnstest.NS
 	bells chan hoststate.Doorbell
 }
 
-func newSubject(t *testing.T) *realSubject {
+func newSubject(t *testing.T, filters bool) *realSubject {
 	t.Helper()
 	s := &realSubject{t: t, ns: netnstest.New(t), guest: netnstest.New(t), bells: make(chan hoststate.Doorbell, 1<<20)}
 	s.guest.Sysctl("net/ipv6/conf/default/disable_ipv6", "1") // silent: nothing is learned
@@ -32,6 +33,7 @@ func newSubject(t *testing.T) *realSubject {
 		t.Fatal(err)
 	}
 	s.Kernel = k
+	k.guard.filters = filters
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- k.Watch(ctx, func(d hoststate.Doorbell) { s.bells <- d }) }()
@@ -152,6 +154,9 @@ func (s *realSubject) SetRow(r hoststate.Row) {
 		args = []string{"nft", "add", "element", "bridge", "culvert", "member", fmt.Sprintf("{ %d }", k.Port)}
 	case hoststate.TableMark:
 		args = []string{"nft", "add", "element", "inet", "culvert", "reached", fmt.Sprintf("{ %s }", k.IP)}
+	default:
+		s.writeMap(bpf.Change{Row: r})
+		return
 	}
 	if v.Flags&hoststate.Extern != 0 {
 		args = append(args, "extern_learn")
@@ -184,8 +189,37 @@ func (s *realSubject) DeleteRow(r hoststate.Row) {
 		args = []string{"nft", "delete", "element", "bridge", "culvert", "member", fmt.Sprintf("{ %d }", k.Port)}
 	case hoststate.TableMark:
 		args = []string{"nft", "delete", "element", "inet", "culvert", "reached", fmt.Sprintf("{ %s }", k.IP)}
+	default:
+		s.writeMap(bpf.Change{Row: r, Delete: true})
+		return
 	}
 	s.ns.Exec(args[0], args[1:]...)
+}
+
+// writeMap writes an entry of a program's map past the edge.
+func (s *realSubject) writeMap(c bpf.Change) {
+	s.t.Helper()
+	if c.Row.Key.VNI != 0 {
+		c.Device = int32(s.ns.Index(c.Row.Key.VNI.VXLAN()))
+	}
+	if err := s.guard.set.Write([]bpf.Change{c})[0]; err != nil {
+		s.t.Fatalf("write map: %v", err)
+	}
+}
+
+func (s *realSubject) Strip(name string) {
+	s.t.Helper()
+	dev := int32(s.ns.Index(name))
+	err := s.ns.Run(func() error {
+		var err error
+		for _, p := range []bpf.Program{bpf.FromPort, bpf.ToPort, bpf.FromOverlay, bpf.Underlay} {
+			err = errors.Join(err, s.guard.set.Detach(dev, p))
+		}
+		return err
+	})
+	if err != nil {
+		s.t.Fatalf("take programs off %s: %v", name, err)
+	}
 }
 
 func (s *realSubject) FlushRuleset() { s.ns.Exec("nft", "flush", "ruleset") }
@@ -195,5 +229,10 @@ func (s *realSubject) DropIsolation(v overlay.VNI) {
 }
 
 func TestContract(t *testing.T) {
-	kerneltest.Contract(t, func(t *testing.T) kerneltest.Subject { return newSubject(t) })
+	kerneltest.Contract(t, func(t *testing.T) kerneltest.Subject { return newSubject(t, false) })
+}
+
+// TestProgramContractWithFilters: on a kernel without tcx too.
+func TestProgramContractWithFilters(t *testing.T) {
+	kerneltest.ProgramContract(t, func(t *testing.T) kerneltest.Subject { return newSubject(t, true) })
 }

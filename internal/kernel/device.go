@@ -119,6 +119,9 @@ func (k *Kernel) makeVXLAN(d hoststate.Device) error {
 	if err == nil {
 		err = k.brport(l.Index, portFlags{})
 	}
+	if err == nil {
+		err = k.guardVXLAN(l)
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("set up %s: %w", name, err), k.delLink(l.Index))
 	}
@@ -234,10 +237,12 @@ func (k *Kernel) setPort(index int32, learn bool) error {
 	if err := k.brport(index, portFlags{learning: learn, isolated: !slices.Contains(members, index)}); err != nil {
 		return err
 	}
-	if !l.IPv6 {
-		return nil
+	if l.IPv6 {
+		if err := k.ipv6(l.Name, false); err != nil {
+			return err
+		}
 	}
-	return k.ipv6(l.Name, false)
+	return k.guardOne(index)
 }
 
 // delLink deletes a device, and a bridge's isolation chain after it.
@@ -250,10 +255,13 @@ func (k *Kernel) delLink(index int32) error {
 	if errors.Is(err, unix.ENODEV) {
 		return errAbsent
 	}
-	if err == nil && l.Kind == hoststate.LinkBridge && l.VNI != 0 {
+	if err != nil {
+		return err
+	}
+	if l.Kind == hoststate.LinkBridge && l.VNI != 0 {
 		err = k.unisolate(l.Name)
 	}
-	return err
+	return errors.Join(err, k.forget(l))
 }
 
 // tune brings what may be changed on live devices to what d says. Only what
@@ -326,7 +334,7 @@ func (k *Kernel) tuneVXLAN(x, b link, d hoststate.Device) error {
 	if b.Kind == hoststate.LinkBridge && (x.Flood || x.Learns || x.isoPort) {
 		err = errors.Join(err, k.brport(x.Index, portFlags{}))
 	}
-	return err
+	return errors.Join(err, k.guardVXLAN(x))
 }
 
 // attach makes a device a port of the network's bridge. It is isolated at
@@ -354,6 +362,9 @@ func (k *Kernel) attach(o hoststate.Op) error {
 	if err := k.enslave(l.Index, devs.bridge); err != nil {
 		return err
 	}
+	if err := k.forget(l); err != nil { // what it was elsewhere
+		return err
+	}
 	return k.brport(l.Index, portFlags{isolated: true})
 }
 
@@ -366,6 +377,9 @@ func (k *Kernel) detach(name string) error {
 		if err := k.enslave(l.Index, 0); err != nil {
 			return err
 		}
+	}
+	if err := k.release(l.Index); err != nil {
+		return err
 	}
 	if l.Alias == "" {
 		return nil

@@ -48,6 +48,7 @@ var classes = map[unix.Errno]hoststate.Class{
 	unix.ENOBUFS:         hoststate.ClassFull,
 	unix.EXFULL:          hoststate.ClassFull,
 	unix.ENOMEM:          hoststate.ClassFull,
+	unix.E2BIG:           hoststate.ClassFull, // a map of the programs' that holds what it may
 	unix.EMFILE:          hoststate.ClassFull,
 	unix.ENFILE:          hoststate.ClassFull,
 	unix.EINTR:           hoststate.ClassTransient,

@@ -33,8 +33,13 @@ func TestSilentRemoteIsSeenByNoThirdGuest(t *testing.T) {
 	h1.del(row(hoststate.TableMaster, vm2.mac, netip.Addr{}, 0, hoststate.Val{Flags: remoteFlags}))
 	h1.ns.Exec("bridge", "link", "set", "dev", "vm3", "flood", "on")
 	vm1.stream(1000, vm2.mac, vm1.mac)
+	if n := third.got(); n != 0 {
+		t.Errorf("without the bridge's entry and with flooding the third guest saw %d, although its program stands", n)
+	}
+	h1.strip("vm3")
+	vm1.stream(1000, vm2.mac, vm1.mac)
 	if n := third.got(); n != 1000 {
-		t.Errorf("without the bridge's entry and with flooding the third guest saw %d of 1000", n)
+		t.Errorf("without entry and program, with flooding, the third guest saw %d of 1000", n)
 	}
 }
 
@@ -73,6 +78,9 @@ func TestForeignSourceMovesNothing(t *testing.T) {
 	h1, h2 := r.hosts[0], r.hosts[1]
 	vm1, vm3, far := h1.vm("vm1", macN(1)), h1.vm("vm3", macN(3)), h2.vm("vm4", macN(4))
 	h2.remote(vm3.mac, h1)
+	h1.trust(vm1.mac, h2) // the programs would let no such frame through
+	h2.lend(far, vm1.mac)
+	h1.lend(vm3, vm1.mac)
 	before := h1.state().String()
 
 	far.stream(10, vm3.mac, vm1.mac)

@@ -170,6 +170,7 @@ func TestStrangersAreDroppedAndCounted(t *testing.T) {
 		t.Errorf("counted %d, want 8", n)
 	}
 
+	h.trust(macN(7), stranger)
 	known := row(hoststate.TableVTEP, overlay.MAC{}, stranger.vtep, 0, hoststate.Val{})
 	h.set(known)
 	send("192.0.2.1", 5)
@@ -181,9 +182,18 @@ func TestStrangersAreDroppedAndCounted(t *testing.T) {
 	if n := h.state().Strangers; n != 10 {
 		t.Errorf("counted %d after the VTEP went, want 10", n)
 	}
+	h.strip("eth0") // the rule alone does as well
+	send("192.0.2.1", 1)
+	send("2001:db8::1", 1)
+	if n := g.got(); n != 0 {
+		t.Errorf("without the source check a guest got %d frames of a stranger", n)
+	}
+	if n := h.state().Strangers; n != 12 {
+		t.Errorf("counted %d without the source check, want 12", n)
+	}
 	h.ns.Exec("nft", "flush", "chain", "inet", "culvert", "underlay")
 	h.apply(hoststate.Op{Kind: hoststate.OpBase})
-	if st := h.state(); st.Strangers != 10 || !st.Base {
-		t.Errorf("after the repair: counted %d, base %t; want 10 and true", st.Strangers, st.Base)
+	if st := h.state(); st.Strangers != 12 || !st.Base {
+		t.Errorf("after the repair: counted %d, base %t; want 12 and true", st.Strangers, st.Base)
 	}
 }

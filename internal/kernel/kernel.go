@@ -46,6 +46,7 @@ type Kernel struct {
 	nfw   *sock // nftables elements, for Apply
 	nfr   *sock // nftables, for Read
 	rules ruleReader
+	guard guard
 	calm  sentinel
 
 	base sync.Mutex // one transaction on tables and chains at a time
@@ -90,7 +91,7 @@ func (k *Kernel) Close() error {
 	for _, s := range []*sock{k.write, k.read, k.nfw, k.nfr} {
 		s.close()
 	}
-	return errors.Join(k.rules.close(), k.calm.close(), unix.Close(k.ns))
+	return errors.Join(k.guard.close(), k.rules.close(), k.calm.close(), unix.Close(k.ns))
 }
 
 // Apply carries out ops in order and says of each what became of it. Rows
@@ -112,6 +113,8 @@ func (k *Kernel) Apply(ctx context.Context, ops []hoststate.Op) []hoststate.Resu
 			k.applyRows(res[from:to])
 		case kind == runElements:
 			k.applyElements(res[from:to])
+		case kind == runPrograms:
+			k.applyPrograms(res[from:to])
 		default:
 			settle(&res[from], k.applyOne(ops[from]))
 		}
@@ -135,6 +138,7 @@ const (
 	runOther    run = iota // alone
 	runRows                // rtnetlink rows
 	runElements            // nftables set elements
+	runPrograms            // rows of the programs' tables
 )
 
 // nextRun is the kind and the end of the run that begins at from. A key that
@@ -165,6 +169,8 @@ func runOf(o hoststate.Op) run {
 		return runRows
 	case hoststate.TableVTEP, hoststate.TableMember, hoststate.TableMark:
 		return runElements
+	case hoststate.TablePort, hoststate.TableOwn, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay:
+		return runPrograms
 	}
 	return runOther
 }
@@ -172,7 +178,7 @@ func runOf(o hoststate.Op) run {
 func (k *Kernel) applyOne(o hoststate.Op) error {
 	switch o.Kind {
 	case hoststate.OpBase:
-		return k.makeBase()
+		return errors.Join(k.makeBase(), k.checkUnderlay())
 	case hoststate.OpMakeBridge:
 		return k.makeBridge(o.Dev)
 	case hoststate.OpMakeVXLAN:

@@ -17,6 +17,9 @@ type link struct {
 	group   uint32
 	kind    string // IFLA_INFO_KIND
 	isoPort bool   // IFLA_BRPORT_ISOLATED
+
+	loopback  bool
+	slaveKind string // IFLA_INFO_SLAVE_KIND: what kind of master it has
 }
 
 // Attributes that golang.org/x/sys lacks or names otherwise.
@@ -89,6 +92,7 @@ func parseLink(b []byte) (link, error) {
 	}
 	l.Index = int32(native.Uint32(b[4:]))
 	l.Up = native.Uint32(b[8:])&unix.IFF_UP != 0
+	l.loopback = native.Uint32(b[8:])&unix.IFF_LOOPBACK != 0
 	var nested error
 	err := eachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, d []byte) {
 		switch typ {
@@ -144,7 +148,6 @@ func (l *link) parseAFSpec(b []byte) error {
 
 func (l *link) parseInfo(b []byte) error {
 	var data, slave []byte
-	var slaveKind string
 	err := eachAttr(b, func(typ uint16, d []byte) {
 		switch typ {
 		case unix.IFLA_INFO_KIND:
@@ -152,7 +155,7 @@ func (l *link) parseInfo(b []byte) error {
 		case unix.IFLA_INFO_DATA:
 			data = d
 		case unix.IFLA_INFO_SLAVE_KIND:
-			slaveKind = str0(d)
+			l.slaveKind = str0(d)
 		case unix.IFLA_INFO_SLAVE_DATA:
 			slave = d
 		}
@@ -164,7 +167,7 @@ func (l *link) parseInfo(b []byte) error {
 		l.Kind = hoststate.LinkVXLAN
 		err = errors.Join(err, l.parseVXLAN(data))
 	}
-	if slaveKind == "bridge" {
+	if l.slaveKind == "bridge" {
 		err = errors.Join(err, eachAttr(slave, func(typ uint16, d []byte) {
 			switch typ {
 			case unix.IFLA_BRPORT_STATE:

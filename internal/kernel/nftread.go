@@ -238,10 +238,21 @@ func (k *Kernel) readNft(st *hoststate.State) error {
 	if err != nil {
 		return err
 	}
-	if st.Base, err = k.baseStands(b); err != nil {
+	stands, err := k.baseStands(b)
+	if err != nil {
 		return err
 	}
-	st.Strangers = b.packets
+	st.Base = st.Base && stands
+	programs, err := k.programs()
+	if err != nil {
+		return err
+	}
+	taken, err := programs.VTEPs()
+	if err != nil {
+		return fmt.Errorf("read VTEPs: %w", err)
+	}
+	// The source check is first; the rule drops what it let pass.
+	st.Strangers = b.packets + st.Drops[hoststate.DropKey{Reason: hoststate.DropVTEP}]
 	for i := range st.Links {
 		l := &st.Links[i]
 		l.Isolated = l.Kind == hoststate.LinkBridge && b.tables[unix.NFPROTO_NETDEV] == 0 &&
@@ -249,8 +260,13 @@ func (k *Kernel) readNft(st *hoststate.State) error {
 	}
 	for _, set := range []string{setVTEP4, setVTEP6, setMember, setMark} {
 		err := eachElement(k.nfr, set, func(key []byte) {
-			if key, ok := elementRow(set, key); ok {
-				st.Rows[key] = hoststate.Val{}
+			row, ok := elementRow(set, key)
+			if !ok {
+				return
+			}
+			st.Rows[row] = hoststate.Val{}
+			if row.Table == hoststate.TableVTEP && !taken[row.IP] {
+				st.Rows[row] = hoststate.Val{Flags: hoststate.Half}
 			}
 		})
 		if err != nil && !gone(err) {

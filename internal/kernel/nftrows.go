@@ -69,6 +69,9 @@ func (k *Kernel) applyElements(res []hoststate.Result) {
 			}
 		}
 	}
+	for _, r := range good {
+		k.vtepPrograms(r)
+	}
 	k.readElements(good)
 	for _, r := range good {
 		conclude(r)
@@ -196,7 +199,7 @@ func (k *Kernel) readElements(res []*hoststate.Result) {
 		}
 		r.Have = hoststate.Val{}
 		if r.Verified = keys != nil; r.Verified {
-			r.Present = keys[r.Op.Row.Key]
+			r.Present = keys[r.Op.Row.Key] && k.programsTake(r)
 		}
 	}
 }

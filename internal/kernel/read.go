@@ -56,7 +56,8 @@ func (k *Kernel) readInto(st *hoststate.State, sc hoststate.Scope) (what string,
 	return "", nil
 }
 
-// readLinks reports our devices and all ports of our bridges.
+// readLinks reports our devices and all ports of our bridges, with what the
+// programs hold of them. Base is what is true so far: the source check stands.
 func (k *Kernel) readLinks(st *hoststate.State) error {
 	var all []link
 	if err := eachLink(k.read, 0, func(l link) { all = append(all, l) }); err != nil {
@@ -74,7 +75,9 @@ func (k *Kernel) readLinks(st *hoststate.State) error {
 		}
 	}
 	slices.SortFunc(st.Links, func(a, b hoststate.Link) int { return cmp.Compare(a.Index, b.Index) })
-	return nil
+	var err error
+	st.Base, err = k.readGuard(st, all)
+	return err
 }
 
 // readRows reads one network's rows. A network without devices has none.
@@ -83,7 +86,10 @@ func (k *Kernel) readRows(st *hoststate.State, v overlay.VNI) error {
 	if err != nil {
 		return err
 	}
-	return k.calm.during(d, func() error { return k.dumpRows(st, v, d) })
+	if err := k.calm.during(d, func() error { return k.dumpRows(st, v, d) }); err != nil {
+		return err
+	}
+	return k.readPrograms(st, v, d)
 }
 
 // dumpRows dumps the FDB entries of all ports of the network's bridge, the

@@ -21,18 +21,21 @@ const (
 
 // rig is hosts on one underlay segment (a bridge in a namespace of its own).
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	wire  *netnstest.NS
 	hosts []*host
+
+	filters bool
 }
 
 // host is a namespace with the devices of one network and a kernel edge.
 type host struct {
 	*Kernel
-	t    *testing.T
+	t    testing.TB
 	ns   *netnstest.NS
 	vtep netip.Addr
 	x    int32 // VXLAN device
+	rig  *rig
 }
 
 // guest is a VM: a namespace behind a veth whose other end is a bridge port.
@@ -45,9 +48,16 @@ type guest struct {
 }
 
 // newRig makes n hosts with network 100, all members of each other's lists.
-func newRig(t *testing.T, n int) *rig {
+func newRig(t testing.TB, n int) *rig {
 	t.Helper()
-	r := &rig{t: t, wire: netnstest.New(t)}
+	return newRigWith(t, n, false)
+}
+
+// newRigWith is newRig, with programs attached as on a kernel without tcx if
+// filters is true.
+func newRigWith(t testing.TB, n int, filters bool) *rig {
+	t.Helper()
+	r := &rig{t: t, wire: netnstest.New(t), filters: filters}
 	r.wire.Exec("ip", "link", "add", "wire", "type", "bridge")
 	r.wire.Exec("ip", "link", "set", "wire", "up")
 	for i := range n {
@@ -56,8 +66,9 @@ func newRig(t *testing.T, n int) *rig {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = k.Close() })
 		h.Kernel = k
+		k.guard.filters = filters
+		t.Cleanup(func() { _ = h.Close() }) // of whichever it has by then
 		dev := hoststate.Device{VNI: vni100, Local: h.vtep, UDPPort: 4789, MTU: 1450, Alias: "test"}
 		h.apply(hoststate.Op{Kind: hoststate.OpBase}, hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: dev}, hoststate.Op{Kind: hoststate.OpMakeVXLAN, Dev: dev})
 		h.x = int32(h.ns.Index(vni100.VXLAN()))
@@ -78,7 +89,7 @@ func newRig(t *testing.T, n int) *rig {
 
 // underlay makes a machine on the wire with addresses 192.0.2.N and 2001:db8::N.
 func (r *rig) underlay(n int) *host {
-	h := &host{t: r.t, ns: netnstest.New(r.t), vtep: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})}
+	h := &host{t: r.t, rig: r, ns: netnstest.New(r.t), vtep: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})}
 	netnstest.Veth(r.wire, fmt.Sprintf("h%d", n), h.ns, "eth0")
 	r.wire.Exec("ip", "link", "set", fmt.Sprintf("h%d", n), "master", "wire")
 	h.ns.Addr("eth0", h.vtep.String()+"/24")
@@ -88,7 +99,7 @@ func (r *rig) underlay(n int) *host {
 
 func row(table hoststate.Table, mac overlay.MAC, ip netip.Addr, port int32, v hoststate.Val) hoststate.Row {
 	r := hoststate.Row{Key: hoststate.Key{Table: table, MAC: mac, IP: ip, Port: port}, Val: v}
-	if table != hoststate.TableVTEP && table != hoststate.TableMember {
+	if table != hoststate.TableVTEP && table != hoststate.TableMember && table != hoststate.TablePort && table != hoststate.TableOwn {
 		r.Key.VNI = vni100
 	}
 	return r
@@ -137,11 +148,36 @@ func (h *host) plug(name string, mac overlay.MAC) *guest {
 	return g
 }
 
-// claim pins a VM's MAC to its port and lets the port pass.
+// claim pins a VM's MAC to its port and lets the port pass. The other hosts
+// take its frames from here.
 func (h *host) claim(g *guest) {
 	h.t.Helper()
 	h.set(row(hoststate.TableMaster, g.mac, netip.Addr{}, 0, hoststate.Val{Port: g.port, Flags: localFlags}),
-		row(hoststate.TableMember, overlay.MAC{}, netip.Addr{}, g.port, hoststate.Val{}))
+		row(hoststate.TableMember, overlay.MAC{}, netip.Addr{}, g.port, hoststate.Val{}),
+		row(hoststate.TablePort, overlay.MAC{}, netip.Addr{}, g.port, hoststate.Val{MAC: g.mac, Flags: hoststate.Open}))
+	for _, o := range h.rig.hosts {
+		if o != h {
+			o.trust(g.mac, h)
+		}
+	}
+}
+
+// trust makes h take frames of a MAC from another host.
+func (h *host) trust(mac overlay.MAC, from *host) {
+	h.t.Helper()
+	h.set(row(hoststate.TableSource, mac, from.vtep, 0, hoststate.Val{}))
+}
+
+// lend lets a guest send from, and get frames for, a MAC besides its own.
+func (h *host) lend(g *guest, mac overlay.MAC) {
+	h.t.Helper()
+	h.set(row(hoststate.TableOwn, mac, netip.Addr{}, g.port, hoststate.Val{}))
+}
+
+// strip takes all our programs off a device.
+func (h *host) strip(dev string) {
+	h.t.Helper()
+	(&realSubject{Kernel: h.Kernel, t: h.t, ns: h.ns}).Strip(dev)
 }
 
 func (h *host) vm(name string, mac overlay.MAC) *guest {

@@ -71,6 +71,7 @@ type watcher struct {
 	// Of the goroutine that reads rtnetlink alone.
 	links map[int32]watched
 	devs  map[overlay.VNI]devices
+	under map[int32]bool // underlay devices, and what may become one
 }
 
 // watched is a link that matters: a device of ours or a port of one.
@@ -99,7 +100,7 @@ func (k *Kernel) watchOnce(ctx context.Context, ring func(hoststate.Doorbell)) e
 	}
 	defer nf.Close()
 
-	w := &watcher{k: k, f: ring, links: map[int32]watched{}, devs: map[overlay.VNI]devices{}}
+	w := &watcher{k: k, f: ring, links: map[int32]watched{}, devs: map[overlay.VNI]devices{}, under: map[int32]bool{}}
 	if err := w.learnLinks(); err != nil {
 		return fmt.Errorf("read links: %w", err)
 	}
@@ -187,6 +188,7 @@ func (w *watcher) learnLinks() error {
 	for range dumpTries {
 		clear(w.links)
 		clear(w.devs)
+		clear(w.under)
 		var ports []link
 		err := eachLink(w.k.read, 0, func(l link) {
 			if _, ok := vniOf(l); ok {
@@ -194,6 +196,7 @@ func (w *watcher) learnLinks() error {
 			} else if l.Master != 0 {
 				ports = append(ports, l)
 			}
+			w.under[l.Index] = roleOf(l, false) == roleUnderlay
 		})
 		if errors.Is(err, errInterrupted) {
 			continue
@@ -258,8 +261,12 @@ func (w *watcher) linkEvent(typ uint16, body []byte) {
 		return
 	}
 	if l.VNI == 0 && !w.ours(l.Master) && !known {
+		if w.underlayChanged(typ, l) {
+			w.ring(hoststate.Doorbell{Links: true})
+		}
 		return
 	}
+	w.under[l.Index] = false
 	switch _, device := vniOf(l); {
 	case typ == unix.RTM_DELLINK:
 		w.forget(l.Index)
@@ -269,6 +276,18 @@ func (w *watcher) linkEvent(typ uint16, body []byte) {
 		w.forget(l.Index)
 	}
 	w.ring(hoststate.Doorbell{Links: true})
+}
+
+// underlayChanged says whether a device that is none of ours became one of the
+// underlay, which wants the source check, or ceased to be one.
+func (w *watcher) underlayChanged(typ uint16, l link) bool {
+	was := w.under[l.Index]
+	if typ == unix.RTM_DELLINK {
+		delete(w.under, l.Index)
+		return false // the check went with it
+	}
+	w.under[l.Index] = roleOf(l, false) == roleUnderlay
+	return w.under[l.Index] != was
 }
 
 func (w *watcher) neighEvent(typ uint16, m netlink.Message) {

@@ -112,9 +112,9 @@ func TestWatchIgnoresForeignAndOwn(t *testing.T) {
 	defer k.Close()
 	dev := hoststate.Device{VNI: 7, Local: netip.MustParseAddr("192.0.2.1"), UDPPort: 4789, MTU: 1450, Alias: "a"}
 	k.Apply(t.Context(), []hoststate.Op{{Kind: hoststate.OpBase}, {Kind: hoststate.OpMakeBridge, Dev: dev}, {Kind: hoststate.OpMakeVXLAN, Dev: dev}})
-	bells := watchAll(t, k)
 	n.Exec("ip", "link", "add", "br0", "type", "bridge")
 	n.Exec("ip", "link", "add", "vx0", "master", "br0", "type", "vxlan", "id", "9", "dstport", "4790", "local", "192.0.2.1")
+	bells := watchAll(t, k)
 	n.Exec("bridge", "fdb", "add", "52:54:00:00:00:01", "dev", "vx0", "dst", "192.0.2.9", "self", "static")
 	n.Exec("bridge", "fdb", "add", "52:54:00:00:00:01", "dev", "vx0", "master", "static")
 	n.Exec("ip", "neigh", "add", "10.0.0.1", "lladdr", "52:54:00:00:00:01", "dev", "vx0", "nud", "permanent")

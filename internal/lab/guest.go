@@ -193,9 +193,10 @@ func dropMLD(vm *room) error {
 	return nil
 }
 
-// Prepare makes the VM's device on a host, in the bridge and up, but without
-// carrier: nothing passes and its bridge port does not forward. A device that
-// is there already, of this VM, is replaced.
+// Prepare makes the VM's device on a host, in the bridge, up and with carrier,
+// as a tap is from the moment that its hypervisor opens it: its bridge port
+// forwards, and the guest is not there. A device that is there already, of
+// this VM, is replaced.
 func (g Guest) Prepare(host string) error {
 	if err := g.Retire(host); err != nil {
 		return err
@@ -253,6 +254,9 @@ func (g Guest) Prepare(host string) error {
 	if err := node.LinkSetUp(tap); err != nil {
 		return fmt.Errorf("device %s on %s up: %w", tap.Name, host, err)
 	}
+	if err := nic.LinkSetUp(end); err != nil {
+		return fmt.Errorf("NIC's end on %s up: %w", host, err)
+	}
 	return nil
 }
 
@@ -274,8 +278,7 @@ func (g Guest) Stop(host string) error {
 	return delRedirect(nic, guest)
 }
 
-// Resume connects the VM to its prepared device on a host and gives the
-// device its carrier. No other host's device may be connected.
+// Resume connects the VM to its prepared device on a host. No other host's device may be connected.
 func (g Guest) Resume(host string) error {
 	nic, err := openNS(nsOfNIC(g.Lab, g.VM))
 	if err != nil {
@@ -289,13 +292,7 @@ func (g Guest) Resume(host string) error {
 	if err := addRedirect(nic, end, guest); err != nil {
 		return err
 	}
-	if err := addRedirect(nic, guest, end); err != nil {
-		return err
-	}
-	if err := nic.LinkSetUp(end); err != nil {
-		return fmt.Errorf("NIC's end on %s up: %w", host, err)
-	}
-	return nil
+	return addRedirect(nic, guest, end)
 }
 
 func (g Guest) ends(nic *room, host string) (guest, end netlink.Link, err error) {

@@ -124,7 +124,7 @@ func (m machine) start(host, incoming string) (Daemon, error) {
 		return Daemon{}, err
 	}
 	defer tap.Close()
-	if err := m.place(host, incoming == ""); err != nil {
+	if err := m.place(host); err != nil {
 		return Daemon{}, err
 	}
 	// Its log of a life before this one would say that it is ready.
@@ -164,7 +164,7 @@ func openTap(namespace, name string) (*os.File, error) {
 }
 
 // place puts the machine's new device into the bridge and takes it up.
-func (m machine) place(host string, named bool) error {
+func (m machine) place(host string) error {
 	node, err := openNS(NSOfNode(m.Lab, host))
 	if err != nil {
 		return err
@@ -191,7 +191,7 @@ func (m machine) place(host string, named bool) error {
 			return hush(node, tap)
 		},
 		func() error {
-			if m.Alias == "" || !named {
+			if m.Alias == "" {
 				return nil
 			}
 			return node.LinkSetAlias(tap, m.Alias)
@@ -203,27 +203,6 @@ func (m machine) place(host string, named bool) error {
 		if err := step(); err != nil {
 			return fmt.Errorf("device of %s on %s: %w", m.VM, host, err)
 		}
-	}
-	return nil
-}
-
-// name says on the device whose it is, which an agent takes for the machine's
-// being there.
-func (m machine) name(host string) error {
-	if m.Alias == "" {
-		return nil
-	}
-	node, err := openNS(NSOfNode(m.Lab, host))
-	if err != nil {
-		return err
-	}
-	defer node.Close()
-	tap, err := node.LinkByName(TapName(m.VM))
-	if err == nil {
-		err = node.LinkSetAlias(tap, m.Alias)
-	}
-	if err != nil {
-		return fmt.Errorf("alias of %s on %s: %w", m.VM, host, err)
 	}
 	return nil
 }

@@ -49,6 +49,7 @@ func (l *Lab) moveMachine(ctx context.Context, s *state, vm VM, r MigrateResult)
 		// It runs where it did, unless the machine is lost altogether.
 		return r, errors.Join(err, l.endQEMU(context.WithoutCancel(ctx), s, m, &vm, r.To))
 	}
+	r.Stopped, r.Running = moved.Stopped, moved.Resumed
 	r.Resumed = moved.Resumed.Sub(moved.Stopped)
 	vm.Host = r.To
 	if err := l.endQEMU(ctx, s, m, &vm, r.From); err != nil {
@@ -87,15 +88,15 @@ func (l *Lab) transfer(ctx context.Context, s *state, m machine, vm *VM, start t
 		return qemu.Moved{}, err
 	}
 	defer src.Close()
+	l.report(ctx, *vm, r.To, "incoming")
 	r.Prepared = time.Since(start)
-	// The device is named when the guest runs behind it and not before: an
-	// agent takes a port's device that forwards for a sign of life.
-	var named error
-	moved, err := qemu.Migrate(ctx, src, dst, "unix:"+socket, func() { named = m.name(r.To) })
+	moved, err := qemu.Migrate(ctx, src, dst, "unix:"+socket,
+		func() { l.report(ctx, *vm, r.From, "leaving") }, func() { l.report(ctx, *vm, r.To, "running") })
 	if err != nil {
+		l.report(context.WithoutCancel(ctx), *vm, r.From, "running")
 		return qemu.Moved{}, fmt.Errorf("migrate %s: %w", m.VM, err)
 	}
-	return moved, named
+	return moved, nil
 }
 
 // endQEMU ends a machine's QEMU on one host, of which the guest has left or
@@ -156,7 +157,7 @@ func (l *Lab) settleMove(ctx context.Context, s *state, m machine, vm *VM) (ther
 	}
 	from := vm.Host
 	vm.Host = to
-	return true, errors.Join(m.name(to), l.endQEMU(ctx, s, m, vm, from))
+	return true, l.endQEMU(ctx, s, m, vm, from)
 }
 
 // runs reports whether the guest runs on a host. No QEMU there is no error.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"culvert/internal/api"
+	"culvert/internal/api/client"
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/overlay"
 )
@@ -25,6 +26,8 @@ type MigrateResult struct {
 	Away         []string      // hosts that did not answer
 	Pings        *PingResult   // of MigrateOptions.Ping
 	Interval     time.Duration // of these
+	// Stopped and Running are when the guest stood still and when it ran again.
+	Stopped, Running time.Time
 }
 
 // MigrateOptions say what goes with a migration.
@@ -172,15 +175,20 @@ func (l *Lab) move(ctx context.Context, s *state, vm VM, r MigrateResult) (Migra
 	if err := g.Prepare(r.To); err != nil {
 		return r, err
 	}
+	l.report(ctx, vm, r.To, "incoming")
 	r.Prepared = time.Since(start)
 	start = time.Now()
+	r.Stopped = start
 	if err := g.Stop(r.From); err != nil {
 		return r, err
 	}
+	l.report(ctx, vm, r.From, "leaving")
 	if err := g.Resume(r.To); err != nil {
 		return r, err
 	}
-	r.Resumed = time.Since(start)
+	r.Running = time.Now()
+	r.Resumed = r.Running.Sub(r.Stopped)
+	l.report(ctx, vm, r.To, "running")
 	if g.Announce {
 		if err := g.Speak(); err != nil {
 			return r, err
@@ -200,6 +208,26 @@ func (l *Lab) move(ctx context.Context, s *state, vm VM, r MigrateResult) (Migra
 		return r, nil
 	}
 	return l.awaitMoved(ctx, vm, r, start)
+}
+
+// reportWait is how long a hypervisor holds a migration up for the network.
+const reportWait = 2 * time.Second
+
+// report tells a host's agent what the hypervisor does. An agent that is away
+// is told nothing, and learns from the guest's own frames.
+func (l *Lab) report(ctx context.Context, vm VM, host, state string) {
+	if !vm.Declared {
+		return
+	}
+	c := client.NewLocal(l.AgentSocket(host))
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, reportWait+time.Second)
+	defer cancel()
+	q := &culvertv1.ReportGuestRequest{Device: TapName(vm.Name), State: state, Vm: vm.Name}
+	if state == "incoming" {
+		q.WaitMilliseconds = uint32(reportWait.Milliseconds())
+	}
+	_, _ = c.ReportGuest(ctx, q) // without an agent there is nobody to tell
 }
 
 // awaitMoved waits until all hosts know where the VM is.

@@ -35,6 +35,7 @@ type PingResult struct {
 	Duplicated int // answers beyond the first; in a broadcast: by the same guest
 	RTT        []time.Duration
 	Lost       []int          // requests that no answer came to, ascending
+	SentAt     []time.Time    // when each request was sent
 	Refused    int            // requests that this machine itself refused to send (too big, no route)
 	Reason     error          // the first of these refusals, nil if none
 	Answered   map[string]int // answers by source address
@@ -46,6 +47,21 @@ type PingResult struct {
 
 // Answerers lists who answered, sorted.
 func (r PingResult) Answerers() []string { return slices.Sorted(maps.Keys(r.Answered)) }
+
+// LostOutside counts the requests that were lost though the guest ran when they
+// reached it: those sent after to, or so long before from that all but one in a
+// hundred of the others had been answered by then.
+func (r PingResult) LostOutside(from, to time.Time) (n int) {
+	if rtt := slices.Sorted(slices.Values(r.RTT)); len(rtt) > 0 {
+		from = from.Add(-rtt[len(rtt)*99/100])
+	}
+	for _, i := range r.Lost {
+		if at := r.SentAt[i]; at.Before(from) || at.After(to) {
+			n++
+		}
+	}
+	return n
+}
 
 // LongestGap is the most requests in a row that were lost.
 func (r PingResult) LongestGap() int {
@@ -327,7 +343,7 @@ func (p *pinger) awaitAnswers() {
 func (p *pinger) result() PingResult {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.res.Sent = len(p.sentAt)
+	p.res.Sent, p.res.SentAt = len(p.sentAt), p.sentAt
 	for i, a := range p.answers {
 		if a == nil {
 			p.res.Lost = append(p.res.Lost, i)

@@ -177,7 +177,7 @@ func (r MigrateResult) Text() string {
 		b.WriteString("  away                    " + strings.Join(r.Away, " ") + "\n")
 	}
 	if r.Pings != nil {
-		line("pings lost", fmt.Sprint(len(r.Pings.Lost)), fmt.Sprintf("of %d (%s ms apart)", r.Pings.Sent, millis(r.Interval)))
+		line("pings lost", fmt.Sprint(len(r.Pings.Lost)), fmt.Sprintf("of %d (%s ms apart), %d of them not in the pause", r.Pings.Sent, millis(r.Interval), r.Pings.LostOutside(r.Stopped, r.Running)))
 	}
 	return b.String()
 }

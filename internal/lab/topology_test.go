@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"culvert/internal/overlay"
 )
@@ -122,5 +123,18 @@ func TestChecksum(t *testing.T) {
 	}
 	if got := checksum([]byte{0xff}); got != 0x00ff {
 		t.Errorf("checksum of an odd length = %04x", got)
+	}
+}
+
+func TestLostOutside(t *testing.T) {
+	t.Parallel()
+	at := func(ms int) time.Time { return time.UnixMilli(int64(1_000_000 + ms)) }
+	r := PingResult{RTT: []time.Duration{time.Millisecond, time.Millisecond}}
+	for i := range 100 {
+		r.SentAt = append(r.SentAt, at(i))
+	}
+	r.Lost = []int{10, 39, 40, 50, 59, 60, 61, 99}
+	if n := r.LostOutside(at(40), at(60)); n != 3 { // 10, 61 and 99: 39 was under way when it stopped
+		t.Errorf("%d lost while the guest ran, want 3", n)
 	}
 }

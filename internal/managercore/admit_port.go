@@ -94,9 +94,26 @@ func (a *admission) newPort(d *overlay.Doc, t *overlay.Tenant, n *overlay.Networ
 	if no := a.checkPort(d, n, p); no != nil {
 		return no
 	}
+	a.takeFromLearned(p)
 	a.tx.put(p)
 	a.did("created", p)
 	return nil
+}
+
+// takeFromLearned takes a declared port's addresses from undeclared endpoints
+// that were heard to use them: what is declared wins.
+func (a *admission) takeFromLearned(p *overlay.Port) {
+	for _, ad := range p.Addresses {
+		rec, ok := a.get(a.c.ix.ips[netIP{p.Network, ad}])
+		ep, learned := rec.(*overlay.Endpoint)
+		if !ok || !learned || ep.MAC == p.MAC {
+			continue
+		}
+		next := *ep
+		next.Addresses = slices.DeleteFunc(slices.Clone(ep.Addresses), func(x netip.Addr) bool { return x == ad })
+		next.Cause = fmt.Sprintf("address %s was declared for port %s", ad, p.Name)
+		a.tx.put(&next)
+	}
 }
 
 func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Port) *api.Refusal {
@@ -127,6 +144,7 @@ func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Por
 		return nil
 	}
 	want.Meta = a.again(old.Meta, d)
+	a.takeFromLearned(&want)
 	a.tx.put(&want)
 	a.did("changed", &want)
 	if rec, ok := a.get(Key{Kind: overlay.KindEndpoint, UID: n.UID, MAC: old.MAC}); ok && !slices.Equal(want.Addresses, old.Addresses) {
@@ -152,7 +170,7 @@ func (a *admission) checkPort(d *overlay.Doc, n *overlay.Network, p *overlay.Por
 			}
 			return api.Refuse(api.CodeOutside, title(d)+" was not written", fmt.Sprintf("%s is no address that a port may have in network %s (%s)", ad, n.Name, subnetList(n)), "give an address inside, or none to have one allocated")
 		}
-		if o, used := a.c.ix.ips[netIP{n.UID, ad}]; used && o != k {
+		if o, used := a.c.ix.ips[netIP{n.UID, ad}]; used && o != k && o.Kind == overlay.KindPort {
 			return api.Refuse(api.CodeAddressInUse, title(d)+" was not written", fmt.Sprintf("%s is port %s's", ad, a.portName(o)), "give another --ip, or take it from that port first")
 		}
 	}

@@ -36,6 +36,9 @@ type row struct {
 	gone bool
 	n    uint64 // number of the newest revision seen from the store; 0 if none
 	busy int    // changes that touch it and are not released yet
+	// placed is the number of the revision since which an endpoint is where it
+	// is: what else changed of it since is no news against a claim.
+	placed uint64
 }
 
 // Core is the state machine. It has one owner.
@@ -71,6 +74,7 @@ type Stats struct {
 	Transactions uint64
 	ClaimsAccepted, ClaimsRefused, ClaimsVoid,
 	Withdrawn, Released uint64
+	HandedOver uint64 // endpoints that left for where they were expected
 	// Defects counts contradictions: a claim based on a binding that this
 	// store has never had, a revision that went back.
 	Defects uint64
@@ -236,7 +240,11 @@ func (c *Core) adopt(r StoredRecord) {
 		l.put(newItem(rec, rev, r.Gone))
 		c.name(overlay.KindPort, rec.Tenant, rec.Name, l.Get(k))
 	case *overlay.Endpoint:
-		c.net(rec.Network).put(newItem(rec, rev, r.Gone))
+		l := c.net(rec.Network)
+		if old := l.Get(k); old == nil || old.Gone || r.Gone || old.Rec.(*overlay.Endpoint).Host != rec.Host {
+			w.placed = r.N
+		}
+		l.put(newItem(rec, rev, r.Gone))
 	case *overlay.Floor:
 		l := c.fleet
 		if !rec.Network.IsZero() {

@@ -28,13 +28,15 @@ type indexes struct {
 	names    map[nameKey]Key
 	vnis     map[overlay.VNI]overlay.UID // tombstones hold their VNI too
 	macs     map[netMAC]Key
-	ips      map[netIP]Key
+	ips      map[netIP]Key                // of a port, or of an undeclared endpoint
 	ports    map[overlay.UID]map[Key]bool // live ports of a network
 	networks map[overlay.UID]int          // live networks of a tenant
 	tports   map[overlay.UID]int          // live ports of a tenant
 	byHost   map[overlay.UID]map[Key]bool // live endpoints of a host
+	preAt    map[overlay.UID]map[Key]bool // live endpoints that are expected on a host
 	byNet    map[overlay.UID]map[Key]bool // endpoints of a network, tombstones too
 	allPorts map[overlay.UID]map[Key]bool // ports of a network, tombstones too
+	learned  map[overlay.UID]map[Key]bool // live undeclared endpoints of a network
 	// hints: by network and prefix, an address below which none is free. Only
 	// a shortcut: it never changes which address is the lowest free one.
 	hints map[netIP]netip.Addr
@@ -44,8 +46,9 @@ func newIndexes() indexes {
 	return indexes{
 		names: map[nameKey]Key{}, vnis: map[overlay.VNI]overlay.UID{}, macs: map[netMAC]Key{}, ips: map[netIP]Key{},
 		ports: map[overlay.UID]map[Key]bool{}, networks: map[overlay.UID]int{}, tports: map[overlay.UID]int{},
-		byHost: map[overlay.UID]map[Key]bool{}, byNet: map[overlay.UID]map[Key]bool{}, allPorts: map[overlay.UID]map[Key]bool{},
-		hints: map[netIP]netip.Addr{},
+		byHost: map[overlay.UID]map[Key]bool{}, preAt: map[overlay.UID]map[Key]bool{}, byNet: map[overlay.UID]map[Key]bool{}, allPorts: map[overlay.UID]map[Key]bool{},
+		learned: map[overlay.UID]map[Key]bool{},
+		hints:   map[netIP]netip.Addr{},
 	}
 }
 
@@ -105,6 +108,15 @@ func (x *indexes) add(k Key, w *row) {
 		addTo(x.byNet, r.Network, k)
 		if !w.gone {
 			addTo(x.byHost, r.Host, k)
+			if r.Port.IsZero() {
+				addTo(x.learned, r.Network, k)
+				for _, a := range r.Addresses {
+					set(x.ips, netIP{r.Network, a}, k)
+				}
+			}
+			for _, h := range r.Pre {
+				addTo(x.preAt, h, k)
+			}
 		}
 	}
 }
@@ -141,6 +153,15 @@ func (x *indexes) remove(k Key, w *row) {
 		removeFrom(x.byNet, r.Network, k)
 		if !w.gone {
 			removeFrom(x.byHost, r.Host, k)
+			if r.Port.IsZero() {
+				removeFrom(x.learned, r.Network, k)
+				for _, a := range r.Addresses {
+					x.freeIP(netIP{r.Network, a}, k)
+				}
+			}
+			for _, h := range r.Pre {
+				removeFrom(x.preAt, h, k)
+			}
 		}
 	}
 }

@@ -1,7 +1,7 @@
 package managercore
 
 import (
-	"fmt"
+	"net/netip"
 	"slices"
 
 	"culvert/internal/api"
@@ -60,6 +60,11 @@ type Claim struct {
 	Base     overlay.Rev // binding that the agent had applied when the evidence came
 	Evidence overlay.Evidence
 	Leave    bool
+	// Pre: the endpoint is expected here (RFC 8394, pre-associate), or with
+	// Leave not any more.
+	Pre bool
+	// Addresses of an undeclared endpoint, sorted.
+	Addresses []netip.Addr
 }
 
 // Claimed carries claims of one session, in the order of the stream.
@@ -82,14 +87,6 @@ type ClaimAnswer struct {
 	Accepted bool
 	Binding  overlay.Rev // in force now; zero if there is none
 	Reason   string      // why not
-}
-
-// hostClaim is a claim with the session that made it. In deferred it waits for
-// a change of the same endpoint to be committed.
-type hostClaim struct {
-	host    overlay.UID
-	session uint64
-	Claim
 }
 
 func (c *Core) host(uid overlay.UID) *overlay.Host {
@@ -169,167 +166,6 @@ func (c *Core) acked(e Acked) {
 		s.acked = e.Rev
 	}
 	c.freeQuarantine()
-}
-
-func (c *Core) claimed(e Claimed) {
-	for _, cl := range e.Claims {
-		c.claim(hostClaim{e.Host, e.Session, cl})
-	}
-}
-
-func (c *Core) answer(cl hostClaim, ok bool, binding uint64, reason string) {
-	var rev overlay.Rev
-	if binding != 0 {
-		rev = overlay.Rev{Epoch: c.cfg.Epoch, N: binding}
-	}
-	if ok {
-		c.stats.ClaimsAccepted++
-	} else {
-		c.stats.ClaimsRefused++
-	}
-	c.reply(Reply{Host: cl.host, Session: cl.session, Claim: &ClaimAnswer{ID: cl.ID, Accepted: ok, Binding: rev, Reason: reason}})
-}
-
-// claim decides on one claim (design 3.1). A claim is never answered while a
-// change of the same endpoint is on its way: it waits, and is looked at again.
-func (c *Core) claim(cl hostClaim) {
-	s := c.current(cl.host, cl.session)
-	if s == nil || c.lost {
-		c.stats.ClaimsVoid++ // of a former session: void, and nobody to tell
-		return
-	}
-	k := Key{Kind: overlay.KindEndpoint, UID: cl.Network, MAC: cl.MAC}
-	w := c.rows[k]
-	if w != nil && w.busy > 0 {
-		c.deferred = append(c.deferred, cl)
-		return
-	}
-	var at overlay.Rev
-	var b *overlay.Endpoint
-	if w != nil {
-		at = overlay.Rev{Epoch: c.cfg.Epoch, N: w.n}
-		if !w.gone {
-			b = w.rec.(*overlay.Endpoint)
-		}
-	}
-	if at.Less(cl.Base) && !at.IsZero() && c.at.Less(cl.Base) {
-		c.stats.Defects++
-		c.answer(cl, false, at.N, "based on a binding that this store has never had")
-		return
-	}
-	if cl.Leave {
-		c.withdraw(cl, k, b, at)
-		return
-	}
-	if reason := c.mayNot(cl); reason != "" {
-		c.answer(cl, false, at.N, reason)
-		return
-	}
-	mine := b != nil && b.Host == cl.host
-	if !mine && cl.Base.Less(at) {
-		reason := "a newer binding stands: it left"
-		if b != nil {
-			reason = "a newer binding stands: it is on " + c.hostName(b.Host)
-		}
-		c.answer(cl, false, at.N, reason)
-		return
-	}
-	s.claimed[k] = true
-	c.bind(cl, k, b, at)
-}
-
-func (c *Core) hostName(uid overlay.UID) string {
-	if h := c.host(uid); h != nil {
-		return h.Name
-	}
-	return "a host that is gone"
-}
-
-// mayNot says why this host may not have this endpoint; empty if it may.
-func (c *Core) mayNot(cl hostClaim) string {
-	h := c.host(cl.host)
-	nw := c.rows[Key{Kind: overlay.KindNetwork, UID: cl.Network}]
-	if h == nil || nw == nil || nw.gone || !nw.rec.(*overlay.Network).SelectsHost(h.Name) {
-		return "the network does not exist or does not select this host"
-	}
-	if nw.rec.(*overlay.Network).Blocked {
-		return "the network is being deleted"
-	}
-	pw := c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}]
-	if pw == nil || pw.gone {
-		return "no such port is declared"
-	}
-	p := pw.rec.(*overlay.Port)
-	if p.Network != cl.Network || p.MAC != cl.MAC {
-		return fmt.Sprintf("port %s has MAC %s in another form than claimed", p.Name, p.MAC)
-	}
-	if len(p.Hosts) > 0 && !slices.Contains(p.Hosts, h.Name) {
-		return fmt.Sprintf("port %s may not be on host %s (spec.hosts)", p.Name, h.Name)
-	}
-	return ""
-}
-
-func (c *Core) bind(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
-	p := c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}].rec.(*overlay.Port)
-	want := &overlay.Endpoint{
-		Network: cl.Network, MAC: cl.MAC, Port: cl.Port, Host: cl.host, Addresses: p.Addresses, Evidence: cl.Evidence,
-		Cause: "agent of " + c.hostName(cl.host) + ": " + cl.Evidence.String() + " seen", Since: int64(c.now),
-	}
-	if b != nil && b.Host == want.Host && b.Port == want.Port && b.Evidence >= want.Evidence && slices.Equal(b.Addresses, want.Addresses) {
-		c.answer(cl, true, at.N, "")
-		return
-	}
-	if b != nil && b.Host != want.Host {
-		want.Cause = "moved from " + c.hostName(b.Host) + ", " + want.Cause
-	}
-	t := c.begin()
-	t.put(want)
-	t.commit(
-		func(rev overlay.Rev) { c.answer(cl, true, rev.N, "") },
-		func() {},
-	)
-}
-
-func (c *Core) withdraw(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
-	if b == nil || b.Host != cl.host || cl.Base.Less(at) {
-		c.answer(cl, b == nil || b.Host != cl.host, at.N, "a newer binding stands")
-		return
-	}
-	c.stats.Withdrawn++
-	gone := *b
-	gone.Cause, gone.Since = "agent of "+c.hostName(cl.host)+": left", int64(c.now)
-	t := c.begin()
-	t.bury(&gone)
-	t.commit(
-		func(rev overlay.Rev) { c.answer(cl, true, rev.N, "") },
-		func() {},
-	)
-}
-
-func (c *Core) inventoryEnded(e InventoryEnded) {
-	s := c.current(e.Host, e.Session)
-	if s == nil || c.lost || s.complete {
-		return
-	}
-	s.complete = true
-	for _, d := range c.deferred { // claims that wait for a commit were made, too
-		if d.host == e.Host && d.session == e.Session && !d.Leave {
-			s.claimed[Key{Kind: overlay.KindEndpoint, UID: d.Network, MAC: d.MAC}] = true
-		}
-	}
-	t := c.begin()
-	for _, k := range sorted(c.ix.byHost[e.Host]) {
-		if s.claimed[k] {
-			continue
-		}
-		gone := *c.rows[k].rec.(*overlay.Endpoint)
-		gone.Cause, gone.Since = "agent of "+c.hostName(e.Host)+": not in its inventory", int64(c.now)
-		t.bury(&gone)
-		c.stats.Withdrawn++
-	}
-	if !t.empty() {
-		t.commit(nil, nil)
-	}
 }
 
 // waitsFor names the live hosts that a deleted network selected and that have

@@ -65,6 +65,11 @@ type Tenant struct {
 	MaxPortAddresses uint32 // addresses a port; 0 means DefaultMaxPortAddresses
 }
 
+// MaxPre bounds on how many hosts an endpoint is pre-associated at once. A
+// migration has one; a second is one that was tried elsewhere and whose end
+// has not been noticed yet.
+const MaxPre = 4
+
 // Default quotas of a tenant.
 const (
 	DefaultMaxNetworks      = 1000
@@ -80,6 +85,32 @@ const (
 	FloodHER  Flood = 0 // head-end replication: one copy a VTEP
 	FloodNone Flood = 1
 )
+
+// Admission says which endpoints a network takes.
+type Admission uint8
+
+// Admission modes.
+const (
+	// AdmitDeclared: declared ports only, with the MAC and addresses they have.
+	AdmitDeclared Admission = 0
+	// AdmitLearn: also what a device that is no declared port is heard to have.
+	AdmitLearn Admission = 1
+	// AdmitDHCP: as AdmitLearn, but addresses only from leases.
+	AdmitDHCP Admission = 2
+)
+
+// String is the mode's word in documents.
+func (a Admission) String() string {
+	switch a {
+	case AdmitDeclared:
+		return "declared"
+	case AdmitLearn:
+		return "learn"
+	case AdmitDHCP:
+		return "dhcp"
+	}
+	return "unknown"
+}
 
 // DF says what the outer IPv4 header's don't-fragment bit is (ip-link(8)).
 type DF uint8
@@ -111,6 +142,7 @@ type Network struct {
 	Flood      Flood
 	Hosts      []string // names of hosts that may serve it, sorted; empty means all
 	Blocked    bool     // being deleted: its ports pass no traffic any more
+	Admission  Admission
 }
 
 // SelectsHost reports whether the host of that name may serve the network.
@@ -162,11 +194,14 @@ type Floor struct {
 // dispute (design 3.1).
 type Evidence uint8
 
-// Ranks of evidence. Gaps are left for hypervisor, DHCP and ARP sources.
+// Ranks of evidence.
 const (
-	EvidenceNone   Evidence = 0
-	EvidenceFrame  Evidence = 10 // a bare frame with a declared MAC
-	EvidenceDevice Evidence = 50 // a device that names its port, forwarding in the bridge
+	EvidenceNone       Evidence = 0
+	EvidenceFrame      Evidence = 10 // a bare frame
+	EvidenceARP        Evidence = 20 // ARP, neighbour discovery or RARP
+	EvidenceDHCP       Evidence = 30 // a lease that a server confirmed
+	EvidenceDevice     Evidence = 50 // a device that names its port, forwarding in the bridge
+	EvidenceHypervisor Evidence = 60 // the hypervisor says that the guest runs here
 )
 
 // String is the evidence's word in the API.
@@ -174,8 +209,14 @@ func (e Evidence) String() string {
 	switch e {
 	case EvidenceFrame:
 		return "frame"
+	case EvidenceARP:
+		return "arp"
+	case EvidenceDHCP:
+		return "dhcp"
 	case EvidenceDevice:
 		return "device"
+	case EvidenceHypervisor:
+		return "hypervisor"
 	}
 	return "none"
 }
@@ -183,10 +224,17 @@ func (e Evidence) String() string {
 // Endpoint is where a (network, MAC) is now. Its address on the underlay is
 // the host's VTEP: records refer, they do not repeat.
 type Endpoint struct {
-	Network   UID
-	MAC       MAC
-	Port      UID // declared port; never zero while undeclared endpoints are not admitted
-	Host      UID
+	Network UID
+	MAC     MAC
+	Port    UID // declared port; zero if it is undeclared
+	Host    UID
+	// Pre are the hosts on which it is pre-associated (RFC 8394 section 3.1):
+	// its device is there and it may come, but it runs on Host still. The newest
+	// is the last; at most MaxPre.
+	Pre []UID
+	// From is the host that it moved from with this binding, which relays
+	// what still reaches it; zero if it did not move.
+	From      UID
 	Addresses []netip.Addr // sorted
 	Evidence  Evidence
 	Cause     string

@@ -30,6 +30,8 @@ type NetworkSpec struct {
 	DF      DF
 	Flood   Flood
 	Hosts   []string // sorted; empty: all
+
+	Admission Admission
 }
 
 // PortSpec is what a user may say of a port.

@@ -35,11 +35,21 @@ type Endpoint struct {
 	// Port is the ifindex of its bridge port on this host, 0 if it is not here.
 	Port  int32
 	Flood overlay.Flood
+	// Sources are VTEPs that may send for it besides VTEP: of hosts on which it
+	// is expected, and, while a relay lasts, of the one that it left.
+	Sources []netip.Addr
+	// Relays are VTEPs that may send to it here whatever the source: of the
+	// host that it left, which relays.
+	Relays []netip.Addr
+	// Relay: it left this host, and what still arrives here is sent on to VTEP.
+	Relay bool
 }
 
 // Rows appends the rows of one endpoint in the order in which they are to be
 // added; they are to be removed in the opposite order. Reasons:
 //
+//   - anywhere: whose frames the underlay's program takes for it, and who may
+//     relay to it, before anything that makes such frames come.
 //   - here: the bridge's entry on its own port, and nothing else. An address
 //     of a local guest in the neighbour table would be answered by the proxy
 //     beside the guest, also to the guest's own duplicate address detection.
@@ -48,6 +58,12 @@ type Endpoint struct {
 //     broadcast is copied along; and a neighbour for each address, last, so
 //     that nobody is told a MAC that cannot be sent to.
 func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
+	for _, v := range e.Sources {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableSource, VNI: e.VNI, MAC: e.MAC, IP: v}})
+	}
+	for _, v := range e.Relays {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRelayed, VNI: e.VNI, MAC: e.MAC, IP: v}})
+	}
 	if e.Port != 0 {
 		return append(buf, hoststate.Row{
 			Key: hoststate.Key{Table: hoststate.TableMaster, VNI: e.VNI, MAC: e.MAC},
@@ -58,6 +74,8 @@ func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
 		return buf
 	}
 	buf = append(buf, hoststate.Row{
+		Key: hoststate.Key{Table: hoststate.TableSource, VNI: e.VNI, MAC: e.MAC, IP: e.VTEP},
+	}, hoststate.Row{
 		Key: hoststate.Key{Table: hoststate.TableFDB, VNI: e.VNI, MAC: e.MAC},
 		Val: hoststate.Val{Dst: e.VTEP, Flags: RemoteFlags},
 	}, hoststate.Row{
@@ -76,7 +94,33 @@ func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
 			Val: hoststate.Val{MAC: e.MAC, Flags: NeighFlags},
 		})
 	}
+	if e.Relay {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRelay, VNI: e.VNI, MAC: e.MAC}})
+	}
 	return buf
+}
+
+// Guard is what the port program of one device is to let through.
+type Guard struct {
+	Port  int32         // ifindex
+	MACs  []overlay.MAC // at least one
+	Addrs []netip.Addr  // its own: nobody else may claim them towards it
+	Flags hoststate.Flags
+}
+
+// PortRows appends the rows of one device in the order in which they are to be
+// added: it passes frames when all else stands.
+func PortRows(buf []hoststate.Row, g Guard) []hoststate.Row {
+	for _, m := range g.MACs[1:] {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: g.Port, MAC: m}})
+	}
+	for _, a := range g.Addrs {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: g.Port, IP: a}})
+	}
+	return append(buf,
+		hoststate.Row{Key: hoststate.Key{Table: hoststate.TablePort, Port: g.Port}, Val: hoststate.Val{MAC: g.MACs[0], Flags: g.Flags}},
+		hoststate.Row{Key: hoststate.Key{Table: hoststate.TableMember, Port: g.Port}},
+	)
 }
 
 // Union is the rows of all endpoints of a host. Where two endpoints have the

@@ -26,7 +26,8 @@ func TestRows(t *testing.T) {
 	}{
 		"elsewhere, both families: FDBs, list, then neighbours": {
 			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4, ip6}, VTEP: vtep},
-			`fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
+			`source 42 52:54:00:00:00:01 via 192.0.2.2
+fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
 master 42 52:54:00:00:00:01 dev cvx42 static,extern_learn
 repl 42 dst 192.0.2.2
 neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert
@@ -34,7 +35,8 @@ neigh 42 fd00::1 lladdr 52:54:00:00:00:01 permanent,culvert`,
 		},
 		"elsewhere without flooding: no place in the list": {
 			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}, VTEP: vtep, Flood: overlay.FloodNone},
-			`fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
+			`source 42 52:54:00:00:00:01 via 192.0.2.2
+fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
 master 42 52:54:00:00:00:01 dev cvx42 static,extern_learn
 neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert`,
 		},
@@ -45,6 +47,20 @@ neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert`,
 		"here, though a binding says elsewhere: here": {
 			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}, Port: 7, VTEP: vtep},
 			`master 42 52:54:00:00:00:01 dev if7 static,sticky`,
+		},
+		"moved here: what its former host relays and had sent": {
+			Endpoint{VNI: 42, MAC: mac, Port: 7, Sources: []netip.Addr{vtep}, Relays: []netip.Addr{vtep}},
+			`source 42 52:54:00:00:00:01 via 192.0.2.2
+relayed 42 52:54:00:00:00:01 via 192.0.2.2
+master 42 52:54:00:00:00:01 dev if7 static,sticky`,
+		},
+		"moved away from here: relayed, last": {
+			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}, VTEP: vtep, Flood: overlay.FloodNone, Relay: true},
+			`source 42 52:54:00:00:00:01 via 192.0.2.2
+fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
+master 42 52:54:00:00:00:01 dev cvx42 static,extern_learn
+neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert
+relay 42 52:54:00:00:00:01`,
 		},
 		"on a host whose address is not known: nothing": {
 			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}}, ``,
@@ -96,4 +112,23 @@ func TestRowsAreOneEndpointsAlone(t *testing.T) {
 			t.Fatalf("union with itself has %d rows, want %d", len(union), len(seen))
 		}
 	})
+}
+
+// TestPortRows: a device passes frames only when all else that is asked of its
+// program stands.
+func TestPortRows(t *testing.T) {
+	t.Parallel()
+	rows := PortRows(nil, Guard{Port: 7, MACs: []overlay.MAC{mac, {2, 1}}, Addrs: []netip.Addr{ip4, ip6}, Flags: hoststate.Open})
+	var lines []string
+	for _, r := range rows {
+		lines = append(lines, r.String())
+	}
+	want := `own if7 02:01:00:00:00:00
+own if7 10.0.0.1
+own if7 fd00::1
+port if7 mac 52:54:00:00:00:01 open
+member if7`
+	if got := strings.Join(lines, "\n"); got != want {
+		t.Errorf("rows are\n%s\nwant\n%s", got, want)
+	}
 }

@@ -60,13 +60,16 @@ func TestRowsOfOneEndpoint(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		e := endpoint(t, 1)
 		rows := Rows(nil, e)
-		tables := map[hoststate.Table]int{}
+		tables, place := map[hoststate.Table]int{}, map[hoststate.Table]int{}
+		for i, t := range hoststate.WriteOrder {
+			place[t] = i
+		}
 		for i, r := range rows {
 			tables[r.Key.Table]++
 			if r.Key.VNI != e.VNI {
 				t.Fatalf("%v is of another network", r)
 			}
-			if i > 0 && rows[i-1].Key.Table > r.Key.Table {
+			if i > 0 && place[rows[i-1].Key.Table] > place[r.Key.Table] {
 				t.Fatalf("%v comes before %v", rows[i-1], r)
 			}
 		}
@@ -78,7 +81,7 @@ func TestRowsOfOneEndpoint(t *testing.T) {
 				t.Fatalf("%v of an endpoint that is here", r)
 			}
 		case e.VTEP.IsValid():
-			want[hoststate.TableFDB], want[hoststate.TableMaster] = 1, 1
+			want[hoststate.TableSource], want[hoststate.TableFDB], want[hoststate.TableMaster] = 1, 1, 1
 			if len(e.Addrs) > 0 {
 				want[hoststate.TableNeigh] = len(e.Addrs)
 			}

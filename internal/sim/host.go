@@ -56,12 +56,18 @@ type host struct {
 	// troubled: until when the kernel may differ from what the agent knows by
 	// somebody else's doing.
 	troubled int64
+	deaf     int64        // until when its hypervisor tells nothing
+	words    int64        // when its hypervisor's newest event arrives
+	started  int64        // its agent
+	vteps    []netip.Addr // that it had, ever
 }
 
 func (h *host) startAgent() {
 	w := h.w
-	h.up = true
+	h.up, h.started = true, w.now
+	h.vteps = append(h.vteps, h.vtep)
 	h.inc++
+	h.words = 0
 	h.core = agentcore.New(agentcore.Config{
 		Cluster: cluster, Self: h.uid, Name: h.name, VTEP: h.vtep, UDPPort: 4789,
 		Grace: agentcore.Time(grace), Verify: agentcore.Time(verify),
@@ -76,6 +82,7 @@ func (h *host) startAgent() {
 	}
 	h.kernel.Doorbells()
 	h.core.Step(agentcore.Time(w.now), agentcore.Bell{Doorbell: hoststate.Doorbell{Overflow: true}})
+	h.list(w.between(milli, 300*milli))
 	h.dial()
 	h.pump()
 }
@@ -423,7 +430,8 @@ func (h *host) tell() {
 	for part := range slices.Chunk(u.Claims, api.MaxStreamClaims) {
 		cs := &api.Claims{Session: h.current}
 		for _, c := range part {
-			h.w.log("%s claims %v in %v base %v leave %t", h.name, c.MAC, c.Network, c.Base, c.Leave)
+			h.w.log("%s claims %v in %v base %v leave %t pre %t", h.name, c.MAC, c.Network, c.Base, c.Leave, c.Pre)
+			h.checkClaim(c)
 			cs.Claims = append(cs.Claims, api.Claim(c))
 		}
 		s.up.send(api.UpPB(api.Up{Claims: cs}))

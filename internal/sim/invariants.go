@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -145,10 +144,20 @@ func (h *host) checkBatch(ops []hoststate.Op) {
 		case !ok || was.kind == hoststate.OpSet && op.Kind == hoststate.OpDel:
 		case was.kind != op.Kind:
 			h.w.fail("%s: %v comes after a deletion in the same network", h.name, op)
-		case op.Kind == hoststate.OpSet && cmp.Compare(was.table, k.Table) > 0, op.Kind == hoststate.OpDel && cmp.Compare(was.table, k.Table) < 0:
+		case op.Kind == hoststate.OpSet && stageOf(was.table) > stageOf(k.Table), op.Kind == hoststate.OpDel && stageOf(was.table) < stageOf(k.Table):
 			h.w.fail("%s: %v comes after %v of table %v", h.name, op, was.kind, was.table)
 		}
 	}
+}
+
+// stageOf is when a table is written, in the oracle's words: whose frames are
+// taken, where to send, whom to tell of it, what lets frames through, and last
+// what says that all of it stands.
+func stageOf(t hoststate.Table) int {
+	return slices.Index([]hoststate.Table{
+		hoststate.TableVTEP, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl,
+		hoststate.TableNeigh, hoststate.TableRelay, hoststate.TableOwn, hoststate.TablePort, hoststate.TableMember, hoststate.TableMark,
+	}, t)
 }
 
 // owner is the network whose devices stand on this host under a VNI.
@@ -184,9 +193,13 @@ func (h *host) checkSet(op hoststate.Op) {
 			w.fail("%s: %v is no VTEP of another host", h.name, op)
 		}
 		return
-	case hoststate.TableMember:
+	case hoststate.TablePort, hoststate.TableMember:
 		h.checkMember(op)
 		return
+	case hoststate.TableOwn:
+		return
+	case hoststate.TableRelay:
+		h.checkRelay(op)
 	}
 	uid, ok := h.owner(k.VNI)
 	if !ok {
@@ -208,7 +221,7 @@ func (h *host) checkSet(op hoststate.Op) {
 		}
 	}
 	remote := k.Table == hoststate.TableFDB || k.Table == hoststate.TableNeigh || k.Table == hoststate.TableMaster && v.Port == 0
-	if e, at, ok := w.store.binding(uid, mac); remote && ok && !at.gone && e.Host == h.uid && at.n <= h.seen.decided[uid] {
+	if e, at, ok := w.store.binding(uid, mac); remote && ok && !at.gone && e.Host == h.uid && at.n <= h.seen.decided[uid] && !h.mayHaveLeft(e) {
 		w.fail("%s: %v: the endpoint is here since revision %d, and the agent was told", h.name, op, at.n)
 	}
 	if k.Table == hoststate.TableNeigh && h.troubled < w.now {
@@ -223,14 +236,14 @@ func (h *host) checkSet(op hoststate.Op) {
 func (h *host) checkMember(op hoststate.Op) {
 	w := h.w
 	nic := w.nicAt(h, op.Row.Key.Port)
-	if nic == nil || !h.seen.standing[op.Row.Key.Port] {
+	if nic == nil || !h.seen.standing[op.Row.Key.Port] || nic.vm.runs == nic || nic.ran >= h.started {
 		return
 	}
 	n, p := w.portOf(nic)
 	if p == nil {
 		return
 	}
-	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && e.Host != h.uid && at.n <= h.seen.decided[n.UID] {
+	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && e.Host != h.uid && !slices.Contains(e.Pre, h.uid) && at.n <= h.seen.decided[n.UID] {
 		w.fail("%s: %v: device %s may pass frames, and port %s is elsewhere since revision %d", h.name, op, nic.name, p.Name, at.n)
 	}
 }
@@ -239,7 +252,7 @@ func (h *host) checkMember(op hoststate.Op) {
 func (h *host) checkMemberGone(op hoststate.Op) {
 	w := h.w
 	x := w.nicAt(h, op.Row.Key.Port)
-	if op.Row.Key.Table != hoststate.TableMember || x == nil || x.since+10*second > w.now || h.troubled > w.now {
+	if op.Row.Key.Table == hoststate.TableOwn || x == nil || !x.settled(10*second) || h.troubled > w.now {
 		return
 	}
 	n, p := w.portOf(x)
@@ -258,7 +271,7 @@ func (h *host) checkDel(op hoststate.Op) {
 	if rev, ok := k.Mark(cluster); ok && h.troubled < w.now && !rev.Less(h.reached()) {
 		w.fail("%s: %v and no newer one stands", h.name, op)
 	}
-	if k.Table == hoststate.TableVTEP || k.Table == hoststate.TableMember {
+	if k.Table == hoststate.TableVTEP || k.Table == hoststate.TableMember || k.Table == hoststate.TablePort || k.Table == hoststate.TableOwn {
 		if !h.seen.fleet {
 			w.fail("%s: %v before a full pass over the fleet's log has ended", h.name, op)
 		}
@@ -352,7 +365,7 @@ func (w *world) checkWithdrawal(was, is value, with []encoded) {
 		}
 	}
 	for _, x := range w.nics {
-		if x.host.uid != e.Host || x.since+10*second > w.now || x.host.troubled > w.now {
+		if x.host.uid != e.Host || !x.settled(10*second) || x.host.troubled > w.now {
 			continue
 		}
 		if n, p := w.portOf(x); p != nil && n.UID == e.Network && p.UID == e.Port && !n.Blocked && w.store.values[overlay.KeyOf(p)].at+10*second <= w.now {

@@ -24,7 +24,7 @@ type op struct {
 var operations = []op{
 	{3, (*world).putTenant}, {8, (*world).createNetwork}, {2, (*world).setNetwork}, {3, (*world).deleteNetwork},
 	{18, (*world).createPort}, {4, (*world).createPorts}, {5, (*world).setPort}, {3, (*world).moveAddress}, {4, (*world).deletePort},
-	{28, (*world).plug}, {8, (*world).unplug}, {16, (*world).migrate}, {4, (*world).flap}, {1, (*world).deleteTenant},
+	{28, (*world).plug}, {8, (*world).unplug}, {20, (*world).migrate}, {4, (*world).flap}, {2, (*world).restartHypervisor}, {1, (*world).deleteTenant},
 }
 
 // operate does one operation of chance.
@@ -260,18 +260,23 @@ func (w *world) deletePort() {
 func (w *world) hostFor(n *overlay.Network, not *host) *host {
 	var can []*host
 	for _, h := range w.hosts {
-		if uid, ok := h.owner(n.VNI); ok && uid == n.UID && h != not {
-			if _, ok := h.kernel.Link(n.VNI.Bridge()); ok {
-				can = append(can, h)
-			}
+		if h != not && w.mayServe(n, h) {
+			can = append(can, h)
 		}
 	}
 	h, _ := one(w, can)
 	return h
 }
 
-// running is the devices that a port has now.
-func (w *world) running(n *overlay.Network, p *overlay.Port) (out []*nic) {
+// mayServe reports whether the network's bridge stands on a host.
+func (w *world) mayServe(n *overlay.Network, h *host) bool {
+	uid, ok := h.owner(n.VNI)
+	_, bridge := h.kernel.Link(n.VNI.Bridge())
+	return ok && uid == n.UID && bridge
+}
+
+// devicesOf is the devices that a port has now.
+func (w *world) devicesOf(n *overlay.Network, p *overlay.Port) (out []*nic) {
 	for _, x := range w.nics {
 		if x.tenant == n.TenantName && x.port == p.Name || x.tenant == "" && x.mac == p.MAC {
 			out = append(out, x)
@@ -287,28 +292,39 @@ func (w *world) plug() {
 		return
 	}
 	p, ok := one(w, w.portsOf(n.UID))
-	if !ok || len(w.running(n, p)) > 0 {
+	if !ok || len(w.devicesOf(n, p)) > 0 {
 		return
 	}
 	if h := w.hostFor(n, nil); h != nil {
-		w.plugAt(h, n, p, true)
+		w.boot(h, n, p)
 	}
+}
+
+// boot starts a new VM.
+func (w *world) boot(h *host, n *overlay.Network, p *overlay.Port) {
+	v := w.newVM()
+	x := w.plugAt(h, n, p, true, v)
+	v.start(x, hoststate.NICRunning)
+	v.announce()
+	v.talk()
 }
 
 // plugAt plugs a port's device in, in one of the ways that hypervisors and
 // operators have.
-func (w *world) plugAt(h *host, n *overlay.Network, p *overlay.Port, up bool) *nic {
+func (w *world) plugAt(h *host, n *overlay.Network, p *overlay.Port, up bool, v *vm) *nic {
 	w.names++
-	x := &nic{host: h, name: fmt.Sprintf("v%d", w.names), tenant: n.TenantName, port: p.Name, mac: p.MAC, since: w.now}
+	x := &nic{host: h, name: fmt.Sprintf("v%d", w.names), tenant: n.TenantName, port: p.Name, mac: p.MAC, since: w.now, vm: v}
 	w.nics = append(w.nics, x)
 	alias := hoststate.PortAlias(n.TenantName, p.Name)
 	way := w.pick(10)
+	if way == 0 && !v.managed && !v.chatty {
+		way = 9 // nothing would ever say which port it is
+	}
 	w.log("hypervisor of %s plugs %s as %s, way %d, up %t", h.name, x.name, alias, way, up)
 	switch {
 	case way == 0: // it has no alias, and speaks
 		x.tenant = ""
 		h.touch(func(m *kerneltest.Model) { m.Plug(x.name, n.VNI, "") })
-		x.speak()
 	case way == 1 && h.up: // culvert attach
 		h.touch(func(m *kerneltest.Model) { m.Plug(x.name, 0, "") })
 		h.step(agentcore.Order{Op: hoststate.Op{ID: 1 << 63, Kind: hoststate.OpAttach, Name: x.name, Dev: hoststate.Device{VNI: n.VNI}, Alias: alias}})
@@ -324,26 +340,6 @@ func (w *world) plugAt(h *host, n *overlay.Network, p *overlay.Port, up bool) *n
 	return x
 }
 
-// speak sends a frame, of which the bridge learns if it may, again and again.
-func (x *nic) speak() {
-	w := x.host.w
-	if !slices.Contains(w.nics, x) {
-		return
-	}
-	x.host.touch(func(m *kerneltest.Model) {
-		l, ok := m.Link(x.name)
-		b, bridged := m.LinkAt(l.Master)
-		if !ok || !bridged || !l.Learns || l.State != hoststate.StateForwarding {
-			return
-		}
-		k := hoststate.Key{Table: hoststate.TableMaster, VNI: b.VNI, MAC: x.mac}
-		if v, have := m.Row(k); !have || v.Flags == 0 { // an entry that was pinned does not move
-			m.SetRow(hoststate.Row{Key: k, Val: hoststate.Val{Port: l.Index}})
-		}
-	})
-	w.after(w.between(100*milli, second), x.speak)
-}
-
 // remove stops a VM, or what a migration left of it.
 func (w *world) remove(x *nic) {
 	i := slices.Index(w.nics, x)
@@ -351,53 +347,30 @@ func (w *world) remove(x *nic) {
 		return
 	}
 	w.log("hypervisor of %s unplugs %s", x.host.name, x.name)
+	if x.vm.runs == x {
+		x.vm.halt()
+	}
 	w.nics = slices.Delete(w.nics, i, i+1)
-	x.host.left = append(x.host.left, departure{x.mac, w.now})
+	x.host.left = append(x.host.left, departure{x, w.now})
 	x.host.touch(func(m *kerneltest.Model) { m.Unplug(x.name) })
+	if w.chance(0.5) {
+		x.says(hoststate.NICGone)
+	} else {
+		w.after(w.between(0, 30*milli), func() { x.says(hoststate.NICGone) })
+	}
 }
 
+// unplug destroys a VM.
 func (w *world) unplug() {
 	if x, ok := one(w, w.nics); ok {
-		w.remove(x)
+		w.destroy(x.vm)
 	}
 }
 
-// migrate moves a VM: the destination is there before the source goes, in the
-// background or live, or after it.
-func (w *world) migrate() {
-	x, ok := one(w, w.nics)
-	if !ok {
-		return
-	}
-	n, p := w.portOf(x)
-	if p == nil || len(w.running(n, p)) > 1 {
-		return
-	}
-	to := w.hostFor(n, x.host)
-	if to == nil {
-		return
-	}
-	d := w.between(milli, 2*second)
-	switch w.pick(3) {
-	case 0:
-		w.hits[MovedLate]++
+func (w *world) destroy(v *vm) {
+	v.dead = true
+	for _, x := range v.devices() {
 		w.remove(x)
-		w.after(d, func() {
-			if w.declared(p) && len(w.running(n, p)) == 0 {
-				w.plugAt(to, n, p, true)
-			}
-		})
-	case 1:
-		w.hits[MovedEarly]++
-		w.plugAt(to, n, p, true)
-		w.after(d, func() { w.remove(x) })
-	default:
-		w.hits[MovedEarly]++
-		y := w.plugAt(to, n, p, false)
-		w.after(d, func() {
-			to.touch(func(m *kerneltest.Model) { m.SetUp(y.name, true) })
-			w.after(w.between(0, 100*milli), func() { w.remove(x) })
-		})
 	}
 }
 
@@ -408,7 +381,7 @@ func (w *world) declared(p *overlay.Port) bool {
 
 func (w *world) flap() {
 	x, ok := one(w, w.nics)
-	if !ok || len(w.running(&overlay.Network{TenantName: x.tenant}, &overlay.Port{Meta: overlay.Meta{Name: x.port}, MAC: x.mac})) > 1 {
+	if !ok {
 		return
 	}
 	w.hits[NICFlapped]++

@@ -23,12 +23,15 @@ type nic struct {
 	port   string
 	mac    overlay.MAC // that it speaks with
 	since  int64       // plugged in
+	vm     *vm
+	state  hoststate.NICState // as its hypervisor says, if one does
+	ran    int64              // when the guest was last known to run behind it; 0: never
 }
 
 // departure is when a VM left a host. Its rows are not at once what they are
 // without it.
 type departure struct {
-	mac overlay.MAC
+	nic *nic
 	at  int64
 }
 
@@ -103,7 +106,7 @@ func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]
 	}
 	here := map[overlay.MAC]bool{}
 	for _, p := range w.portsOf(n.UID) {
-		for _, x := range w.running(n, p) {
+		for _, x := range w.devicesOf(n, p) {
 			if x.host == h {
 				here[x.mac], here[p.MAC] = true, true
 			}
@@ -111,7 +114,7 @@ func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]
 	}
 	for _, d := range h.left {
 		if d.at+5*second > w.now {
-			here[d.mac] = true
+			here[d.nic.mac] = true
 		}
 	}
 	owners := map[netip.Addr]int{}
@@ -148,6 +151,7 @@ func remoteRows(out map[hoststate.Key]hoststate.Val, n *overlay.Network, mac ove
 	if !vtep.IsValid() {
 		return
 	}
+	sourceRow(out, n, mac, vtep)
 	key := hoststate.Key{Table: hoststate.TableFDB, VNI: n.VNI, MAC: mac}
 	out[key] = hoststate.Val{Dst: vtep, Flags: hoststate.Static | hoststate.Extern}
 	key.Table = hoststate.TableMaster
@@ -157,6 +161,20 @@ func remoteRows(out map[hoststate.Key]hoststate.Val, n *overlay.Network, mac ove
 	}
 	for _, a := range addrs {
 		out[hoststate.Key{Table: hoststate.TableNeigh, VNI: n.VNI, IP: a}] = hoststate.Val{MAC: mac, Flags: hoststate.Permanent | hoststate.Ours}
+	}
+}
+
+// sourceRow lets a VTEP send for a MAC.
+func sourceRow(out map[hoststate.Key]hoststate.Val, n *overlay.Network, mac overlay.MAC, vtep netip.Addr) {
+	out[hoststate.Key{Table: hoststate.TableSource, VNI: n.VNI, MAC: mac, IP: vtep}] = hoststate.Val{}
+}
+
+// portRows are what lets a device pass frames: as that port, and none else.
+func portRows(out map[hoststate.Key]hoststate.Val, index int32, p *overlay.Port, more hoststate.Flags) {
+	out[hoststate.Key{Table: hoststate.TablePort, Port: index}] = hoststate.Val{MAC: p.MAC, Flags: hoststate.Open | more}
+	out[hoststate.Key{Table: hoststate.TableMember, Port: index}] = hoststate.Val{}
+	for _, a := range p.Addresses {
+		out[hoststate.Key{Table: hoststate.TableOwn, Port: index, IP: a}] = hoststate.Val{}
 	}
 }
 
@@ -171,8 +189,24 @@ type placed struct {
 func (w *world) placements() []placed {
 	var out []placed
 	for _, x := range w.nics {
-		if n, p := w.portOf(x); p != nil && !n.Blocked && n.SelectsHost(x.host.name) {
+		if n, p := w.portOf(x); p != nil && x.vm.runs == x && !n.Blocked && n.SelectsHost(x.host.name) {
 			out = append(out, placed{n, p, x})
+		}
+	}
+	return out
+}
+
+// preOf are the hosts on which an endpoint is expected, as the store has it:
+// whether a device that stands somewhere is one that will be needed is a
+// question of its history, not of its place.
+func (w *world) preOf(n *overlay.Network, p *overlay.Port) (out []*host) {
+	e, v, ok := w.store.binding(n.UID, p.MAC)
+	if !ok || v.gone {
+		return nil
+	}
+	for _, h := range w.hosts {
+		if slices.Contains(e.Pre, h.uid) {
+			out = append(out, h)
 		}
 	}
 	return out
@@ -209,23 +243,47 @@ func (w *world) expected(h *host, all []placed) (lines []string, rows map[hostst
 // expectedRows adds the rows of one network; it reports false, and adds none,
 // if no port of it is on the host.
 func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map[hoststate.Key]hoststate.Val) bool {
-	if !slices.ContainsFunc(all, func(p placed) bool { return p.net.UID == n.UID && p.nic.host == h }) {
+	if !slices.ContainsFunc(w.nics, func(x *nic) bool {
+		of, p := w.portOf(x)
+		return x.host == h && p != nil && of.UID == n.UID
+	}) {
 		return false
 	}
 	for _, p := range all {
 		if p.net.UID != n.UID {
 			continue
 		}
+		pre := w.preOf(n, p.port)
+		for _, o := range pre {
+			if o != h && o != p.nic.host {
+				sourceRow(rows, n, p.port.MAC, o.vtep)
+			}
+		}
 		if p.nic.host != h {
 			remoteRows(rows, n, p.port.MAC, p.nic.host.vtep, p.port.Addresses)
+			if slices.Contains(pre, h) {
+				w.expectedPre(h, p, rows)
+			}
 			continue
 		}
 		if l, ok := h.kernel.Link(p.nic.name); ok {
 			rows[hoststate.Key{Table: hoststate.TableMaster, VNI: n.VNI, MAC: p.port.MAC}] = hoststate.Val{Port: l.Index, Flags: hoststate.Static | hoststate.Sticky}
-			rows[hoststate.Key{Table: hoststate.TableMember, Port: l.Index}] = hoststate.Val{}
+			portRows(rows, l.Index, p.port, 0)
 		}
 	}
 	return true
+}
+
+// expectedPre adds what a host has besides on which an endpoint is expected:
+// its device is open and watched, and what the host on which it runs may send
+// on one day is taken.
+func (w *world) expectedPre(h *host, p placed, rows map[hoststate.Key]hoststate.Val) {
+	rows[hoststate.Key{Table: hoststate.TableRelayed, VNI: p.net.VNI, MAC: p.port.MAC, IP: p.nic.host.vtep}] = hoststate.Val{}
+	for _, x := range w.devicesOf(p.net, p.port) {
+		if l, ok := h.kernel.Link(x.name); ok && x.host == h {
+			portRows(rows, l.Index, p.port, hoststate.Watch)
+		}
+	}
 }
 
 // compare is what differs between a host's kernel and the oracle; empty at
@@ -278,8 +336,8 @@ func (w *world) comparePorts(h *host, all []placed) (diff []string) {
 			continue
 		}
 		l, _ := h.kernel.Link(p.nic.name)
-		if l.Flood || l.Learns || l.IPv6 {
-			diff = append(diff, fmt.Sprintf("port %s has flood %t, learning %t, ipv6 %t", l.Name, l.Flood, l.Learns, l.IPv6))
+		if l.Flood || l.Learns || l.IPv6 || !l.Guarded {
+			diff = append(diff, fmt.Sprintf("port %s has flood %t, learning %t, ipv6 %t, its program %t", l.Name, l.Flood, l.Learns, l.IPv6, l.Guarded))
 		}
 	}
 	return diff
@@ -295,7 +353,7 @@ func (h *host) deviceLines() (out []string) {
 		if l.Isolated {
 			iso = "isolated"
 		}
-		if l.DOVE && !l.Flood && !l.Learns && l.IPv6 {
+		if l.DOVE && !l.Flood && !l.Learns && l.IPv6 && l.Guarded {
 			dove = "dove"
 		}
 		master := ""
@@ -327,6 +385,11 @@ func (w *world) compareStore(all []placed) (diff []string) {
 		e := v.rec.(*overlay.Endpoint)
 		if e.Host != p.nic.host.uid || e.Port != p.port.UID || !slices.Equal(e.Addresses, p.port.Addresses) {
 			diff = append(diff, fmt.Sprintf("binding of port %s on %s is %+v", p.port.Name, p.nic.host.name, *e))
+		}
+		for _, h := range w.preOf(p.net, p.port) {
+			if !slices.ContainsFunc(w.devicesOf(p.net, p.port), func(x *nic) bool { return x.host == h && h != p.nic.host }) {
+				diff = append(diff, fmt.Sprintf("port %s, which is on %s, is expected on %s, where it has no device", p.port.Name, p.nic.host.name, h.name))
+			}
 		}
 	}
 	for _, k := range w.store.keys() {

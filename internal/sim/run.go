@@ -27,11 +27,15 @@ type Result struct {
 type Options struct {
 	Echo func(string) // gets every line of the trace; nil: none
 	Deep bool         // put the text of every line into the hash: slower
+	// Migrations narrows the world to one network on two or three hosts with
+	// few VMs, which are moved again and again, and shortens its rests.
+	Migrations bool
 }
 
 // Run simulates one seed from beginning to end.
 func Run(seed uint64, o Options) (res Result) {
 	w := newWorld(seed)
+	w.narrow = o.Migrations
 	w.trace.echo, w.trace.deep = o.Echo, o.Deep
 	defer func() {
 		res.Trace, res.Hash, res.Hits, res.Events = w.trace.String(), w.trace.hash, w.hits, w.done
@@ -44,6 +48,10 @@ func Run(seed uint64, o Options) (res Result) {
 		}
 	}()
 	w.begin()
+	if w.narrow {
+		w.migrations()
+		return res
+	}
 	for range 1 + w.pick(2) {
 		w.chaos()
 		w.rest()
@@ -70,6 +78,8 @@ func (w *world) begin() {
 	w.now = second
 	n := 2 + w.pick(3)
 	switch {
+	case w.narrow:
+		n = 2 + w.pick(2)
 	case w.chance(0.05):
 		n = 12 + w.pick(9)
 	case w.chance(0.2):
@@ -82,7 +92,7 @@ func (w *world) begin() {
 		h := &host{w: w, index: i, name: fmt.Sprintf("h%d", i+1), vtep: vtepOf(w.vteps), kernel: kerneltest.New(), readAt: map[overlay.VNI]int64{}}
 		h.kernel.Fail, h.kernel.FailRead, h.kernel.Lose = h.failOp, h.failRead, h.loseBell
 		w.hosts = append(w.hosts, h)
-		if i == 0 || w.chance(0.8) {
+		if i == 0 || w.narrow || w.chance(0.8) {
 			w.join(h)
 		} else { // later
 			w.after(w.between(second, 20*second), func() { w.join(h) })
@@ -148,6 +158,7 @@ func (w *world) rest() {
 	w.quietChange()
 	w.lostEvents()
 	w.oldInventory()
+	w.cleanMigration()
 }
 
 // finish does what a patient user does: repeats what was not confirmed, and
@@ -160,10 +171,19 @@ func (w *world) finish() {
 	}
 	w.rejoin()
 	seen := map[overlay.UID]bool{}
-	for _, x := range slices.Clone(w.nics) { // two VMs that say to be the same: one stays
-		if _, p := w.portOf(x); p != nil && seen[p.UID] {
-			w.remove(x)
-		} else if p != nil {
+	for _, x := range slices.Clone(w.nics) {
+		_, p := w.portOf(x)
+		switch {
+		case x.vm.moving:
+		case x.vm.runs == nil: // it lost the device that it had
+			w.destroy(x.vm)
+		case x.vm.runs != x: // a migration left it behind
+			if w.chance(0.5) {
+				w.remove(x)
+			}
+		case p != nil && seen[p.UID]: // two VMs that say to be the same: one stays
+			w.destroy(x.vm)
+		case p != nil:
 			seen[p.UID] = true
 		}
 	}
@@ -225,12 +245,12 @@ func (w *world) quietChange() {
 	for _, p := range all {
 		n := p.net
 		for _, port := range w.portsOf(n.UID) {
-			if len(w.running(n, port)) > 0 {
+			if len(w.devicesOf(n, port)) > 0 {
 				continue
 			}
 			w.log("quiet change: port %s on %s", port.Name, p.nic.host.name)
 			still := w.unread(p.nic.host, n.VNI)
-			w.plugAt(p.nic.host, n, port, true)
+			w.boot(p.nic.host, n, port)
 			w.run(w.now + second)
 			for _, h := range still {
 				if h.readAt[n.VNI] >= w.now-second {

@@ -26,14 +26,29 @@ func number(t *testing.T, name string, otherwise uint64) (uint64, bool) {
 // TestSeeds simulates CULVERT_SEEDS seeds from CULVERT_FIRST on, or the one
 // that CULVERT_SEED names, with its whole trace.
 func TestSeeds(t *testing.T) {
+	seeds, _ := number(t, "CULVERT_SEEDS", 200)
+	simulate(t, "TestSeeds", seeds, Options{}, func(Fault) bool { return true })
+}
+
+// TestMigrationSeeds does the same with worlds in which little else happens
+// than that guests are moved, CULVERT_MIGRATION_SEEDS of them.
+func TestMigrationSeeds(t *testing.T) {
+	seeds, _ := number(t, "CULVERT_MIGRATION_SEEDS", 300)
+	simulate(t, "TestMigrationSeeds", seeds, Options{Migrations: true}, func(f Fault) bool {
+		return f >= HeardLost && f <= MigratedUnmanaged || f >= MovedEarly && f <= HypervisorRestarted
+	})
+}
+
+// simulate runs seeds, and fails where one does, or where a fault that must
+// hit never did.
+func simulate(t *testing.T, name string, seeds uint64, o Options, must func(Fault) bool) {
 	if seed, ok := number(t, "CULVERT_SEED", 0); ok {
-		r := Run(seed, Options{Echo: func(line string) { t.Log(line) }})
-		if r.Err != "" {
+		o.Echo = func(line string) { t.Log(line) }
+		if r := Run(seed, o); r.Err != "" {
 			t.Fatalf("seed %d: %s", seed, r.Err)
 		}
 		return
 	}
-	seeds, _ := number(t, "CULVERT_SEEDS", 200)
 	first, _ := number(t, "CULVERT_FIRST", 1)
 	var mu sync.Mutex
 	var hits [Faults]int
@@ -53,7 +68,7 @@ func TestSeeds(t *testing.T) {
 				if stop {
 					return
 				}
-				r := Run(seed, Options{})
+				r := Run(seed, o)
 				mu.Lock()
 				done++
 				events += r.Events
@@ -62,7 +77,7 @@ func TestSeeds(t *testing.T) {
 				}
 				if r.Err != "" {
 					failed++
-					t.Errorf("seed %d: %s\nreplay: CULVERT_SEED=%d go test ./internal/sim -run TestSeeds -v\nthe last events:\n%s", seed, r.Err, seed, r.Trace)
+					t.Errorf("seed %d: %s\nreplay: CULVERT_SEED=%d go test ./internal/sim -run '^%s$' -v\nthe last events:\n%s", seed, r.Err, seed, name, r.Trace)
 				}
 				mu.Unlock()
 			}
@@ -74,7 +89,7 @@ func TestSeeds(t *testing.T) {
 	text := ""
 	for i, n := range hits {
 		text += fmt.Sprintf(" %s=%d", Fault(i), n)
-		if n == 0 && seeds >= 200 && failed == 0 {
+		if n == 0 && seeds >= 200 && failed == 0 && must(Fault(i)) {
 			t.Errorf("fault %s never hit in %d seeds", Fault(i), seeds)
 		}
 	}

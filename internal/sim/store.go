@@ -30,6 +30,7 @@ type value struct {
 	gone  bool
 	n     uint64
 	at    int64 // when it was written
+	moved int64 // endpoints: when it came to its host from another one
 }
 
 // campaign makes the caller the decider; whoever was is fenced.
@@ -78,11 +79,13 @@ func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
 		}
 		v := s.decode(w.bytes)
 		v.n, v.at = e.N, s.w.now
+		v.moved = movedAt(s.values[w.key], v)
 		if overlay.KeyOf(v.rec) != w.key {
 			s.w.fail("a record of %v is written under %v", overlay.KeyOf(v.rec), w.key)
 		}
 		s.index(w.key, v.rec)
 		s.w.checkWithdrawal(s.values[w.key], v, ws)
+		s.w.checkPlace(s.values[w.key], v)
 		s.values[w.key] = v
 		s.w.ever.note(v)
 		e.Puts = append(e.Puts, managercore.StoredRecord{Rec: v.rec, Gone: v.gone, N: v.n})
@@ -94,6 +97,15 @@ func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
 	s.changed = s.rev
 	s.tell(e)
 	return s.rev, true
+}
+
+// movedAt is when an endpoint came to where it is now.
+func movedAt(was, is value) int64 {
+	e, ok := is.rec.(*overlay.Endpoint)
+	if old, had := was.rec.(*overlay.Endpoint); ok && had && !was.gone && old.Host == e.Host {
+		return was.moved
+	}
+	return is.at
 }
 
 func (s *store) index(k overlay.Key, rec overlay.Record) {

@@ -117,6 +117,9 @@ func (w *world) rejoin() {
 				if owned && uid == n.UID && (x.tenant == n.TenantName && x.port == p.Name || x.tenant == "" && x.mac == p.MAC) {
 					w.log("hypervisor of %s joins %s to %s", x.host.name, x.name, n.VNI.Bridge())
 					x.since = w.now
+					if x.vm.runs == x {
+						x.vm.since = w.now
+					}
 					alias := ""
 					if x.tenant != "" {
 						alias = hoststate.PortAlias(x.tenant, x.port)

@@ -75,6 +75,7 @@ type world struct {
 	seq    uint64
 	events agenda
 
+	narrow  bool // see Options.Migrations
 	calm    bool // faults are over
 	enabled [faults]bool
 	hits    [faults]int

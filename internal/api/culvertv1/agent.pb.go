@@ -263,6 +263,128 @@ func (x *DetachPortResponse) GetDevice() string {
 	return ""
 }
 
+type ReportGuestRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	State  string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // incoming, running, leaving, paused, gone
+	Vm     string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"`       // the guest's name, for people
+	// How long the answer may wait until an incoming guest is expected here, or
+	// a running one is here; at most 10,000.
+	WaitMilliseconds uint32 `protobuf:"varint,4,opt,name=wait_milliseconds,json=waitMilliseconds,proto3" json:"wait_milliseconds,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ReportGuestRequest) Reset() {
+	*x = ReportGuestRequest{}
+	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportGuestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportGuestRequest) ProtoMessage() {}
+
+func (x *ReportGuestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportGuestRequest.ProtoReflect.Descriptor instead.
+func (*ReportGuestRequest) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReportGuestRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *ReportGuestRequest) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ReportGuestRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ReportGuestRequest) GetWaitMilliseconds() uint32 {
+	if x != nil {
+		return x.WaitMilliseconds
+	}
+	return 0
+}
+
+type ReportGuestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`   // unknown, unclaimed, elsewhere, expected, arriving, here
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // why not, if the manager refused
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportGuestResponse) Reset() {
+	*x = ReportGuestResponse{}
+	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportGuestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportGuestResponse) ProtoMessage() {}
+
+func (x *ReportGuestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportGuestResponse.ProtoReflect.Descriptor instead.
+func (*ReportGuestResponse) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReportGuestResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ReportGuestResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type PrepareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
@@ -278,7 +400,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	mi := &file_culvertv1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +412,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[4]
+	mi := &file_culvertv1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +425,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{4}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PrepareRequest) GetMac() string {
@@ -367,7 +489,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	mi := &file_culvertv1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +501,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[5]
+	mi := &file_culvertv1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +514,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{5}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PrepareResponse) GetOurs() bool {
@@ -432,7 +554,7 @@ type TablesRequest struct {
 
 func (x *TablesRequest) Reset() {
 	*x = TablesRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[6]
+	mi := &file_culvertv1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +566,7 @@ func (x *TablesRequest) String() string {
 func (*TablesRequest) ProtoMessage() {}
 
 func (x *TablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[6]
+	mi := &file_culvertv1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +579,7 @@ func (x *TablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TablesRequest.ProtoReflect.Descriptor instead.
 func (*TablesRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{6}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TablesRequest) GetVni() uint32 {
@@ -476,7 +598,7 @@ type TablesResponse struct {
 
 func (x *TablesResponse) Reset() {
 	*x = TablesResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[7]
+	mi := &file_culvertv1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +610,7 @@ func (x *TablesResponse) String() string {
 func (*TablesResponse) ProtoMessage() {}
 
 func (x *TablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[7]
+	mi := &file_culvertv1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +623,7 @@ func (x *TablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TablesResponse.ProtoReflect.Descriptor instead.
 func (*TablesResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TablesResponse) GetText() string {
@@ -524,7 +646,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[8]
+	mi := &file_culvertv1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +658,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[8]
+	mi := &file_culvertv1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +671,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinRequest) GetTokenId() []byte {
@@ -600,7 +722,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[9]
+	mi := &file_culvertv1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +734,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[9]
+	mi := &file_culvertv1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +747,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -680,7 +802,7 @@ type Up struct {
 
 func (x *Up) Reset() {
 	*x = Up{}
-	mi := &file_culvertv1_agent_proto_msgTypes[10]
+	mi := &file_culvertv1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +814,7 @@ func (x *Up) String() string {
 func (*Up) ProtoMessage() {}
 
 func (x *Up) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[10]
+	mi := &file_culvertv1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +827,7 @@ func (x *Up) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Up.ProtoReflect.Descriptor instead.
 func (*Up) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Up) GetBody() isUp_Body {
@@ -824,7 +946,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[11]
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +958,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[11]
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +971,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -911,7 +1033,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[12]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1045,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[12]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1058,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -964,7 +1086,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1098,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1111,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -1017,13 +1139,15 @@ type Claim struct {
 	Base          *Rev                   `protobuf:"bytes,5,opt,name=base,proto3" json:"base,omitempty"` // binding that the agent had applied when the evidence came
 	Evidence      uint32                 `protobuf:"varint,6,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Leave         bool                   `protobuf:"varint,7,opt,name=leave,proto3" json:"leave,omitempty"`
+	Pre           bool                   `protobuf:"varint,8,opt,name=pre,proto3" json:"pre,omitempty"`            // pre-association (RFC 8394): it is expected here; with leave: not any more
+	Addresses     [][]byte               `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"` // of an undeclared endpoint, as it was heard to have
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1159,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1172,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -1100,6 +1224,20 @@ func (x *Claim) GetLeave() bool {
 	return false
 }
 
+func (x *Claim) GetPre() bool {
+	if x != nil {
+		return x.Pre
+	}
+	return false
+}
+
+func (x *Claim) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type Claims struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -1110,7 +1248,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1260,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1273,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1163,7 +1301,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1313,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1326,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -1208,7 +1346,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1358,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1371,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -1256,7 +1394,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1406,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1419,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Report) GetProblems() []string {
@@ -1327,7 +1465,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1477,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1490,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -1438,7 +1576,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1588,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1601,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1511,7 +1649,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1661,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1674,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -1582,7 +1720,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1732,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1745,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -1650,7 +1788,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1800,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1813,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1715,7 +1853,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1865,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1878,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -1765,7 +1903,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1915,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1928,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Refusal) GetCode() string {
@@ -1842,7 +1980,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +1992,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +2005,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -1912,7 +2050,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2062,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2075,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -2002,7 +2140,15 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\tR\x04port\"D\n" +
 	"\x12DetachPortResponse\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x16\n" +
-	"\x06device\x18\x02 \x01(\tR\x06device\"\xac\x01\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\"\x7f\n" +
+	"\x12ReportGuestRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x0e\n" +
+	"\x02vm\x18\x03 \x01(\tR\x02vm\x12+\n" +
+	"\x11wait_milliseconds\x18\x04 \x01(\rR\x10waitMilliseconds\"C\n" +
+	"\x13ReportGuestResponse\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xac\x01\n" +
 	"\x0ePrepareRequest\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x18\n" +
@@ -2054,7 +2200,7 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x04sent\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"S\n" +
 	"\bInterest\x12/\n" +
 	"\x03add\x18\x01 \x03(\v2\x1d.culvert.agent.v1.LogPositionR\x03add\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\fR\x06remove\"\xb5\x01\n" +
+	"\x06remove\x18\x02 \x03(\fR\x06remove\"\xe5\x01\n" +
 	"\x05Claim\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\fR\anetwork\x12\x10\n" +
@@ -2062,7 +2208,9 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x04 \x01(\fR\x04port\x12*\n" +
 	"\x04base\x18\x05 \x01(\v2\x16.culvert.record.v1.RevR\x04base\x12\x1a\n" +
 	"\bevidence\x18\x06 \x01(\rR\bevidence\x12\x14\n" +
-	"\x05leave\x18\a \x01(\bR\x05leave\"S\n" +
+	"\x05leave\x18\a \x01(\bR\x05leave\x12\x10\n" +
+	"\x03pre\x18\b \x01(\bR\x03pre\x12\x1c\n" +
+	"\taddresses\x18\t \x03(\fR\taddresses\"S\n" +
 	"\x06Claims\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12/\n" +
 	"\x06claims\x18\x02 \x03(\v2\x17.culvert.agent.v1.ClaimR\x06claims\"(\n" +
@@ -2125,12 +2273,13 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x06Attach\x12\x14.culvert.agent.v1.Up\x1a\x16.culvert.agent.v1.Down(\x010\x01\x12N\n" +
 	"\aResolve\x12 .culvert.agent.v1.ResolveRequest\x1a!.culvert.agent.v1.ResolveResponse2P\n" +
 	"\aJoining\x12E\n" +
-	"\x04Join\x12\x1d.culvert.agent.v1.JoinRequest\x1a\x1e.culvert.agent.v1.JoinResponse2\xd6\x02\n" +
+	"\x04Join\x12\x1d.culvert.agent.v1.JoinRequest\x1a\x1e.culvert.agent.v1.JoinResponse2\xb2\x03\n" +
 	"\x05Local\x12W\n" +
 	"\n" +
 	"AttachPort\x12#.culvert.agent.v1.AttachPortRequest\x1a$.culvert.agent.v1.AttachPortResponse\x12W\n" +
 	"\n" +
-	"DetachPort\x12#.culvert.agent.v1.DetachPortRequest\x1a$.culvert.agent.v1.DetachPortResponse\x12N\n" +
+	"DetachPort\x12#.culvert.agent.v1.DetachPortRequest\x1a$.culvert.agent.v1.DetachPortResponse\x12Z\n" +
+	"\vReportGuest\x12$.culvert.agent.v1.ReportGuestRequest\x1a%.culvert.agent.v1.ReportGuestResponse\x12N\n" +
 	"\aPrepare\x12 .culvert.agent.v1.PrepareRequest\x1a!.culvert.agent.v1.PrepareResponse\x12K\n" +
 	"\x06Tables\x12\x1f.culvert.agent.v1.TablesRequest\x1a .culvert.agent.v1.TablesResponseB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
@@ -2146,79 +2295,83 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_culvertv1_agent_proto_goTypes = []any{
-	(*AttachPortRequest)(nil),  // 0: culvert.agent.v1.AttachPortRequest
-	(*AttachPortResponse)(nil), // 1: culvert.agent.v1.AttachPortResponse
-	(*DetachPortRequest)(nil),  // 2: culvert.agent.v1.DetachPortRequest
-	(*DetachPortResponse)(nil), // 3: culvert.agent.v1.DetachPortResponse
-	(*PrepareRequest)(nil),     // 4: culvert.agent.v1.PrepareRequest
-	(*PrepareResponse)(nil),    // 5: culvert.agent.v1.PrepareResponse
-	(*TablesRequest)(nil),      // 6: culvert.agent.v1.TablesRequest
-	(*TablesResponse)(nil),     // 7: culvert.agent.v1.TablesResponse
-	(*JoinRequest)(nil),        // 8: culvert.agent.v1.JoinRequest
-	(*JoinResponse)(nil),       // 9: culvert.agent.v1.JoinResponse
-	(*Up)(nil),                 // 10: culvert.agent.v1.Up
-	(*Hello)(nil),              // 11: culvert.agent.v1.Hello
-	(*LogPosition)(nil),        // 12: culvert.agent.v1.LogPosition
-	(*Interest)(nil),           // 13: culvert.agent.v1.Interest
-	(*Claim)(nil),              // 14: culvert.agent.v1.Claim
-	(*Claims)(nil),             // 15: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),       // 16: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                // 17: culvert.agent.v1.Ack
-	(*Report)(nil),             // 18: culvert.agent.v1.Report
-	(*Down)(nil),               // 19: culvert.agent.v1.Down
-	(*Welcome)(nil),            // 20: culvert.agent.v1.Welcome
-	(*Items)(nil),              // 21: culvert.agent.v1.Items
-	(*LogEnd)(nil),             // 22: culvert.agent.v1.LogEnd
-	(*Answer)(nil),             // 23: culvert.agent.v1.Answer
-	(*Answers)(nil),            // 24: culvert.agent.v1.Answers
-	(*Refusal)(nil),            // 25: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),     // 26: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),    // 27: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                // 28: culvert.record.v1.Rev
-	(*Item)(nil),               // 29: culvert.record.v1.Item
+	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
+	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
+	(*DetachPortRequest)(nil),   // 2: culvert.agent.v1.DetachPortRequest
+	(*DetachPortResponse)(nil),  // 3: culvert.agent.v1.DetachPortResponse
+	(*ReportGuestRequest)(nil),  // 4: culvert.agent.v1.ReportGuestRequest
+	(*ReportGuestResponse)(nil), // 5: culvert.agent.v1.ReportGuestResponse
+	(*PrepareRequest)(nil),      // 6: culvert.agent.v1.PrepareRequest
+	(*PrepareResponse)(nil),     // 7: culvert.agent.v1.PrepareResponse
+	(*TablesRequest)(nil),       // 8: culvert.agent.v1.TablesRequest
+	(*TablesResponse)(nil),      // 9: culvert.agent.v1.TablesResponse
+	(*JoinRequest)(nil),         // 10: culvert.agent.v1.JoinRequest
+	(*JoinResponse)(nil),        // 11: culvert.agent.v1.JoinResponse
+	(*Up)(nil),                  // 12: culvert.agent.v1.Up
+	(*Hello)(nil),               // 13: culvert.agent.v1.Hello
+	(*LogPosition)(nil),         // 14: culvert.agent.v1.LogPosition
+	(*Interest)(nil),            // 15: culvert.agent.v1.Interest
+	(*Claim)(nil),               // 16: culvert.agent.v1.Claim
+	(*Claims)(nil),              // 17: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),        // 18: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                 // 19: culvert.agent.v1.Ack
+	(*Report)(nil),              // 20: culvert.agent.v1.Report
+	(*Down)(nil),                // 21: culvert.agent.v1.Down
+	(*Welcome)(nil),             // 22: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 23: culvert.agent.v1.Items
+	(*LogEnd)(nil),              // 24: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 25: culvert.agent.v1.Answer
+	(*Answers)(nil),             // 26: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 27: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 28: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 29: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 30: culvert.record.v1.Rev
+	(*Item)(nil),                // 31: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	11, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	13, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	15, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	16, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	17, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	18, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	28, // 6: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	12, // 7: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	28, // 8: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	12, // 9: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	28, // 10: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	14, // 11: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	28, // 12: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	20, // 13: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	21, // 14: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	24, // 15: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	25, // 16: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	29, // 17: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	28, // 18: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	22, // 19: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	28, // 20: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	28, // 21: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	23, // 22: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	10, // 23: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	26, // 24: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	8,  // 25: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	13, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	15, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	17, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	18, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	19, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	20, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	30, // 6: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	14, // 7: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	30, // 8: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	14, // 9: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	30, // 10: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	16, // 11: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	30, // 12: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	22, // 13: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	23, // 14: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	26, // 15: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	27, // 16: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	31, // 17: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	30, // 18: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	24, // 19: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	30, // 20: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	30, // 21: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	25, // 22: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 23: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	28, // 24: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 25: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
 	0,  // 26: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
 	2,  // 27: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 28: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	6,  // 29: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	19, // 30: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	27, // 31: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	9,  // 32: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 33: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 34: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 35: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	7,  // 36: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	30, // [30:37] is the sub-list for method output_type
-	23, // [23:30] is the sub-list for method input_type
+	4,  // 28: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 29: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 30: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	21, // 31: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	29, // 32: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 33: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 34: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 35: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 36: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 37: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 38: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	31, // [31:39] is the sub-list for method output_type
+	23, // [23:31] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
 	23, // [23:23] is the sub-list for extension extendee
 	0,  // [0:23] is the sub-list for field type_name
@@ -2230,7 +2383,7 @@ func file_culvertv1_agent_proto_init() {
 		return
 	}
 	file_culvertv1_record_proto_init()
-	file_culvertv1_agent_proto_msgTypes[10].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[12].OneofWrappers = []any{
 		(*Up_Hello)(nil),
 		(*Up_Interest)(nil),
 		(*Up_Claims)(nil),
@@ -2238,7 +2391,7 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_Ack)(nil),
 		(*Up_Report)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[19].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[21].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
@@ -2250,7 +2403,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

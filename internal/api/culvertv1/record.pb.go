@@ -293,6 +293,7 @@ type NetworkRecord struct {
 	Hosts         []string               `protobuf:"bytes,9,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	Blocked       bool                   `protobuf:"varint,10,opt,name=blocked,proto3" json:"blocked,omitempty"`
 	TenantName    string                 `protobuf:"bytes,11,opt,name=tenant_name,json=tenantName,proto3" json:"tenant_name,omitempty"` // tenants are never renamed
+	Admission     uint32                 `protobuf:"varint,12,opt,name=admission,proto3" json:"admission,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -402,6 +403,13 @@ func (x *NetworkRecord) GetTenantName() string {
 		return x.TenantName
 	}
 	return ""
+}
+
+func (x *NetworkRecord) GetAdmission() uint32 {
+	if x != nil {
+		return x.Admission
+	}
+	return 0
 }
 
 type SubnetRecord struct {
@@ -908,6 +916,8 @@ type EndpointRecord struct {
 	Evidence      uint32                 `protobuf:"varint,6,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Cause         string                 `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
 	Since         int64                  `protobuf:"fixed64,8,opt,name=since,proto3" json:"since,omitempty"` // Unix nanoseconds
+	Pre           [][]byte               `protobuf:"bytes,9,rep,name=pre,proto3" json:"pre,omitempty"`       // hosts for which it is pre-associated (RFC 8394), the newest last
+	From          []byte                 `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`    // host that it moved from with this binding
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -996,6 +1006,20 @@ func (x *EndpointRecord) GetSince() int64 {
 		return x.Since
 	}
 	return 0
+}
+
+func (x *EndpointRecord) GetPre() [][]byte {
+	if x != nil {
+		return x.Pre
+	}
+	return nil
+}
+
+func (x *EndpointRecord) GetFrom() []byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
 }
 
 // Record is one record of any kind. A tombstone (gone) keeps its body: the
@@ -1246,7 +1270,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12!\n" +
 	"\fmax_networks\x18\x02 \x01(\rR\vmaxNetworks\x12\x1b\n" +
 	"\tmax_ports\x18\x03 \x01(\rR\bmaxPorts\x12,\n" +
-	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xce\x02\n" +
+	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xec\x02\n" +
 	"\rNetworkRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x19\n" +
 	"\bwant_vni\x18\x02 \x01(\rR\awantVni\x12\x10\n" +
@@ -1260,7 +1284,8 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\ablocked\x18\n" +
 	" \x01(\bR\ablocked\x12\x1f\n" +
 	"\vtenant_name\x18\v \x01(\tR\n" +
-	"tenantName\"V\n" +
+	"tenantName\x12\x1c\n" +
+	"\tadmission\x18\f \x01(\rR\tadmission\"V\n" +
 	"\fSubnetRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x18\n" +
@@ -1300,7 +1325,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\"Q\n" +
 	"\vFloorRecord\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12(\n" +
-	"\x03rev\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\"\xca\x01\n" +
+	"\x03rev\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\"\xf0\x01\n" +
 	"\x0eEndpointRecord\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x12\n" +
@@ -1309,7 +1334,10 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x1a\n" +
 	"\bevidence\x18\x06 \x01(\rR\bevidence\x12\x14\n" +
 	"\x05cause\x18\a \x01(\tR\x05cause\x12\x14\n" +
-	"\x05since\x18\b \x01(\x10R\x05since\"\xbe\x03\n" +
+	"\x05since\x18\b \x01(\x10R\x05since\x12\x10\n" +
+	"\x03pre\x18\t \x03(\fR\x03pre\x12\x12\n" +
+	"\x04from\x18\n" +
+	" \x01(\fR\x04from\"\xbe\x03\n" +
 	"\x06Record\x12\x12\n" +
 	"\x04gone\x18\x01 \x01(\bR\x04gone\x129\n" +
 	"\x06tenant\x18\x02 \x01(\v2\x1f.culvert.record.v1.TenantRecordH\x00R\x06tenant\x12<\n" +

@@ -1257,6 +1257,8 @@ type EndpointStatus struct {
 	Evidence      string                 `protobuf:"bytes,6,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Cause         string                 `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
 	Since         string                 `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	ExpectedAt    []string               `protobuf:"bytes,9,rep,name=expected_at,json=expectedAt,proto3" json:"expected_at,omitempty"` // hosts on which it is pre-associated (RFC 8394)
+	MovedFrom     string                 `protobuf:"bytes,10,opt,name=moved_from,json=movedFrom,proto3" json:"moved_from,omitempty"`   // host that it was on before this one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1343,6 +1345,20 @@ func (x *EndpointStatus) GetCause() string {
 func (x *EndpointStatus) GetSince() string {
 	if x != nil {
 		return x.Since
+	}
+	return ""
+}
+
+func (x *EndpointStatus) GetExpectedAt() []string {
+	if x != nil {
+		return x.ExpectedAt
+	}
+	return nil
+}
+
+func (x *EndpointStatus) GetMovedFrom() string {
+	if x != nil {
+		return x.MovedFrom
 	}
 	return ""
 }
@@ -1587,7 +1603,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"apiVersion\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x128\n" +
-	"\x06status\x18\x05 \x01(\v2 .culvert.v1alpha1.EndpointStatusR\x06status\"\xca\x01\n" +
+	"\x06status\x18\x05 \x01(\v2 .culvert.v1alpha1.EndpointStatusR\x06status\"\x8a\x02\n" +
 	"\x0eEndpointStatus\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
@@ -1596,7 +1612,12 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04host\x18\x05 \x01(\tR\x04host\x12\x1a\n" +
 	"\bevidence\x18\x06 \x01(\tR\bevidence\x12\x14\n" +
 	"\x05cause\x18\a \x01(\tR\x05cause\x12\x14\n" +
-	"\x05since\x18\b \x01(\tR\x05since\"\x93\x02\n" +
+	"\x05since\x18\b \x01(\tR\x05since\x12\x1f\n" +
+	"\vexpected_at\x18\t \x03(\tR\n" +
+	"expectedAt\x12\x1d\n" +
+	"\n" +
+	"moved_from\x18\n" +
+	" \x01(\tR\tmovedFrom\"\x93\x02\n" +
 	"\bResource\x122\n" +
 	"\x06tenant\x18\x01 \x01(\v2\x18.culvert.v1alpha1.TenantH\x00R\x06tenant\x125\n" +
 	"\anetwork\x18\x02 \x01(\v2\x19.culvert.v1alpha1.NetworkH\x00R\anetwork\x12,\n" +

@@ -52,6 +52,7 @@ func (m *Model) applyLink(o hoststate.Op) hoststate.Class {
 	switch o.Kind {
 	case hoststate.OpBase:
 		m.base = true
+		m.checkUnderlay()
 		return hoststate.ClassOK
 	case hoststate.OpMakeBridge:
 		return m.makeBridge(o.Dev)
@@ -79,6 +80,9 @@ func (m *Model) applyLink(o hoststate.Op) hoststate.Class {
 	case hoststate.OpPort:
 		if l.Master == 0 {
 			return hoststate.ClassGone
+		}
+		if m.portAt(l.Index) != nil {
+			m.guard(l)
 		}
 		_, in := m.member.m[l.Index]
 		if !l.Flood && l.Learns == o.Learn && !l.IPv6 && l.isolatedPort == !in {
@@ -130,7 +134,7 @@ func (m *Model) makeVXLAN(d hoststate.Device) hoststate.Class {
 	m.addLink(hoststate.Link{
 		Name: d.VNI.VXLAN(), Kind: hoststate.LinkVXLAN, VNI: d.VNI, VXVNI: d.VNI, Master: b.Index, MTU: d.MTU,
 		MAC: d.VXLANMAC(), Alias: d.Alias, IPv6: true, State: hoststate.StateDisabled,
-		Local: d.Local, UDPPort: d.UDPPort, DF: d.DF, DOVE: true,
+		Local: d.Local, UDPPort: d.UDPPort, DF: d.DF, DOVE: true, Guarded: true,
 	})
 	m.ringLinks()
 	return hoststate.ClassOK
@@ -152,7 +156,7 @@ func (m *Model) tune(d hoststate.Device) hoststate.Class {
 		if b != nil && x.Master != b.Index {
 			m.enslave(x, b)
 		}
-		x.Flood, x.Learns = false, false
+		x.Flood, x.Learns, x.Guarded = false, false, true
 	}
 	m.ringLinks()
 	return class
@@ -227,6 +231,9 @@ func (m *Model) release(l *link) {
 		if t := m.nets[b.VNI]; t != nil {
 			m.forget(t, b, l)
 		}
+	}
+	if l.Kind == hoststate.LinkOther {
+		m.unguard(l)
 	}
 	l.Master, l.State, l.Flood, l.Learns, l.isolatedPort = 0, hoststate.StateDisabled, false, false, false
 }

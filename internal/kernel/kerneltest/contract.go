@@ -34,6 +34,7 @@ type Subject interface {
 	DeleteRow(hoststate.Row)   // a foreign program deletes
 	FlushRuleset()             // `nft flush ruleset`
 	DropIsolation(overlay.VNI) // the chain of one bridge goes
+	Strip(name string)         // our programs are taken off a device
 }
 
 // suite is a case with its subject at hand.
@@ -238,13 +239,20 @@ func (s suite) eventually(what string, ok func() bool) {
 
 // Contract runs every case on a subject of its own.
 func Contract(t *testing.T, fresh func(*testing.T) Subject) {
-	for _, group := range [][]contractCase{rowCases, deviceCases, nftCases} {
-		for _, c := range group {
-			t.Run(c.name, func(t *testing.T) {
-				t.Parallel()
-				c.run(suite{t, fresh(t)})
-			})
-		}
+	for _, group := range [][]contractCase{rowCases, deviceCases, nftCases, programCases} {
+		run(t, group, fresh)
+	}
+}
+
+// ProgramContract runs the cases of the programs and their tables alone.
+func ProgramContract(t *testing.T, fresh func(*testing.T) Subject) { run(t, programCases, fresh) }
+
+func run(t *testing.T, cases []contractCase, fresh func(*testing.T) Subject) {
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.run(suite{t, fresh(t)})
+		})
 	}
 }
 

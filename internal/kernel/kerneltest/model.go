@@ -32,11 +32,15 @@ type Model struct {
 	vteps  shared[netip.Addr, struct{}]
 	member shared[int32, struct{}]
 	marks  shared[netip.Addr, struct{}]
+	ports  shared[int32, hoststate.Val]
+	owned  shared[owned, struct{}]
 
-	// Strangers is what State.Strangers reports.
+	// Strangers and Drops are what State reports.
 	Strangers uint64
+	Drops     map[hoststate.DropKey]uint64
 
 	bells []hoststate.Doorbell
+	heard []hoststate.Heard
 	// Writes counts row operations that changed a table, Announced the
 	// announcements that left a port, in order.
 	Writes    int
@@ -48,6 +52,7 @@ type Model struct {
 type link struct {
 	hoststate.Link
 	isolatedPort bool
+	checked      bool // the source check stands on it
 }
 
 // tables are the rows of one network's devices.
@@ -56,6 +61,9 @@ type tables struct {
 	master shared[overlay.MAC, hoststate.Val]
 	repl   shared[netip.Addr, hoststate.Val]
 	neigh  shared[netip.Addr, hoststate.Val]
+
+	source, relayed shared[peer, struct{}]
+	relay           shared[overlay.MAC, struct{}]
 }
 
 // shared is a map that two clones may hold: the first write copies it.
@@ -101,10 +109,12 @@ func (m *Model) Clone() *Model {
 	c.names, c.chains = maps.Clone(m.names), maps.Clone(m.chains)
 	c.nets = map[overlay.VNI]*tables{}
 	for v, t := range m.nets {
-		c.nets[v] = &tables{fdb: t.fdb.clone(), master: t.master.clone(), repl: t.repl.clone(), neigh: t.neigh.clone()}
+		c.nets[v] = &tables{fdb: t.fdb.clone(), master: t.master.clone(), repl: t.repl.clone(), neigh: t.neigh.clone(),
+			source: t.source.clone(), relayed: t.relayed.clone(), relay: t.relay.clone()}
 	}
-	c.vteps, c.member, c.marks = m.vteps.clone(), m.member.clone(), m.marks.clone()
-	c.bells, c.Announced = slices.Clone(m.bells), slices.Clone(m.Announced)
+	c.vteps, c.member, c.marks, c.ports, c.owned = m.vteps.clone(), m.member.clone(), m.marks.clone(), m.ports.clone(), m.owned.clone()
+	c.Drops = maps.Clone(m.Drops)
+	c.bells, c.heard, c.Announced = slices.Clone(m.bells), slices.Clone(m.heard), slices.Clone(m.Announced)
 	return &c
 }
 
@@ -159,7 +169,8 @@ func (m *Model) state(sc hoststate.Scope) *hoststate.State {
 			}
 		}
 		slices.SortFunc(s.Links, func(a, b hoststate.Link) int { return cmp.Compare(a.Index, b.Index) })
-		s.Base, s.Strangers = m.base, m.Strangers
+		s.Base, s.Strangers, s.Drops = m.Based(), m.Strangers, maps.Clone(m.Drops)
+		m.portRows(s)
 		for a := range m.vteps.m {
 			s.Rows[hoststate.Key{Table: hoststate.TableVTEP, IP: a}] = hoststate.Val{}
 		}
@@ -192,6 +203,7 @@ func (m *Model) rows(s *hoststate.State, v overlay.VNI) {
 	for ip, val := range t.neigh.m {
 		s.Rows[hoststate.Key{Table: hoststate.TableNeigh, VNI: v, IP: ip}] = val
 	}
+	t.programRows(s, v)
 }
 
 // reported says whether a link is ours or a port of one of our bridges.

@@ -43,6 +43,9 @@ func (m *Model) setRow(r hoststate.Row) hoststate.Class {
 	case hoststate.TableMaster:
 		return m.setMaster(k, v)
 	}
+	if programs, _ := ofPrograms(k.Table); programs {
+		return m.setProgram(k, v)
+	}
 	x := m.vxlan(k.VNI)
 	if x == nil {
 		return hoststate.ClassGone
@@ -104,6 +107,7 @@ func (m *Model) setMaster(k hoststate.Key, v hoststate.Val) hoststate.Class {
 func (m *Model) delRow(r hoststate.Row) hoststate.Class {
 	k := r.Key
 	old, ok, known := m.lookup(k)
+	programs, _ := ofPrograms(k.Table)
 	if !known {
 		if isElement(k) {
 			return hoststate.ClassNotFound
@@ -119,7 +123,7 @@ func (m *Model) delRow(r hoststate.Row) hoststate.Class {
 	if k.Table == hoststate.TableFDB && old.Dst != r.Val.Dst || k.Table == hoststate.TableMaster && old.Port != r.Val.Port {
 		return hoststate.ClassOK
 	}
-	m.drop(k, old, !isElement(k))
+	m.drop(k, old, !programs && !isElement(k))
 	return hoststate.ClassOK
 }
 
@@ -151,6 +155,8 @@ func (m *Model) drop(k hoststate.Key, old hoststate.Val, bell bool) {
 		t.repl.del(k.IP)
 	case hoststate.TableNeigh:
 		t.neigh.del(k.IP)
+	default:
+		m.dropProgram(k)
 	}
 	if bell {
 		m.ring(hoststate.Doorbell{VNI: k.VNI, Row: hoststate.Row{Key: k, Val: old}, Deleted: true})
@@ -170,6 +176,9 @@ func (m *Model) lookup(k hoststate.Key) (v hoststate.Val, ok, known bool) {
 	case hoststate.TableMark:
 		_, ok = m.marks.m[k.IP]
 		return v, ok, m.base
+	}
+	if programs, _ := ofPrograms(k.Table); programs {
+		return m.lookupProgram(k)
 	}
 	t := m.nets[k.VNI]
 	if k.Table == hoststate.TableMaster {
@@ -254,6 +263,7 @@ func (m *Model) delLink(l *link) {
 			for _, r := range m.deviceRows(l.VNI, t) {
 				m.drop(r.Key, r.Val, true)
 			}
+			t.dropPrograms()
 		}
 	}
 	delete(m.links, l.Index)

@@ -13,10 +13,13 @@ type Shared struct {
 	mu    sync.Mutex
 	model *Model
 	rung  chan struct{} // holds one token while doorbells wait
+	said  chan struct{} // holds one token while frames wait
 }
 
 // NewShared takes ownership of m.
-func NewShared(m *Model) *Shared { return &Shared{model: m, rung: make(chan struct{}, 1)} }
+func NewShared(m *Model) *Shared {
+	return &Shared{model: m, rung: make(chan struct{}, 1), said: make(chan struct{}, 1)}
+}
 
 // Do runs f on the model with nobody else in it.
 func (s *Shared) Do(f func(*Model)) {
@@ -27,6 +30,31 @@ func (s *Shared) Do(f func(*Model)) {
 		select {
 		case s.rung <- struct{}{}:
 		default:
+		}
+	}
+	if len(s.model.heard) > 0 {
+		select {
+		case s.said <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Listen implements the kernel edge.
+func (s *Shared) Listen(ctx context.Context, f func(hoststate.Heard)) error {
+	for {
+		var heard []hoststate.Heard
+		s.Do(func(m *Model) { heard = m.Heard() })
+		for _, h := range heard {
+			f(h)
+		}
+		if len(heard) > 0 {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.said:
 		}
 	}
 }

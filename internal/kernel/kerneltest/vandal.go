@@ -127,6 +127,10 @@ func (m *Model) DeleteRow(k hoststate.Key) bool {
 	if !ok {
 		return false
 	}
+	if programs, _ := ofPrograms(k.Table); programs {
+		m.drop(k, old, false)
+		return true
+	}
 	if isElement(k) {
 		m.drop(k, old, false)
 		m.ringLinks()

@@ -17,10 +17,11 @@ type Moved struct {
 // errFailed says that a migration was given up; the guest runs at the source.
 var errFailed = errors.New("the migration failed")
 
-// Migrate moves a running guest from src to dst, which listens at uri, and
-// calls resumed as soon as the guest runs there. When it fails, the guest
+// Migrate moves a running guest from src to dst, which listens at uri. It calls
+// stopped as soon as the guest stands still at src, and resumed as soon as it
+// runs at dst; either may still run when the other begins. When it fails, the guest
 // runs at the source; when ctx ends first, the migration is called off.
-func Migrate(ctx context.Context, src, dst *Monitor, uri string, resumed func()) (Moved, error) {
+func Migrate(ctx context.Context, src, dst *Monitor, uri string, stopped, resumed func()) (Moved, error) {
 	events := map[string]any{"capabilities": []map[string]any{{"capability": "events", "state": true}}}
 	if err := src.Do(ctx, "migrate-set-capabilities", events, nil); err != nil {
 		return Moved{}, err
@@ -35,8 +36,8 @@ func Migrate(ctx context.Context, src, dst *Monitor, uri string, resumed func())
 	defer fail(nil)
 	left := make(chan error, 1)
 	go func() {
-		stopped, err := src.left(ctx)
-		m.Stopped = stopped
+		at, err := src.left(ctx, stopped)
+		m.Stopped = at
 		if err != nil {
 			fail(err)
 		}
@@ -56,8 +57,9 @@ func Migrate(ctx context.Context, src, dst *Monitor, uri string, resumed func())
 	return Moved{}, <-left
 }
 
-// left waits until the guest has left, and says when it stopped.
-func (m *Monitor) left(ctx context.Context) (stopped time.Time, err error) {
+// left waits until the guest has left, and says when it stopped; it calls
+// stands when it did.
+func (m *Monitor) left(ctx context.Context, stands func()) (stopped time.Time, err error) {
 	var s struct {
 		Status string `json:"status"`
 		Why    string `json:"error-desc"`
@@ -66,6 +68,7 @@ func (m *Monitor) left(ctx context.Context) (stopped time.Time, err error) {
 		switch e.Name {
 		case "STOP":
 			stopped = e.At
+			stands()
 		case "MIGRATION":
 			return json.Unmarshal(e.Data, &s) == nil && (s.Status == "completed" || s.Status == "failed" || s.Status == "cancelled")
 		}

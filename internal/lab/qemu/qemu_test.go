@@ -230,13 +230,13 @@ func TestMigrate(t *testing.T) {
 	src := machine(t, start(append([]string{happened("MIGRATION", `"status": "active"`)}, completed...)...))
 	dst := machine(t, func(string) []string { return []string{happened("RESUME", ""), done} })
 	called := 0
-	moved, err := Migrate(t.Context(), src, dst, "unix:/x", func() { called++ })
+	moved, err := Migrate(t.Context(), src, dst, "unix:/x", func() {}, func() { called++ })
 	if err != nil || called != 1 || moved.Stopped.IsZero() || moved.Resumed.IsZero() {
 		t.Errorf("moved = %+v, %v, called %d times", moved, err, called)
 	}
 	src = machine(t, start(happened("MIGRATION", `"status": "failed"`)))
 	dst = machine(t, func(string) []string { return []string{done} })
-	_, err = Migrate(t.Context(), src, dst, "unix:/x", func() { called++ })
+	_, err = Migrate(t.Context(), src, dst, "unix:/x", func() {}, func() { called++ })
 	if !errors.Is(err, errFailed) || !strings.Contains(err.Error(), "no room") || called != 1 {
 		t.Errorf("failed: %v, called %d times", err, called)
 	}

@@ -39,6 +39,8 @@ const (
 	LocalAttachPortProcedure = "/culvert.agent.v1.Local/AttachPort"
 	// LocalDetachPortProcedure is the procedure name of the Local's DetachPort RPC.
 	LocalDetachPortProcedure = "/culvert.agent.v1.Local/DetachPort"
+	// LocalReportGuestProcedure is the procedure name of the Local's ReportGuest RPC.
+	LocalReportGuestProcedure = "/culvert.agent.v1.Local/ReportGuest"
 	// LocalPrepareProcedure is the procedure name of the Local's Prepare RPC.
 	LocalPrepareProcedure = "/culvert.agent.v1.Local/Prepare"
 	// LocalTablesProcedure is the procedure name of the Local's Tables RPC.
@@ -290,6 +292,13 @@ var (
 			Procedure:  LocalDetachPortProcedure,
 		}
 	})
+	localReportGuestSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     culvertv1.File_culvertv1_agent_proto.Services().ByName("Local").Methods().ByName("ReportGuest"),
+			Procedure:  LocalReportGuestProcedure,
+		}
+	})
 	localPrepareSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -312,6 +321,9 @@ type LocalClient interface {
 	AttachPort(context.Context, *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error)
 	// DetachPort unties whatever device the port has here.
 	DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error)
+	// ReportGuest says what a hypervisor does with the guest behind a device of
+	// this host, for hypervisors that the agent does not watch by itself.
+	ReportGuest(context.Context, *culvertv1.ReportGuestRequest) (*culvertv1.ReportGuestResponse, error)
 	// Prepare says whether the port of a guest's interface is ready on this host,
 	// before the guest starts or arrives here. It changes nothing.
 	Prepare(context.Context, *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error)
@@ -331,6 +343,9 @@ type LocalHandler interface {
 	AttachPort(context.Context, *culvertv1.AttachPortRequest) (*culvertv1.AttachPortResponse, error)
 	// DetachPort unties whatever device the port has here.
 	DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error)
+	// ReportGuest says what a hypervisor does with the guest behind a device of
+	// this host, for hypervisors that the agent does not watch by itself.
+	ReportGuest(context.Context, *culvertv1.ReportGuestRequest) (*culvertv1.ReportGuestResponse, error)
 	// Prepare says whether the port of a guest's interface is ready on this host,
 	// before the guest starts or arrives here. It changes nothing.
 	Prepare(context.Context, *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error)
@@ -344,6 +359,7 @@ func RegisterLocalHandler(server *connect.Server, svc LocalHandler) {
 	server.Register(
 		connect.Method{Spec: localAttachPortSpec(), Handler: adapter.attachPort},
 		connect.Method{Spec: localDetachPortSpec(), Handler: adapter.detachPort},
+		connect.Method{Spec: localReportGuestSpec(), Handler: adapter.reportGuest},
 		connect.Method{Spec: localPrepareSpec(), Handler: adapter.prepare},
 		connect.Method{Spec: localTablesSpec(), Handler: adapter.tables},
 	)
@@ -358,6 +374,10 @@ func (UnimplementedLocalHandler) AttachPort(context.Context, *culvertv1.AttachPo
 
 func (UnimplementedLocalHandler) DetachPort(context.Context, *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.agent.v1.Local.DetachPort is not implemented")
+}
+
+func (UnimplementedLocalHandler) ReportGuest(context.Context, *culvertv1.ReportGuestRequest) (*culvertv1.ReportGuestResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.agent.v1.Local.ReportGuest is not implemented")
 }
 
 func (UnimplementedLocalHandler) Prepare(context.Context, *culvertv1.PrepareRequest) (*culvertv1.PrepareResponse, error) {
@@ -383,6 +403,14 @@ func (c *localClient) AttachPort(ctx context.Context, req *culvertv1.AttachPortR
 func (c *localClient) DetachPort(ctx context.Context, req *culvertv1.DetachPortRequest) (*culvertv1.DetachPortResponse, error) {
 	var res culvertv1.DetachPortResponse
 	if err := c.client.CallUnary(ctx, localDetachPortSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *localClient) ReportGuest(ctx context.Context, req *culvertv1.ReportGuestRequest) (*culvertv1.ReportGuestResponse, error) {
+	var res culvertv1.ReportGuestResponse
+	if err := c.client.CallUnary(ctx, localReportGuestSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -424,6 +452,18 @@ func (h localHandler) detachPort(ctx context.Context, _ connect.Spec, stream con
 		return err
 	}
 	res, err := h.svc.DetachPort(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h localHandler) reportGuest(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req culvertv1.ReportGuestRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReportGuest(ctx, &req)
 	if err != nil {
 		return err
 	}

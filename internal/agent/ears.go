@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"context"
+	"sync"
+
+	"culvert/internal/agentcore"
+	"culvert/internal/hoststate"
+	"culvert/internal/packet"
+)
+
+// ears gather what port programs handed up between two rounds of the loop.
+// Beyond their bound the newest are lost and counted: whoever speaks once
+// speaks again.
+type ears struct {
+	mu   sync.Mutex
+	list []agentcore.Heard
+	lost uint64
+	bad  [packet.Drops]uint64 // by reason why nothing was read in a frame
+	wake chan struct{}
+}
+
+const maxHeard = 4096
+
+func newEars() *ears { return &ears{wake: make(chan struct{}, 1)} }
+
+// hear reads a frame and keeps what it says. It runs on the edge's goroutine,
+// so that what a guest makes us parse delays nothing else.
+func (e *ears) hear(h hoststate.Heard) {
+	dir := packet.FromGuest
+	if h.ToGuest {
+		dir = packet.ToGuest
+	}
+	f, drop := packet.Parse(dir, h.Frame, h.Length)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case drop != packet.Taken:
+		e.bad[drop]++
+		return
+	case len(e.list) >= maxHeard:
+		e.lost++
+		return
+	}
+	e.list = append(e.list, agentcore.Heard{Port: h.Port, ToGuest: h.ToGuest, Fact: f, At: agentcore.Time(h.At)})
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (e *ears) take() []agentcore.Heard {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	l := e.list
+	e.list = nil
+	return l
+}
+
+// Guests takes what a source, a hypervisor, says of the NICs on this host; full: of all
+// of them. It may be called from any goroutine while Run works.
+func (a *Agent) Guests(ctx context.Context, source string, full bool, nics []hoststate.NIC) {
+	a.onLoop(ctx, func() {
+		a.log.Debug("told by the hypervisor", "source", source, "full", full, "nics", len(nics))
+		a.core.Step(a.now(), agentcore.Guests{Source: source, Full: full, NICs: nics})
+	})
+}

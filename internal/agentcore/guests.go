@@ -1,0 +1,292 @@
+package agentcore
+
+import (
+	"net/netip"
+	"slices"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+	"culvert/internal/packet"
+)
+
+// guest is one endpoint behind a device of this host, or what may become one.
+// Its states are those of RFC 8394 section 3.1:
+//
+//	device here, bound elsewhere  --claim Pre-->  pre-associated
+//	sign of life, or nobody else has it --claim-> associated
+//
+// A device alone never moves an endpoint: during a migration it stands at both
+// ends, and the guest runs at one.
+type guest struct {
+	tap  *tap
+	mac  overlay.MAC
+	port overlay.UID // zero: undeclared
+	// addrs of an undeclared one, as heard, sorted.
+	addrs    []netip.Addr
+	evidence overlay.Evidence
+
+	// arrived: a sign of life was seen at a time when the binding in force was
+	// base.
+	arrived bool
+	base    overlay.Rev
+	// back: a sign of life came after its withdrawal was sent. What comes of
+	// that withdrawal is older, whatever its revision.
+	back bool
+	// left: it was here and its binding went elsewhere. Its device is what a
+	// migration leaves behind for a moment, not one where it is expected.
+	left bool
+
+	claim   uint64 // under way; 0 if none
+	claimed bool   // accepted in this session
+	// expected: the manager was told in this session that it is expected here.
+	expected bool
+	waitFor  overlay.Rev // refused: not before the log has reached this
+	retryAt  Time
+	refusal  string
+}
+
+// place settles which device has the guest with that MAC: where two claim to,
+// the one that came last, because a VM that restarts may leave one behind.
+func (c *Core) place(n *network, mac overlay.MAC) {
+	var best *guest
+	for _, t := range n.taps { // order-free: the greatest of all
+		g := t.learned[mac]
+		if t.declared != nil && t.declared.mac == mac {
+			g = t.declared
+		}
+		if g != nil && (best == nil || (g.port.IsZero() == best.port.IsZero() && t.index > best.tap.index) || (!g.port.IsZero() && best.port.IsZero())) {
+			best = g
+		}
+	}
+	old := n.guests[mac]
+	if best == old {
+		return
+	}
+	if best == nil {
+		delete(n.guests, mac)
+	} else {
+		n.guests[mac] = best
+	}
+	c.replan(n, mac)
+	for _, g := range []*guest{old, best} {
+		if g != nil && n.taps[g.tap.index] == g.tap {
+			c.member(n, g.tap)
+		}
+	}
+}
+
+// owns reports whether the endpoint is here: no binding says otherwise, or a
+// sign of life came after the binding that does.
+func (g *guest) owns(self overlay.UID, e *endpoint) bool {
+	if e.gone || e.rec == nil || e.rec.Host == self {
+		return true
+	}
+	return g.arrived && !g.base.Less(e.rev)
+}
+
+// follow carries a sign of life over a change of the record that says nothing
+// against it: the place is the same and only who expects it has changed, or the
+// change is what came of our own, older withdrawal. was is the record before.
+func (g *guest) follow(self overlay.UID, was, e *endpoint) {
+	switch {
+	case e.gone:
+	case was.rec != nil && !was.gone && was.rec.Host == e.rec.Host:
+		if g.arrived && !g.base.Less(was.rev) {
+			g.base = e.rev
+		}
+		return
+	case g.back && e.rec.From == self:
+		g.arrived, g.base, g.claimed, g.waitFor, g.retryAt = true, e.rev, false, overlay.Rev{}, 0
+	}
+	g.back = false
+}
+
+// leaves reports whether the guest was stopped here to go on at a host that
+// expects it.
+func (g *guest) leaves(e *endpoint) bool {
+	return g.tap.nic.State == hoststate.NICLeaving && e.rec != nil && !e.gone && len(e.rec.Pre) > 0
+}
+
+// came looks what a device that began to pass frames says of a guest behind
+// it: if nobody else has it, that it is here.
+func (c *Core) came(n *network, g *guest) {
+	e := n.eps[g.mac]
+	if e != nil && !e.gone && e.rec != nil && e.rec.Host != c.cfg.Self && g.tap.nic.State != hoststate.NICRunning {
+		g.waitFor, g.retryAt = overlay.Rev{}, 0 // it is expected: see mayPre
+		return
+	}
+	c.arrive(n, g)
+}
+
+// arrive notes a sign of life at the binding in force now.
+func (c *Core) arrive(n *network, g *guest) {
+	g.arrived, g.left, g.waitFor, g.retryAt = true, false, overlay.Rev{}, 0
+	g.base = overlay.Rev{}
+	if e := n.eps[g.mac]; e != nil {
+		g.base = e.rev
+	}
+	c.replan(n, g.mac)
+	c.member(n, g.tap)
+}
+
+// Heard is what a frame that a port program handed up says.
+type Heard struct {
+	Port    int32 // ifindex
+	ToGuest bool
+	Fact    packet.Fact
+	At      Time // when the program saw it
+}
+
+// heard takes a sign of life. One that is older than the binding in force says
+// nothing against it.
+func (c *Core) heard(e Heard) {
+	n := c.tapNet[e.Port]
+	if n == nil || !n.live() {
+		return
+	}
+	t, src := n.taps[e.Port], e.Fact.Src
+	if t.declared == nil && n.log.complete && !e.ToGuest {
+		if _, ok := n.byMAC[src]; ok {
+			t.seen = src
+			c.identify(n, t)
+		}
+	}
+	switch g := t.declared; {
+	case g == nil:
+		c.learn(n, t, e)
+	case g.mac == src && !e.ToGuest:
+		c.lives(n, g, e.At)
+	}
+}
+
+// lives takes a sign of life of a guest, seen at a time.
+func (c *Core) lives(n *network, g *guest, at Time) {
+	e := n.eps[g.mac]
+	if !n.log.complete || n.guests[g.mac] != g || e == nil || g.owns(c.cfg.Self, e) || at <= e.at {
+		return
+	}
+	c.arrive(n, g)
+}
+
+// Guests is what a source, a hypervisor, says of the NICs on this host. Full:
+// of all that it has. Where two sources speak of one device, the later does.
+type Guests struct {
+	Source string
+	Full   bool
+	NICs   []hoststate.NIC
+}
+
+// sourced is a NIC with the source that spoke of it last.
+type sourced struct {
+	hoststate.NIC
+	source string
+}
+
+func (c *Core) hypervisor(e Guests) {
+	now := map[string]bool{}
+	for _, x := range e.NICs {
+		if x.Device == "" {
+			continue
+		}
+		now[x.Device] = true
+		if x.State == hoststate.NICGone {
+			delete(c.nics, x.Device)
+		} else {
+			c.nics[x.Device] = sourced{x, e.Source}
+		}
+		c.nicChanged(x.Device, x)
+	}
+	if !e.Full {
+		return
+	}
+	var gone []string
+	for name, x := range c.nics { // order-free: sorted below
+		if x.source == e.Source && !now[name] {
+			gone = append(gone, name)
+		}
+	}
+	slices.Sort(gone)
+	for _, name := range gone {
+		delete(c.nics, name)
+		c.nicChanged(name, hoststate.NIC{})
+	}
+}
+
+// nicChanged takes what the hypervisor now says of one device.
+func (c *Core) nicChanged(device string, x hoststate.NIC) {
+	for _, n := range c.sortedNets() {
+		for _, idx := range sortedTaps(n.taps) {
+			t := n.taps[idx]
+			if t.name != device || t.nic == x {
+				continue
+			}
+			was := t.nic.State
+			t.nic = x
+			t.word = x.State == hoststate.NICRunning && (t.word || was != x.State)
+			c.identify(n, t)
+			if g := t.declared; g != nil && was != x.State {
+				c.nicState(n, g, x.State)
+			}
+		}
+	}
+}
+
+// nicState acts on a new state of the guest behind a device.
+func (c *Core) nicState(n *network, g *guest, s hoststate.NICState) {
+	switch s {
+	case hoststate.NICIncoming:
+		g.left = false
+	case hoststate.NICRunning:
+		g.evidence = max(g.evidence, overlay.EvidenceHypervisor)
+		c.weigh(n, g.tap)
+	default:
+		g.back = false
+	}
+	c.replan(n, g.mac) // one that leaves is reached where it is expected
+	c.member(n, g.tap)
+}
+
+// weigh takes the hypervisor's word that a guest runs here for a sign of life,
+// as soon as it is known what stands against it: once, because what is told
+// after that may be newer.
+func (c *Core) weigh(n *network, t *tap) {
+	g := t.declared
+	if !t.word || g == nil || !n.log.complete || n.guests[g.mac] != g {
+		return
+	}
+	t.word = false
+	if e := n.eps[g.mac]; e == nil || g.owns(c.cfg.Self, e) {
+		g.back = e != nil && e.leaving
+		return
+	}
+	c.arrive(n, g)
+}
+
+// GuestState says of a device what became of the guest behind it: unknown (no
+// port of ours), unclaimed, elsewhere, expected (pre-associated: it may come),
+// arriving (here, and the manager has not agreed yet) or here; with the
+// manager's last word against it.
+func (c *Core) GuestState(device string) (state, refusal string) {
+	for _, n := range c.sortedNets() {
+		for _, t := range n.taps { // order-free: names are unique
+			if t.name != device {
+				continue
+			}
+			g := t.declared
+			if g == nil {
+				return "unclaimed", ""
+			}
+			e := n.eps[g.mac]
+			switch {
+			case e != nil && g.owns(c.cfg.Self, e) && g.claimed:
+				return "here", g.refusal
+			case e != nil && g.owns(c.cfg.Self, e):
+				return "arriving", g.refusal
+			case n.pre[g.mac] && c.guardStands(t):
+				return "expected", ""
+			}
+			return "elsewhere", g.refusal
+		}
+	}
+	return "unknown", ""
+}

@@ -1,0 +1,211 @@
+package agentcore
+
+import (
+	"strings"
+	"testing"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+	"culvert/internal/packet"
+)
+
+// expecting is a rig whose host has the device of p2, which runs on h2.
+func expecting(t *testing.T) *rig {
+	t.Helper()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.did()
+	r.ups()
+	r.plug("n1", "p2")
+	return r
+}
+
+func (r *rig) nic(device string, s hoststate.NICState) {
+	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: device, MAC: mac(mac2), State: s}}})
+}
+
+func TestADeviceAloneMovesNothing(t *testing.T) {
+	t.Parallel()
+	r := expecting(t)
+	r.says("expect 2 " + mac2 + " base 9 device")
+	if got := r.did(); strings.Contains(got, "member if5") || strings.Contains(got, "master") {
+		t.Errorf("operations are\n%s\nwant the guest to be reached where it runs, and its device to pass nothing", got)
+	}
+	r.step(Answered{ID: 2, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 11}})
+	r.news("n1", "at h2 p2 "+mac2+" 10.0.0.2,fd00::2 pre=h1")
+	r.wants(
+		"set port if5 mac "+mac2+" open,watch",
+		"set member if5",
+		"set relayed 10 "+mac2+" via 192.0.2.202",
+	)
+	r.says("ack 11")
+	// The device goes again: the migration was given up.
+	r.unplug("p2")
+	r.says("unexpect 3 " + mac2 + " base 11 none")
+}
+
+func TestTheFirstSignOfLifeMovesIt(t *testing.T) {
+	t.Parallel()
+	for name, sign := range map[string]func(r *rig){
+		"frame":      func(r *rig) { r.step(Heard{Port: 5, Fact: packet.Fact{Src: mac(mac2)}, At: r.now}) },
+		"hypervisor": func(r *rig) { r.nic("tap-p2", hoststate.NICRunning) },
+	} {
+		r := expecting(t)
+		r.ups()
+		r.step(Answered{ID: 2, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 11}})
+		r.news("n1", "at h2 p2 "+mac2+" 10.0.0.2,fd00::2 pre=h1")
+		r.did()
+		r.ups()
+		r.now++
+		sign(r)
+		got := r.did()
+		for _, want := range []string{"set master 10 " + mac2 + " dev if5", "set port if5 mac " + mac2 + " open", "del neigh 10 10.0.0.2", "del fdb 10 " + mac2} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: operations are\n%s\nwant %q among them", name, got, want)
+			}
+		}
+		if got := r.ups(); !strings.HasPrefix(got, "claim 3 "+mac2+" base 11 ") {
+			t.Errorf("%s: told\n%s\nwant a claim", name, got)
+		}
+		// The manager agrees, and the source relays for a while.
+		r.accept(3, "at h1 p2 "+mac2+" 10.0.0.2,fd00::2 from=h2")
+		if s := r.dump(); !strings.Contains(s, "relayed 10 "+mac2+" via 192.0.2.202") || !strings.Contains(s, "source 10 "+mac2+" via 192.0.2.202") {
+			t.Errorf("%s: the kernel holds\n%s\nwant what the source relays, and sent before, to be taken", name, s)
+		}
+		r.tick(relayTime + 1)
+		if s := r.dump(); strings.Contains(s, "relayed") || strings.Contains(s, mac2+" via") {
+			t.Errorf("%s: the kernel holds\n%s\nwant the relay to have ended", name, s)
+		}
+	}
+}
+
+func TestOldSignsOfLifeMoveNothing(t *testing.T) {
+	t.Parallel()
+	r := expecting(t)
+	r.step(Answered{ID: 2, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 11}})
+	r.news("n1", "at h2 p2 "+mac2+" 10.0.0.2,fd00::2 pre=h1")
+	r.ups()
+	before := r.dump()
+	r.step(Heard{Port: 5, Fact: packet.Fact{Src: mac(mac2)}, At: r.now - 1})  // before the binding was known
+	r.step(Heard{Port: 5, Fact: packet.Fact{Src: mac(mac3)}, At: r.now + 1})  // another MAC
+	r.step(Heard{Port: 99, Fact: packet.Fact{Src: mac(mac2)}, At: r.now + 1}) // no port of ours
+	r.step(Heard{Port: 3, Fact: packet.Fact{Src: mac(mac2)}, At: r.now + 1})  // another port's device
+	r.nic("tap-p2", hoststate.NICIncoming)                                    // not here yet
+	r.nic("tap-p2", hoststate.NICPaused)                                      // nor now
+	if r.dump() != before {
+		t.Errorf("the kernel holds\n%s\nand held\n%s", r.dump(), before)
+	}
+	r.says()
+}
+
+func TestAStoppedSourceHandsOver(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")
+	// Its frames are taken from there from now on; else nothing changes here.
+	r.wants("set source 10 " + mac1 + " via 192.0.2.203")
+	r.ups()
+	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: "tap-p1", MAC: mac(mac1), State: hoststate.NICLeaving}}})
+	r.wants(
+		"set fdb 10 "+mac1+" dst 192.0.2.203 static,extern_learn",
+		"set master 10 "+mac1+" dev cvx10 static,extern_learn",
+		"set repl 10 dst 192.0.2.203",
+		"set neigh 10 10.0.0.1 lladdr "+mac1+" permanent,culvert",
+		"set relay 10 "+mac1,
+	)
+	r.says("leave 2 " + mac1 + " base 11 none")
+	// It failed over there, and runs here again before anybody heard of it.
+	r.now++
+	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: "tap-p1", MAC: mac(mac1), State: hoststate.NICRunning}}})
+	if s := r.dump(); strings.Contains(s, "relay 10") || !strings.Contains(s, "master 10 "+mac1+" dev tap-p1") {
+		t.Errorf("the kernel holds\n%s\nwant the guest here again", s)
+	}
+}
+
+func TestTheSourceRelays(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1 from=h1")
+	if s := r.dump(); !strings.Contains(s, "relay 10 "+mac1) || strings.Contains(s, "member tap-p1") {
+		t.Errorf("the kernel holds\n%s\nwant a relay, and the device to pass nothing", s)
+	}
+	r.ups()
+	r.tick(relayTime + 1)
+	if s := r.dump(); strings.Contains(s, "relay 10") {
+		t.Errorf("the kernel holds\n%s\nwant the relay to have ended", s)
+	}
+	if s := r.ups(); strings.Contains(s, "expect") {
+		t.Errorf("a device that a migration left behind is told as expected:\n%s", s)
+	}
+}
+
+func TestAThirdHostTakesFramesFromBothEnds(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.did()
+	r.news("n1", "at h2 p2 "+mac2+" 10.0.0.2,fd00::2 pre=h3")
+	r.wants("set source 10 " + mac2 + " via 192.0.2.203")
+	r.news("n1", "at h3 p2 "+mac2+" 10.0.0.2,fd00::2 from=h2")
+	if got := r.did(); strings.Contains(got, "del source") || strings.Contains(got, "relay") {
+		t.Errorf("operations are\n%s\nwant what the source sent to be taken still", got)
+	}
+	r.tick(relayTime + 1)
+	r.wants("set mark 9", "del source 10 "+mac2+" via 192.0.2.202")
+}
+
+// A guest may run before its own pre-association is told: that says nothing
+// against it.
+func TestASignOfLifeOutlivesItsPreAssociation(t *testing.T) {
+	t.Parallel()
+	r := expecting(t)
+	r.ups()
+	r.now++
+	r.nic("tap-p2", hoststate.NICRunning)
+	r.did()
+	r.says() // one at a time
+	r.step(Answered{ID: 2, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 11}})
+	r.news("n1", "at h2 p2 "+mac2+" 10.0.0.2,fd00::2 pre=h1")
+	if s := r.dump(); !strings.Contains(s, "master 10 "+mac2+" dev tap-p2") || !strings.Contains(s, "member tap-p2") {
+		t.Errorf("the kernel holds\n%s\nwant the guest here still", s)
+	}
+	r.says("claim 3 "+mac2+" base 11 hypervisor", "ack 11")
+}
+
+// A migration that fails after the source has stopped: what comes of the
+// source's withdrawal is older than the guest's return, whatever its revision.
+func TestAGuestThatCameBackIsClaimedBack(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")
+	r.did()
+	r.ups()
+	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: "tap-p1", MAC: mac(mac1), State: hoststate.NICLeaving}}})
+	r.did()
+	r.says("leave 2 " + mac1 + " base 11 none")
+	r.now++
+	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: "tap-p1", MAC: mac(mac1), State: hoststate.NICRunning}}})
+	r.did()
+	r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1 from=h1")
+	if s := r.dump(); strings.Contains(s, "relay 10") || !strings.Contains(s, "master 10 "+mac1+" dev tap-p1") {
+		t.Errorf("the kernel holds\n%s\nwant the guest here", s)
+	}
+	r.says("claim 3 "+mac1+" base 12 hypervisor", "ack 12")
+}
+
+// Where it is expected back nothing is relayed: it would turn in a circle with
+// the host that sends it here.
+func TestAHostThatExpectsItBackDoesNotRelay(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1 from=h1")
+	r.did()
+	r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1 from=h1 pre=h1")
+	if s := r.dump(); strings.Contains(s, "relay 10") || !strings.Contains(s, "relayed 10 "+mac1+" via 192.0.2.203") {
+		t.Errorf("the kernel holds\n%s\nwant no relay any more", s)
+	}
+}

@@ -1,0 +1,229 @@
+//go:build ignore
+
+// The programs of a VM's port, of a VXLAN device and of the underlay. A frame
+// that one of them lets pass goes on to later programs and the stack (NEXT).
+//
+// They read headers with bpf_skb_load_bytes, which copes with any skb, and
+// trust no length in a frame.
+#include "frame.h"
+
+char _license[] SEC("license") = "Dual MIT/GPL";
+
+// state is looked up only by what counts, so that good frames do without.
+static __always_inline struct port_state *state(__u32 port)
+{
+	return bpf_map_lookup_elem(&cv_state, &port);
+}
+
+// drop counts one frame of a port. A reason is always a constant.
+static __always_inline int drop(__u32 port, __u32 reason)
+{
+	struct port_state *st = state(port);
+
+	if (st)
+		__sync_fetch_and_add(&st->drops[reason & 15], 1);
+	return TC_ACT_SHOT;
+}
+
+// take takes one frame out of a bucket, whose state is the time at which the
+// next frame is due. A swap that loses eight times finds the bucket empty.
+static __always_inline bool take(__u64 *due, const struct bucket *b)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+#pragma unroll
+	for (int i = 0; i < 8; i++) {
+		__u64 old = *(volatile __u64 *)due;
+		__u64 from = old > now ? old : now;
+
+		if (from - now > b->depth)
+			return false;
+		if (__sync_val_compare_and_swap(due, old, from + b->interval) == old)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline struct config *config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&cv_config, &zero);
+}
+
+// calm says whether a group-addressed frame is still within the port's bucket.
+static __always_inline bool calm(__u32 port)
+{
+	struct port_state *st = state(port);
+	struct config *c = config();
+
+	return st && c && take(&st->storm, &c->storm);
+}
+
+// hear hands a copy up if the bucket allows it, the one for frames that nobody
+// claims or the one for all others.
+static __always_inline void hear(struct __sk_buff *skb, bool claimed, bool to_guest, bool dropped)
+{
+	struct port_state *st = state(skb->ifindex);
+	struct config *c = config();
+	struct heard *h;
+	__u32 n = skb->len;
+
+	if (!st || !c)
+		return;
+	if (!take(claimed ? &st->punt : &st->unclaimed, claimed ? &c->punt : &c->unclaimed) || !(h = bpf_ringbuf_reserve(&cv_heard, sizeof(*h), 0))) {
+		__sync_fetch_and_add(&st->drops[PUNT_LIMIT], 1);
+		return;
+	}
+	if (n > MAX_HEARD)
+		n = MAX_HEARD;
+	h->at = bpf_ktime_get_ns();
+	h->port = skb->ifindex;
+	h->length = skb->len;
+	h->copied = n;
+	h->to_guest = to_guest;
+	h->dropped = dropped;
+	asm volatile("" : "+r"(n)); // the verifier must see the bound in the register that it checks
+	if (n < 1 || n > MAX_HEARD || bpf_skb_load_bytes(skb, 0, h->frame, n))
+		bpf_ringbuf_discard(h, 0);
+	else
+		bpf_ringbuf_submit(h, 0);
+}
+
+static __always_inline bool owns_mac(__u32 port, const struct port_conf *p, const __u8 *mac)
+{
+	struct own_key k = { .port = port, .kind = OWN_MAC };
+
+	if (same_mac(p->mac, mac))
+		return true;
+	__builtin_memcpy(k.addr, mac, ETH_ALEN);
+	return bpf_map_lookup_elem(&cv_own, &k) != NULL;
+}
+
+static __always_inline bool owns_ip(__u32 port, const struct in6 *ip)
+{
+	struct own_key k = { .port = port, .kind = OWN_IP };
+
+	__builtin_memcpy(k.addr, ip, sizeof(*ip));
+	return bpf_map_lookup_elem(&cv_own, &k) != NULL;
+}
+
+// spoofs says whether a frame of the guest's names an address that is not its
+// own, where it may name only such.
+static __always_inline bool spoofs(__u32 port, const struct facts *f)
+{
+	switch (f->type) {
+	case ETH_P_ARP:
+		return !is_any4(&f->src) && !owns_ip(port, &f->src); // 0: a probe (RFC 5227)
+	case ETH_P_IP:
+		if (is_any4(&f->src))
+			return !(f->proto == IPPROTO_UDP && f->sport == 68 && f->dport == 67); // RFC 2131 section 4.1
+		return !owns_ip(port, &f->src);
+	case ETH_P_IPV6:
+		if (f->proto == PROTO_ICMPV6 && f->icmp == ND_ADVERT && !is_linklocal(&f->target) && !owns_ip(port, &f->target))
+			return true;
+		return !is_any6(&f->src) && !is_linklocal(&f->src) && !owns_ip(port, &f->src);
+	}
+	return false;
+}
+
+static __always_inline bool serves(const struct facts *f)
+{
+	if (f->unknown)
+		return true; // hidden behind more headers than anybody needs (RFC 7113 section 3)
+	if (f->proto == PROTO_ICMPV6)
+		return f->icmp == ND_ROUTER_ADVERT;
+	return f->proto == IPPROTO_UDP && f->sport == (f->type == ETH_P_IP ? 67 : 547);
+}
+
+SEC("tc")
+int cv_from_port(struct __sk_buff *skb)
+{
+	struct facts f = {};
+	__u32 port = skb->ifindex;
+	struct port_conf *p;
+	int verdict = NEXT;
+
+	if (!parse_ethernet(skb, &f))
+		return drop(port, SHORT);
+	p = bpf_map_lookup_elem(&cv_ports, &port);
+	if (!p || !(p->flags & OPEN)) {
+		hear(skb, false, false, true);
+		return drop(port, UNCLAIMED);
+	}
+	if (!owns_mac(port, p, f.mac_src)) {
+		hear(skb, false, false, true);
+		return drop(port, SOURCE_MAC);
+	}
+	if (!parse(skb, &f))
+		return drop(port, SHORT);
+	if ((p->flags & CHECK_IP) && spoofs(port, &f))
+		verdict = drop(port, SOURCE_IP);
+	else if ((p->flags & NO_SERVERS) && serves(&f))
+		return drop(port, SERVER);
+	else if ((f.mac_dst[0] & 1) && !calm(port))
+		return drop(port, STORM);
+	if (worth_hearing(&f))
+		hear(skb, true, false, verdict != NEXT);
+	else if (p->flags & WATCH)
+		hear(skb, false, false, verdict != NEXT);
+	return verdict;
+}
+
+// claims_own says whether a frame that is to go to the guest gives an address
+// of the guest's own to somebody else.
+static __always_inline bool claims_own(__u32 port, const struct port_conf *p, const struct facts *f)
+{
+	switch (f->type) {
+	case ETH_P_ARP:
+		return !is_any4(&f->src) && owns_ip(port, &f->src) && !owns_mac(port, p, f->arp_mac);
+	case ETH_P_IPV6:
+		if (f->proto != PROTO_ICMPV6)
+			return false;
+		// A solicitation from :: probes an address before it is taken (RFC
+		// 4862 section 5.4.2); any other one only asks for it.
+		if (f->icmp != ND_ADVERT && !(f->icmp == ND_SOLICIT && is_any6(&f->src)))
+			return false;
+		return owns_ip(port, &f->target) && !owns_mac(port, p, f->mac_src);
+	}
+	return false;
+}
+
+SEC("tc")
+int cv_to_port(struct __sk_buff *skb)
+{
+	struct facts f = {};
+	__u32 port = skb->ifindex;
+	struct port_conf *p;
+
+	p = bpf_map_lookup_elem(&cv_ports, &port);
+	if (!p || !(p->flags & OPEN))
+		return drop(port, UNCLAIMED);
+	if (!parse_ethernet(skb, &f))
+		return drop(port, SHORT);
+	if (!(f.mac_dst[0] & 1) && !owns_mac(port, p, f.mac_dst))
+		return drop(port, NOT_FOR_PORT);
+	if (!parse(skb, &f))
+		return NEXT; // the guest's own stack is the judge of what is cut
+	if (claims_own(port, p, &f))
+		return drop(port, OWN_ADDRESS);
+	if (f.proto == IPPROTO_UDP && (f.type == ETH_P_IP ? f.sport == 67 : f.sport == 547))
+		hear(skb, true, true, false);
+	return NEXT;
+}
+
+// cv_from_overlay sends a frame for a MAC that has moved out again, over the
+// device that it came from: a bridge never does.
+SEC("tc")
+int cv_from_overlay(struct __sk_buff *skb)
+{
+	struct relay_key k = { .device = skb->ifindex };
+
+	if (bpf_skb_load_bytes(skb, 0, k.mac, ETH_ALEN) || (k.mac[0] & 1))
+		return NEXT;
+	if (!bpf_map_lookup_elem(&cv_relay, &k))
+		return NEXT;
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+#include "underlay.h"

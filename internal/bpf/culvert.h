@@ -1,0 +1,143 @@
+// Maps, constants and small tools of the programs. Numbers of reasons and
+// flags are those of package hoststate; a Go test compares them.
+#ifndef CULVERT_H
+#define CULVERT_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+// LAYOUT is raised when a map's key or value changes: programs of another
+// layout are replaced, but their maps are not adopted.
+#define LAYOUT 1
+
+#define ALIGNED __attribute__((aligned(8)))
+#define NEXT TC_ACT_UNSPEC // == TCX_NEXT: later programs, and then the stack, decide
+#define MAX_HEARD 590      // hoststate.MaxHeard
+
+enum { // hoststate.DropReason
+	UNCLAIMED = 1, SOURCE_MAC, SOURCE_IP, SERVER, STORM, SHORT, OWN_ADDRESS, NOT_FOR_PORT, PUNT_LIMIT,
+	UNKNOWN_VTEP, UNSERVED_VNI, MALFORMED, FOREIGN_SOURCE, FRAGMENT, REASONS
+};
+
+enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8 }; // port_conf.flags
+enum { OWN_IP = 0, OWN_MAC = 1 };                // own_key.kind
+enum { SOURCE = 1, RELAYED = 2 };                // peer_key.kind
+
+// bucket is a rate as the generic cell rate algorithm takes it (ITU-T I.371):
+// one word of state, which compare-and-swap changes without a lock.
+struct bucket {
+	__u64 interval; // nanoseconds a frame
+	__u64 depth;    // nanoseconds that a burst may be ahead
+};
+
+struct config {
+	__u32 layout;
+	__u16 udp_port; // VXLAN's, host order
+	__u16 pad;
+	__u64 netns;    // cookie of the network namespace that this set is of
+	struct bucket storm, punt, unclaimed;
+};
+
+struct port_conf {
+	__u8 mac[ETH_ALEN];
+	__u16 flags;
+};
+
+// port_state is of each port that carries the programs.
+struct port_state {
+	__u64 storm, punt, unclaimed; // of the buckets: when the next frame is due
+	__u64 drops[16];              // by reason
+	__u32 bridge, pad;            // whose port it was when it got them; the loader's alone
+};
+
+struct own_key {
+	__u32 port;
+	__u32 kind;
+	__u8 addr[16]; // an IPv4 address as ::ffff:a.b.c.d; a MAC in the first six bytes
+};
+
+struct peer_key {
+	__u8 mac[ETH_ALEN];
+	__u16 kind;
+	__u8 vtep[16];
+};
+
+// in6 is an address of either family.
+struct in6 {
+	__u8 b[16] ALIGNED;
+};
+
+struct relay_key {
+	__u32 device; // ifindex of the VXLAN device
+	__u8 mac[ETH_ALEN];
+	__u16 pad;
+};
+
+struct heard {
+	__u64 at;      // CLOCK_MONOTONIC, nanoseconds
+	__u32 port;
+	__u32 length;  // of the whole frame
+	__u16 copied;  // bytes of frame
+	__u8 to_guest;
+	__u8 dropped;
+	__u8 frame[MAX_HEARD + 2];
+};
+
+#define HASH(name, k, v, n)                      \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_HASH);         \
+		__uint(map_flags, BPF_F_NO_PREALLOC);    \
+		__uint(max_entries, n);                  \
+		__type(key, k);                          \
+		__type(value, v);                        \
+	} name SEC(".maps")
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct config);
+} cv_config SEC(".maps");
+
+HASH(cv_ports, __u32, struct port_conf, 16384);
+HASH(cv_state, __u32, struct port_state, 16384);
+HASH(cv_own, struct own_key, __u8, 65536);
+HASH(cv_vteps, struct in6, __u8, 65536);
+HASH(cv_relay, struct relay_key, __u8, 16384);
+HASH(cv_devices, __u32, __u32, 16384); // VXLAN device -> VNI; read by the loader alone
+
+// The rows of one network. Its size is the loader's to choose, and to change.
+struct network {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__uint(key_size, sizeof(struct peer_key)); // behind a pointer, clang leaves no type of a __type
+	__uint(value_size, 1);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__array(values, struct network);
+} cv_networks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 16);
+	__type(key, __u32);
+	__type(value, __u64);
+} cv_underdrops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} cv_heard SEC(".maps");
+
+#endif

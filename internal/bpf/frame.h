@@ -1,0 +1,236 @@
+// What the port programs want to know of a frame.
+#ifndef FRAME_H
+#define FRAME_H
+
+#include "culvert.h"
+
+#define ND_ROUTER_ADVERT 134
+#define ND_SOLICIT 135
+#define ND_ADVERT 136
+
+// Extension headers (RFC 8200 section 4) that are looked through.
+#define MAX_EXTENSIONS 8
+#define PROTO_ICMPV6 58
+#define NEXT_HOP 0
+#define NEXT_ROUTING 43
+#define NEXT_FRAGMENT 44
+#define NEXT_AUTH 51
+#define NEXT_DEST 60
+#define NO_PROTO 255
+
+struct facts {
+	__u8 mac_dst[ETH_ALEN] ALIGNED, mac_src[ETH_ALEN] ALIGNED;
+	__u8 arp_mac[ETH_ALEN] ALIGNED; // ARP's sender
+	__u16 type;             // EtherType behind VLAN tags
+	__u32 l3;               // offset of what follows it
+	struct in6 src;         // of IP, or ARP's sender protocol address
+	struct in6 target;      // of neighbour discovery
+	__u16 sport, dport;     // UDP
+	__u8 proto;             // of IP; NO_PROTO in a later fragment
+	__u8 icmp;              // ICMPv6 type
+	bool unknown;           // more extension headers than are looked through
+};
+
+// walk is where the search through the headers of an IPv6 packet stands.
+struct walk {
+	__u32 at; // offset of the next header from the packet's beginning
+	__u8 proto;
+	bool first_fragment, later_fragment, cut, unknown;
+};
+
+// same_mac compares addresses that stand on a boundary of four bytes.
+static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
+{
+	return *(const __u32 *)a == *(const __u32 *)b && *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+}
+
+static __always_inline void mapped4(struct in6 *to, const __u8 *ip)
+{
+	// Word by word: an initializer would become a map of constants, which a
+	// later version's program would take over with everything else.
+	volatile __u32 *w = (volatile __u32 *)to;
+
+	w[0] = 0;
+	w[1] = 0;
+	w[2] = bpf_htonl(0xffff);
+	__builtin_memcpy(&to->b[12], ip, 4);
+}
+
+static __always_inline bool is_any4(const struct in6 *a)
+{
+	return !(a->b[12] | a->b[13] | a->b[14] | a->b[15]);
+}
+
+static __always_inline bool is_any6(const struct in6 *a)
+{
+	const __u32 *w = (const __u32 *)a;
+
+	return !(w[0] | w[1] | w[2] | w[3]);
+}
+
+static __always_inline bool is_linklocal(const struct in6 *a)
+{
+	return a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80;
+}
+
+// walk6 finds the upper layer of an IPv6 packet. base and start say from where
+// offsets count; w->proto is the header's next header at the beginning.
+static __always_inline void walk6(struct __sk_buff *skb, __u32 base, __u32 start, struct walk *w)
+{
+	__u8 h[4];
+
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		if (w->proto != NEXT_HOP && w->proto != NEXT_ROUTING && w->proto != NEXT_FRAGMENT && w->proto != NEXT_AUTH &&
+		    w->proto != NEXT_DEST)
+			return;
+		if (bpf_skb_load_bytes_relative(skb, base + w->at, h, sizeof(h), start)) {
+			w->cut = true;
+			return;
+		}
+		if (w->proto == NEXT_FRAGMENT) {
+			if ((h[2] << 8 | h[3]) & 0xfff8) {
+				w->later_fragment = true;
+				return;
+			}
+			w->first_fragment = w->first_fragment || (h[3] & 1);
+			w->at += 8;
+		} else if (w->proto == NEXT_AUTH) {
+			w->at += (h[1] + 2) * 4; // RFC 4302 section 2.2
+		} else {
+			w->at += (h[1] + 1) * 8;
+		}
+		w->proto = h[0];
+	}
+	w->unknown = w->proto == NEXT_HOP || w->proto == NEXT_ROUTING || w->proto == NEXT_FRAGMENT || w->proto == NEXT_AUTH ||
+		     w->proto == NEXT_DEST;
+}
+
+// parse_ethernet reads addresses and type. Tags are looked through, for a
+// receiver does so too where the VLAN is 0 (IEEE 802.1Q, priority tagging).
+static __always_inline bool parse_ethernet(struct __sk_buff *skb, struct facts *f)
+{
+	struct ethhdr eth;
+	__be16 type;
+
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+		return false;
+	__builtin_memcpy(f->mac_dst, eth.h_dest, ETH_ALEN);
+	__builtin_memcpy(f->mac_src, eth.h_source, ETH_ALEN);
+	type = eth.h_proto;
+	f->l3 = sizeof(eth);
+	f->proto = NO_PROTO;
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		if (type != bpf_htons(0x8100) && type != bpf_htons(0x88a8))
+			break;
+		if (bpf_skb_load_bytes(skb, f->l3 + 2, &type, sizeof(type)))
+			return false;
+		f->l3 += 4;
+	}
+	f->type = bpf_ntohs(type);
+	return true;
+}
+
+struct arp {
+	__be16 hardware, protocol;
+	__u8 hlen, plen;
+	__be16 op;
+	__u8 sha[ETH_ALEN];
+	__u8 spa[4];
+	__u8 tha[ETH_ALEN];
+	__u8 tpa[4];
+};
+
+// parse_udp reads the ports; all else of UDP is the receiver's.
+static __always_inline bool parse_udp(struct __sk_buff *skb, struct facts *f, __u32 at)
+{
+	__be16 ports[2];
+
+	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
+		return false;
+	f->sport = bpf_ntohs(ports[0]);
+	f->dport = bpf_ntohs(ports[1]);
+	return true;
+}
+
+static __always_inline bool parse4(struct __sk_buff *skb, struct facts *f)
+{
+	__u8 ip[20];
+
+	if (bpf_skb_load_bytes(skb, f->l3, ip, sizeof(ip)) || ip[0] >> 4 != 4 || (ip[0] & 15) < 5)
+		return false;
+	mapped4(&f->src, &ip[12]);
+	if ((ip[6] << 8 | ip[7]) & 0x1fff)
+		return true; // a later fragment
+	f->proto = ip[9];
+	return f->proto != IPPROTO_UDP || parse_udp(skb, f, f->l3 + (ip[0] & 15) * 4);
+}
+
+static __always_inline bool parse6(struct __sk_buff *skb, struct facts *f)
+{
+	__u8 ip[24];
+	struct walk w = { .at = 40 };
+
+	if (bpf_skb_load_bytes(skb, f->l3, ip, sizeof(ip)) || ip[0] >> 4 != 6)
+		return false;
+	__builtin_memcpy(&f->src, &ip[8], sizeof(f->src));
+	w.proto = ip[6];
+	walk6(skb, f->l3, BPF_HDR_START_MAC, &w);
+	if (w.cut)
+		return false;
+	f->unknown = w.unknown;
+	if (w.later_fragment || w.unknown)
+		return true;
+	f->proto = w.proto;
+	if (w.proto == IPPROTO_UDP)
+		return parse_udp(skb, f, f->l3 + w.at);
+	if (w.proto != PROTO_ICMPV6)
+		return true;
+	if (bpf_skb_load_bytes(skb, f->l3 + w.at, &f->icmp, 1))
+		return false;
+	if (f->icmp != ND_SOLICIT && f->icmp != ND_ADVERT)
+		return true;
+	return !bpf_skb_load_bytes(skb, f->l3 + w.at + 8, &f->target, sizeof(f->target));
+}
+
+// parse reads what follows the Ethernet header. False: cut in a header, or no
+// header of what the type says.
+static __always_inline bool parse(struct __sk_buff *skb, struct facts *f)
+{
+	struct arp a;
+
+	switch (f->type) {
+	case ETH_P_ARP:
+		if (bpf_skb_load_bytes(skb, f->l3, &a, sizeof(a)))
+			return false;
+		__builtin_memcpy(f->arp_mac, a.sha, ETH_ALEN);
+		mapped4(&f->src, a.spa);
+		return true;
+	case ETH_P_IP:
+		return parse4(skb, f);
+	case ETH_P_IPV6:
+		return parse6(skb, f);
+	}
+	return true;
+}
+
+// worth_hearing says which frames are handed up.
+static __always_inline bool worth_hearing(const struct facts *f)
+{
+	switch (f->type) {
+	case ETH_P_ARP:
+	case ETH_P_RARP:
+		return true;
+	case ETH_P_IP:
+		return f->proto == IPPROTO_IGMP ||
+		       (f->proto == IPPROTO_UDP && (f->sport == 67 || f->sport == 68 || f->dport == 67 || f->dport == 68));
+	case ETH_P_IPV6:
+		if (f->proto == IPPROTO_UDP)
+			return f->sport == 546 || f->sport == 547 || f->dport == 546 || f->dport == 547;
+		// Neighbour discovery 133 to 137; MLD 130 to 132 and 143 (RFC 3810).
+		return f->proto == PROTO_ICMPV6 && ((f->icmp >= 130 && f->icmp <= 137) || f->icmp == 143);
+	}
+	return false;
+}
+
+#endif

@@ -1,0 +1,191 @@
+package bpf
+
+import (
+	"errors"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// The structures of culvert.h, field by field.
+type (
+	bucket struct{ Interval, Depth uint64 }
+
+	config struct {
+		Layout                 uint32
+		UDPPort, _             uint16
+		NetNS                  uint64
+		Storm, Punt, Unclaimed bucket
+	}
+
+	portConf struct {
+		MAC   overlay.MAC
+		Flags uint16
+	}
+
+	portState struct {
+		Storm, Punt, Unclaimed uint64
+		Drops                  [16]uint64
+		Bridge, _              uint32
+	}
+
+	ownKey struct {
+		Port, Kind uint32
+		Addr       [16]byte
+	}
+
+	peerKey struct {
+		MAC  overlay.MAC
+		Kind uint16
+		VTEP [16]byte
+	}
+
+	relayKey struct {
+		Device uint32
+		MAC    overlay.MAC
+		_      uint16
+	}
+)
+
+const configSize = 64
+
+const (
+	ownIP  = 0
+	ownMAC = 1
+
+	peerSource  = 1
+	peerRelayed = 2
+)
+
+// flags are hoststate's and the program's.
+var flags = [...]struct {
+	row  hoststate.Flags
+	prog uint16
+}{{hoststate.Open, 1}, {hoststate.CheckIP, 2}, {hoststate.NoServers, 4}, {hoststate.Watch, 8}}
+
+func portOf(v hoststate.Val) portConf {
+	c := portConf{MAC: v.MAC}
+	for _, f := range flags {
+		if v.Flags&f.row != 0 {
+			c.Flags |= f.prog
+		}
+	}
+	return c
+}
+
+func (c portConf) val() hoststate.Val {
+	v := hoststate.Val{MAC: c.MAC}
+	for _, f := range flags {
+		if c.Flags&f.prog != 0 {
+			v.Flags |= f.row
+		}
+	}
+	return v
+}
+
+func ownOf(k hoststate.Key) ownKey {
+	if k.IP.IsValid() {
+		return ownKey{Port: uint32(k.Port), Kind: ownIP, Addr: k.IP.As16()}
+	}
+	o := ownKey{Port: uint32(k.Port), Kind: ownMAC}
+	copy(o.Addr[:], k.MAC[:])
+	return o
+}
+
+func (o ownKey) key() hoststate.Key {
+	k := hoststate.Key{Table: hoststate.TableOwn, Port: int32(o.Port)}
+	if o.Kind == ownMAC {
+		k.MAC = overlay.MAC(o.Addr[:6])
+	} else {
+		k.IP = addr(o.Addr)
+	}
+	return k
+}
+
+func addr(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }
+
+func peerOf(k hoststate.Key) peerKey {
+	p := peerKey{MAC: k.MAC, Kind: peerSource, VTEP: k.IP.As16()}
+	if k.Table == hoststate.TableRelayed {
+		p.Kind = peerRelayed
+	}
+	return p
+}
+
+func (p peerKey) key(v overlay.VNI) hoststate.Key {
+	k := hoststate.Key{Table: hoststate.TableSource, VNI: v, MAC: p.MAC, IP: addr(p.VTEP)}
+	if p.Kind == peerRelayed {
+		k.Table = hoststate.TableRelayed
+	}
+	return k
+}
+
+// chunk is the number of entries a call.
+const chunk = 1024
+
+// put writes entries, in batches; of each that is refused the error is handed
+// to failed. A batch ends at its first refusal, so the rest of it is written
+// one by one.
+func put[K, V any](m *ebpf.Map, keys []K, values []V, failed func(i int, err error)) {
+	for from := 0; from < len(keys); from += chunk {
+		to := min(from+chunk, len(keys))
+		n, err := m.BatchUpdate(keys[from:to], values[from:to], nil)
+		if err == nil {
+			continue
+		}
+		for i := from + max(n, 0); i < to; i++ {
+			if err := m.Put(keys[i], values[i]); err != nil {
+				failed(i, err)
+			}
+		}
+	}
+}
+
+// remove deletes entries as put writes them. ebpf.ErrKeyNotExist wraps
+// unix.ENOENT.
+func remove[K any](m *ebpf.Map, keys []K, failed func(i int, err error)) {
+	for from := 0; from < len(keys); from += chunk {
+		to := min(from+chunk, len(keys))
+		n, err := m.BatchDelete(keys[from:to], nil)
+		if err == nil {
+			continue
+		}
+		for i := from + max(n, 0); i < to; i++ {
+			if err := m.Delete(keys[i]); err != nil {
+				failed(i, err)
+			}
+		}
+	}
+}
+
+// each reads a map. An entry that stands during the whole call is handed out
+// once; the kernel walks the table bucket by bucket.
+func each[K, V any](m *ebpf.Map, f func(K, V)) error {
+	n := int(min(chunk, m.MaxEntries()))
+	keys, values := make([]K, n), make([]V, n)
+	var at ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&at, keys, values, nil)
+		for i := range n {
+			f(keys[i], values[i])
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// get is one entry. ok is false if there is none.
+func get[K, V any](m *ebpf.Map, k K) (v V, ok bool, err error) {
+	err = m.Lookup(k, &v)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}

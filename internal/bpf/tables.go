@@ -1,0 +1,210 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
+)
+
+// Change is one row to write or to delete.
+type Change struct {
+	Row    hoststate.Row
+	Delete bool
+	Device int32 // ifindex of the network's VXLAN device, for rows of a network
+}
+
+// group collects the entries of one map and the numbers of their changes.
+type group[K any] struct {
+	keys   []K
+	values []portConf // only ports have any
+	at     []int
+}
+
+func (g *group[K]) add(k K, i int) { g.keys, g.at = append(g.keys, k), append(g.at, i) }
+
+// halves are what is written of one map and what is deleted.
+type halves[K any] [2]group[K]
+
+func (h *halves[K]) add(k K, i int, del bool) *group[K] {
+	g := &h[0]
+	if del {
+		g = &h[1]
+	}
+	g.add(k, i)
+	return g
+}
+
+// write carries out both halves of a map whose values say nothing.
+func (h *halves[K]) write(m *ebpf.Map, errs []error) {
+	failed := func(at []int) func(int, error) { return func(i int, err error) { errs[at[i]] = err } }
+	put(m, h[0].keys, make([]uint8, len(h[0].keys)), failed(h[0].at))
+	remove(m, h[1].keys, failed(h[1].at))
+}
+
+// Write carries out changes, in any order, and returns the error of each. No
+// two may be of one key. Rows of ports and networks that are not registered
+// are the caller's mistake and are written all the same.
+func (s *Set) Write(changes []Change) []error {
+	errs := make([]error, len(changes))
+	var ports halves[uint32]
+	var owned halves[ownKey]
+	var relays halves[relayKey]
+	peers := map[overlay.VNI]*halves[peerKey]{}
+	for i, c := range changes {
+		switch k := c.Row.Key; k.Table {
+		case hoststate.TablePort:
+			g := ports.add(uint32(k.Port), i, c.Delete)
+			g.values = append(g.values, portOf(c.Row.Val))
+		case hoststate.TableOwn:
+			owned.add(ownOf(k), i, c.Delete)
+		case hoststate.TableRelay:
+			relays.add(relayKey{Device: uint32(c.Device), MAC: k.MAC}, i, c.Delete)
+		case hoststate.TableSource, hoststate.TableRelayed:
+			if peers[k.VNI] == nil {
+				peers[k.VNI] = &halves[peerKey]{}
+			}
+			peers[k.VNI].add(peerOf(k), i, c.Delete)
+		default:
+			errs[i] = fmt.Errorf("table %s: %w", k.Table, unix.EINVAL)
+		}
+	}
+	put(s.objects.CvPorts, ports[0].keys, ports[0].values, func(i int, err error) { errs[ports[0].at[i]] = err })
+	remove(s.objects.CvPorts, ports[1].keys, func(i int, err error) { errs[ports[1].at[i]] = err })
+	owned.write(s.objects.CvOwn, errs)
+	relays.write(s.objects.CvRelay, errs)
+	for v, h := range peers {
+		s.writePeers(v, h, errs)
+	}
+	return errs
+}
+
+// Found is what stands under a key.
+type Found struct {
+	Val     hoststate.Val
+	Present bool
+	Err     error // then nothing is known
+}
+
+// Read reads the rows that changes are of, one by one.
+func (s *Set) Read(changes []Change) []Found {
+	s.netMu.Lock()
+	defer s.netMu.Unlock()
+	found := make([]Found, len(changes))
+	nets := map[overlay.VNI]*network{}
+	for i, c := range changes {
+		k := c.Row.Key
+		n, ok := nets[k.VNI]
+		if !ok && k.VNI != 0 {
+			var err error
+			if n, err = s.network(k.VNI); err != nil {
+				found[i].Err = err
+				continue
+			}
+			nets[k.VNI] = n
+		}
+		f := &found[i]
+		f.Val, f.Present, f.Err = s.row(k, c.Device, n)
+		f.Present = f.Present && f.Err == nil
+	}
+	return found
+}
+
+// row is what stands under a key, n being its network's map or nil.
+func (s *Set) row(k hoststate.Key, device int32, n *network) (v hoststate.Val, ok bool, err error) {
+	switch k.Table {
+	case hoststate.TablePort:
+		c, ok, err := get[uint32, portConf](s.objects.CvPorts, uint32(k.Port))
+		return c.val(), ok, err
+	case hoststate.TableOwn:
+		_, ok, err = get[ownKey, uint8](s.objects.CvOwn, ownOf(k))
+	case hoststate.TableRelay:
+		_, ok, err = get[relayKey, uint8](s.objects.CvRelay, relayKey{Device: uint32(device), MAC: k.MAC})
+	case hoststate.TableSource, hoststate.TableRelayed:
+		if n != nil {
+			_, ok, err = get[peerKey, uint8](n.Map, peerOf(k))
+		}
+	}
+	return v, ok, err
+}
+
+// PortRows hands out all rows of TablePort and TableOwn.
+func (s *Set) PortRows(f func(hoststate.Row)) error {
+	err := each(s.objects.CvPorts, func(port uint32, c portConf) {
+		f(hoststate.Row{Key: hoststate.Key{Table: hoststate.TablePort, Port: int32(port)}, Val: c.val()})
+	})
+	return errors.Join(err, each(s.objects.CvOwn, func(o ownKey, _ uint8) { f(hoststate.Row{Key: o.key()}) }))
+}
+
+// NetworkRows hands out the rows of a network: those of TableSource,
+// TableRelayed, and of TableRelay at its VXLAN device.
+func (s *Set) NetworkRows(v overlay.VNI, device int32, f func(hoststate.Row)) error {
+	s.netMu.Lock()
+	n, err := s.network(v)
+	if n != nil {
+		err = each(n.Map, func(p peerKey, _ uint8) { f(hoststate.Row{Key: p.key(v)}) })
+	}
+	s.netMu.Unlock()
+	if err != nil {
+		return err
+	}
+	return each(s.objects.CvRelay, func(r relayKey, _ uint8) {
+		if r.Device == uint32(device) {
+			f(hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRelay, VNI: v, MAC: r.MAC}})
+		}
+	})
+}
+
+// SetVTEP writes whether frames of an outer address are taken at all. Deleting
+// what is not there is no error.
+func (s *Set) SetVTEP(a netip.Addr, in bool) error {
+	if in {
+		return s.objects.CvVteps.Put(a.As16(), uint8(0))
+	}
+	return ignoreAbsent(s.objects.CvVteps.Delete(a.As16()))
+}
+
+// HasVTEP says what SetVTEP wrote.
+func (s *Set) HasVTEP(a netip.Addr) (bool, error) {
+	_, ok, err := get[[16]byte, uint8](s.objects.CvVteps, a.As16())
+	return ok, err
+}
+
+// VTEPs are all of them.
+func (s *Set) VTEPs() (map[netip.Addr]bool, error) {
+	all := map[netip.Addr]bool{}
+	err := each(s.objects.CvVteps, func(b [16]byte, _ uint8) { all[addr(b)] = true })
+	return all, err
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Configure writes the configuration, if it is not as it should be.
+func (s *Set) Configure() error {
+	if ok, err := s.Configured(); ok || err != nil {
+		return err
+	}
+	if err := s.objects.CvConfig.Put(uint32(0), s.config); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return nil
+}
+
+// Configured says whether the configuration is as it should be.
+func (s *Set) Configured() (bool, error) {
+	c, _, err := get[uint32, config](s.objects.CvConfig, 0)
+	if err != nil {
+		return false, fmt.Errorf("read configuration: %w", err)
+	}
+	return c == s.config, nil
+}

@@ -1,0 +1,86 @@
+package managercore
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"culvert/internal/overlay"
+)
+
+// Undeclared endpoints: what agents hear on devices that are no declared port,
+// in networks that admit it (spec.admission learn or dhcp).
+
+// mayNotLearn says why a host may not have an undeclared endpoint; empty if it
+// may.
+func (c *Core) mayNotLearn(cl hostClaim, n *overlay.Network) string {
+	switch {
+	case n.Admission == overlay.AdmitDeclared:
+		return "no port with this MAC is declared, and the network admits declared ports only (spec.admission)"
+	case cl.Pre:
+		return "an undeclared endpoint is not expected anywhere"
+	}
+	if k, declared := c.ix.macs[netMAC{n.UID, cl.MAC}]; declared {
+		return fmt.Sprintf("the MAC is port %s's", c.rows[k].rec.(*overlay.Port).Name)
+	}
+	k := Key{Kind: overlay.KindEndpoint, UID: n.UID, MAC: cl.MAC}
+	if max := limit(c.tenantOf(n).MaxPorts, overlay.DefaultMaxPorts); !c.ix.learned[n.UID][k] && c.ix.tports[n.Tenant]+len(c.ix.learned[n.UID]) >= max {
+		return fmt.Sprintf("the tenant's quota of %d ports is used up", max)
+	}
+	return ""
+}
+
+// tenantOf is the tenant of a live network.
+func (c *Core) tenantOf(n *overlay.Network) *overlay.Tenant {
+	return c.rows[Key{Kind: overlay.KindTenant, UID: n.Tenant}].rec.(*overlay.Tenant)
+}
+
+// addressesOf is what an endpoint may have of what it is claimed to have, and
+// why not the rest: each address is refused by itself.
+func (c *Core) addressesOf(cl hostClaim, k Key) (addrs []netip.Addr, refused string) {
+	if !cl.Port.IsZero() {
+		return c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}].rec.(*overlay.Port).Addresses, ""
+	}
+	n := c.rows[Key{Kind: overlay.KindNetwork, UID: cl.Network}].rec.(*overlay.Network)
+	max := limit(c.tenantOf(n).MaxPortAddresses, overlay.DefaultMaxPortAddresses)
+	var no []string
+	for _, a := range cl.Addresses {
+		why := c.addressRefused(n, a, k)
+		if why == "" && len(addrs) >= max {
+			why = fmt.Sprintf("the tenant allows %d addresses a port", max)
+		}
+		if why != "" {
+			no = append(no, a.String()+": "+why)
+			continue
+		}
+		addrs = append(addrs, a)
+	}
+	return addrs, strings.Join(no, "; ")
+}
+
+// addressRefused says why the endpoint of key k may not have an address; empty
+// if it may.
+func (c *Core) addressRefused(n *overlay.Network, a netip.Addr, k Key) string {
+	if o, used := c.ix.ips[netIP{n.UID, a}]; used && o != k {
+		return "it is " + c.ownerName(o) + "'s"
+	}
+	if slices.ContainsFunc(n.Subnets, func(s overlay.Subnet) bool { return s.Gateway == a }) {
+		return "it is the gateway's"
+	}
+	if len(n.Subnets) > 0 && !a.IsLinkLocalUnicast() && subnetOf(n.Subnets, a) < 0 {
+		return "it is in no subnet of the network"
+	}
+	return ""
+}
+
+// ownerName names who has an address.
+func (c *Core) ownerName(k Key) string {
+	switch r := c.rows[k].rec.(type) {
+	case *overlay.Port:
+		return "port " + r.Name
+	case *overlay.Endpoint:
+		return r.MAC.String() + " on " + c.hostName(r.Host)
+	}
+	return "another"
+}
