@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"culvert/internal/agentcore"
@@ -31,7 +32,11 @@ func (e *ears) hear(h hoststate.Heard) {
 	if h.ToGuest {
 		dir = packet.ToGuest
 	}
-	f, drop := packet.Parse(dir, h.Frame, h.Length)
+	x := agentcore.Heard{Port: h.Port, ToGuest: h.ToGuest, At: agentcore.Time(h.At)}
+	var drop packet.Drop
+	if x.Fact, drop = packet.Parse(dir, h.Frame, h.Length); drop == packet.Taken {
+		readDHCP(&x, dir, h)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -42,10 +47,25 @@ func (e *ears) hear(h hoststate.Heard) {
 		e.lost++
 		return
 	}
-	e.list = append(e.list, agentcore.Heard{Port: h.Port, ToGuest: h.ToGuest, Fact: f, At: agentcore.Time(h.At)})
+	e.list = append(e.list, x)
 	select {
 	case e.wake <- struct{}{}:
 	default:
+	}
+}
+
+// readDHCP adds the whole message to what one says that is one. The frame is
+// the edge's to use again, and the message has views of it.
+func readDHCP(x *agentcore.Heard, dir packet.Direction, h hoststate.Heard) {
+	switch k := x.Fact.Kind; {
+	case k >= packet.DHCPDiscover && k <= packet.DHCPNak:
+		if m, drop := packet.ReadDHCP4(dir, slices.Clone(h.Frame), h.Length); drop == packet.Taken {
+			x.DHCP4 = &m
+		}
+	case k >= packet.DHCP6Solicit && k <= packet.DHCP6Reply:
+		if m, drop := packet.ReadDHCP6(dir, slices.Clone(h.Frame), h.Length); drop == packet.Taken {
+			x.DHCP6 = &m
+		}
 	}
 }
 

@@ -94,6 +94,7 @@ type Core struct {
 	tapNet    map[int32]*network // by ifindex of a port
 	nics      map[string]sourced // what the hypervisor says, by device
 	relays    []relayEnd
+	adverts   []advertAt
 	claims    map[uint64]claimRef
 	was, will []hoststate.Row // scratch of replan
 	problems  map[string]Time // text -> since
@@ -111,6 +112,8 @@ type Stats struct {
 	OpsRefused uint64
 	Strangers  uint64
 	Announced  uint64
+	Answers    uint64 // frames sent to guests that asked, and advertisements
+	Unanswered uint64 // ... that were one too many
 }
 
 type hostEntry struct {
@@ -279,6 +282,7 @@ func (c *Core) due() {
 	}
 	c.delayed = keep
 	c.endRelays()
+	c.advertsDue()
 	for _, n := range c.sortedNets() {
 		c.dueNet(n)
 	}
@@ -321,10 +325,20 @@ func (c *Core) dueNet(n *network) {
 			c.alarmAt(n.doubtDue)
 		}
 	}
-	for _, g := range n.guests { // order-free: the least of all
-		if g.retryAt > c.now {
-			c.alarmAt(g.retryAt)
-		}
+	for _, mac := range sortedMACs(n.guests) {
+		c.dueGuest(n, n.guests[mac])
+	}
+}
+
+func (c *Core) dueGuest(n *network, g *guest) {
+	if g.conflictEnd != 0 && g.conflictEnd <= c.now {
+		c.endConflict(g)
+	}
+	if g.due != 0 && g.due <= c.now {
+		c.expire(n, g)
+	}
+	for _, at := range []Time{g.retryAt, g.conflictEnd, g.due} {
+		c.alarmAt(at)
 	}
 }
 

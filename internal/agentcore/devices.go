@@ -328,8 +328,7 @@ func (n *network) pinned() bool {
 func (c *Core) deviceDone(f flight, r *hoststate.Result) {
 	c.wantLinks()
 	bad := r.Class != hoststate.ClassOK && r.Class != hoststate.ClassExists && r.Class != hoststate.ClassGone
-	if f.base {
-		c.baseBusy = false
+	if f.base { // baseBusy until the links were read: they say whether it stands
 		if bad {
 			c.problem("CV0203 the nftables rules were not accepted: " + r.Text)
 			c.readAgain = c.now + second

@@ -43,6 +43,12 @@ type guest struct {
 	waitFor  overlay.Rev // refused: not before the log has reached this
 	retryAt  Time
 	refusal  string
+
+	notes map[netip.Addr]addrNote // of addrs
+	due   Time                    // when one of them ends; 0: none does
+
+	conflict    string // the problem that the guest reported; empty: none
+	conflictEnd Time
 }
 
 // place settles which device has the guest with that MAC: where two claim to,
@@ -134,6 +140,8 @@ type Heard struct {
 	Port    int32 // ifindex
 	ToGuest bool
 	Fact    packet.Fact
+	DHCP4   *packet.DHCP4 // the whole message, if it is one; else nil
+	DHCP6   *packet.DHCP6
 	At      Time // when the program saw it
 }
 
@@ -156,6 +164,9 @@ func (c *Core) heard(e Heard) {
 		c.learn(n, t, e)
 	case g.mac == src && !e.ToGuest:
 		c.lives(n, g, e.At)
+	}
+	if g := n.guests[src]; g != nil && g.tap == t && !e.ToGuest {
+		c.asked(n, g, e)
 	}
 }
 

@@ -1,7 +1,9 @@
 package agentcore
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,6 +72,7 @@ func TestLearnsOnlyWhereItIsAdmitted(t *testing.T) {
 	}{
 		{"", func(r *rig) { r.hears(packet.ARPAnnouncement, mac1, "10.0.0.9") }, -1},
 		{"learn", func(r *rig) { r.hears(packet.Frame, mac1, "") }, 0},
+		{"learn", func(r *rig) { r.hears(packet.ARPAnnouncement, overlay.ServerMAC.String(), "10.0.0.1") }, -1},
 		{"dhcp", func(r *rig) { r.hears(packet.ARPAnnouncement, mac1, "10.0.0.9") }, 0},
 		{"dhcp", func(r *rig) {
 			r.hears(packet.DHCPDiscover, mac1, "")
@@ -152,5 +155,105 @@ func TestAdmissionTakenBack(t *testing.T) {
 	}
 	if got := r.ups(); !strings.Contains(got, "leave ") {
 		t.Errorf("told\n%s\nwant the endpoint withdrawn", got)
+	}
+}
+
+// TestTemporaryAddresses: a guest that makes itself new addresses keeps the
+// newest (RFC 8981), and one that makes them without end makes no work.
+func TestTemporaryAddresses(t *testing.T) {
+	t.Parallel()
+	r := learning(t, "learn")
+	at := func(i int) string { return netip.AddrFrom16([16]byte{0xfd, 15: byte(i)}).String() }
+	r.hears(packet.NeighborAdvert, mac1, "fe80::1")
+	for i := range 100 { // one a day, with the older ones silent
+		r.hears(packet.NeighborSolicit, mac1, at(i))
+		r.tick(3600 * second)
+		r.hears(packet.NeighborAdvert, mac1, "fe80::1")
+	}
+	g := r.c.nets[netUID("n1")].guests[mac(mac1)]
+	want := []netip.Addr{}
+	for i := 100 - maxLearnedAddrs + 1; i < 100; i++ {
+		want = append(want, netip.MustParseAddr(at(i)))
+	}
+	want = append(want, netip.MustParseAddr("fe80::1"))
+	if !slices.Equal(g.addrs, want) || len(g.notes) != maxLearnedAddrs {
+		t.Errorf("its addresses are %v with %d notes, want %v", g.addrs, len(g.notes), want)
+	}
+	if s := r.dump(); strings.Count(s, "own tap-x") != maxLearnedAddrs {
+		t.Errorf("the kernel holds\n%s\nwant %d addresses", s, maxLearnedAddrs)
+	}
+	writes := r.m.Writes
+	for i := range 200 {
+		r.hears(packet.NeighborSolicit, mac1, netip.AddrFrom16([16]byte{0xfd, 1, 15: byte(i)}).String())
+	}
+	// All but the newest two were silent for long enough to give their places.
+	if n := r.m.Writes - writes; n > 2*maxLearnedAddrs {
+		t.Errorf("%d rows were written for 200 addresses at once, want at most %d", n, 2*maxLearnedAddrs)
+	}
+}
+
+func (r *rig) acks(seconds uint32, ips ...string) {
+	r.now++
+	e := Heard{Port: 3, ToGuest: true, At: r.now, Fact: packet.Fact{Kind: packet.DHCPAck, MAC: mac(mac1), Seconds: seconds}}
+	if a := netip.MustParseAddr(ips[0]); a.Is6() {
+		e.Fact.Kind, e.DHCP6 = packet.DHCP6Reply, &packet.DHCP6{NLease: len(ips)}
+		for i, s := range ips {
+			e.DHCP6.Leases[i] = packet.Lease6{IP: netip.MustParseAddr(s), Seconds: seconds}
+		}
+	}
+	e.Fact.IP = netip.MustParseAddr(ips[0])
+	r.step(e)
+}
+
+// TestLeasesAlone: where admission is dhcp, a guest has what a server leased,
+// for as long as it did.
+func TestLeasesAlone(t *testing.T) {
+	t.Parallel()
+	r := learning(t, "dhcp")
+	has := func(want string) {
+		t.Helper()
+		if got := fmt.Sprint(r.c.nets[netUID("n1")].guests[mac(mac1)].addrs); got != want {
+			t.Errorf("its addresses are %s, want %s", got, want)
+		}
+	}
+	r.hears(packet.DHCPDiscover, mac1, "")
+	if s := r.dump(); !strings.Contains(s, "port tap-x mac "+mac1+" open,check_ip\n") {
+		t.Errorf("the kernel holds\n%s\nwant only leased addresses let through", s)
+	}
+	r.acks(60, "10.0.0.9")
+	r.acks(120, "fd00::9", "fd00::a")
+	has("[10.0.0.9 fd00::9 fd00::a]")
+	r.tick(50 * second)
+	r.acks(60, "10.0.0.9") // renewed
+	r.tick(59 * second)
+	has("[10.0.0.9 fd00::9 fd00::a]")
+	u := r.c.NextUp()
+	r.accept(u.Claims[0].ID, "at h1 - "+mac1+" 10.0.0.9,fd00::9,fd00::a")
+	r.ups()
+	r.tick(2 * second)
+	has("[fd00::9 fd00::a]")
+	if got := r.c.NextUp().Claims; len(got) != 1 || len(got[0].Addresses) != 2 {
+		t.Errorf("told %+v, want the address given up", got)
+	}
+	r.acks(0, "fd00::9")
+	has("[fd00::a]")
+	r.step(Heard{Port: 3, At: r.now, Fact: packet.Fact{Kind: packet.DHCP6Release, Src: mac(mac1), MAC: mac(mac1), Target: netip.MustParseAddr("fd00::a")}})
+	has("[]")
+	r.acks(0xffffffff, "10.0.0.9")
+	r.tick(365 * 24 * 3600 * second)
+	has("[10.0.0.9]")
+}
+
+// TestWhatMovesHereKeepsItsAddresses: its new host hears one frame of it, and
+// neither a lease nor its addresses.
+func TestWhatMovesHereKeepsItsAddresses(t *testing.T) {
+	t.Parallel()
+	r := learning(t, "dhcp")
+	r.news("n1", "at h2 - "+mac1+" 10.0.0.9")
+	r.tick(second)
+	r.hears(packet.RARPAnnouncement, mac1, "")
+	u := r.c.NextUp()
+	if len(u.Claims) != 1 || len(u.Claims[0].Addresses) != 1 {
+		t.Errorf("told %+v, want a claim with the address that it had", u)
 	}
 }

@@ -257,6 +257,9 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || it.Gone {
 		c.replanAll(n)
 	}
+	if !it.Gone && old != nil && (!old.Tell.Equal(&r.Tell) || old.MTU != r.MTU || old.Admission != r.Admission || !slices.Equal(old.Subnets, r.Subnets)) {
+		c.toldOtherwise(n)
+	}
 	c.touch(n)
 }
 

@@ -227,7 +227,7 @@ func (c *Core) readLinks(st *hoststate.State) {
 	if c.linksRead && c.base && !st.Base {
 		c.stats.Repairs++
 	}
-	c.base, c.stats.Strangers = st.Base, st.Strangers
+	c.base, c.baseBusy, c.stats.Strangers = st.Base, false, st.Strangers
 	old := c.links
 	c.links = make(map[int32]hoststate.Link, len(st.Links))
 	for _, l := range st.Links {

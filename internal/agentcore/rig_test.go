@@ -126,8 +126,8 @@ func (r *rig) wants(lines ...string) {
 // item makes one entry from a line. A leading "-" makes a tombstone.
 //
 //	host h2 192.0.2.2
-//	network n1 10 [none] [blocked] [learn] [dhcp]
-//	port p1 02:00:00:00:00:01 [host ...]
+//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [10.0.0.0/24 ...]
+//	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
 func (r *rig) item(network, line string) Item {
 	line, gone := strings.CutPrefix(line, "-")
@@ -150,18 +150,32 @@ func (r *rig) item(network, line string) Item {
 		if slices.Contains(f, "none") {
 			n.Flood = overlay.FloodNone
 		}
+		n.Tell.DHCP = overlay.DHCPOwn
+		if slices.Contains(f, "tells") {
+			n.Tell = overlay.Tell{
+				DNS:    []netip.Addr{netip.MustParseAddr("10.0.0.53"), netip.MustParseAddr("fd00::53")},
+				Routes: []overlay.Route{{Prefix: netip.MustParsePrefix("10.9.0.0/16"), Via: netip.MustParseAddr("10.0.0.9")}},
+			}
+		}
+		for _, x := range f[3:] {
+			if sn, err := overlay.ParseSubnet("subnet", x, ""); err == nil {
+				n.Subnets = append(n.Subnets, sn)
+			}
+		}
 		it.Rec = n
 	case "port":
-		it.Rec = &overlay.Port{Meta: meta('p'), Network: netUID(network), MAC: mac(f[2]), Hosts: f[3:]}
+		p := &overlay.Port{Meta: meta('p'), Network: netUID(network), MAC: mac(f[2]), Hosts: f[3:]}
+		if len(p.Hosts) > 0 && strings.HasPrefix(p.Hosts[0], "ip=") {
+			p.Addresses, p.Hosts = addresses(p.Hosts[0][3:]), p.Hosts[1:]
+		}
+		it.Rec = p
 	case "at":
 		e := &overlay.Endpoint{Network: netUID(network), Host: hostUID(f[1]), MAC: mac(f[3]), Evidence: overlay.EvidenceDevice}
 		if f[2] != "-" { // undeclared
 			e.Port = portUID(f[2])
 		}
 		if len(f) > 4 {
-			for _, a := range strings.Split(f[4], ",") {
-				e.Addresses = append(e.Addresses, netip.MustParseAddr(a))
-			}
+			e.Addresses = addresses(f[4])
 			for _, x := range f[5:] {
 				if h, ok := strings.CutPrefix(x, "pre="); ok {
 					e.Pre = append(e.Pre, hostUID(h))
@@ -176,6 +190,13 @@ func (r *rig) item(network, line string) Item {
 	}
 	r.note(network, it)
 	return it
+}
+
+func addresses(list string) (out []netip.Addr) {
+	for _, a := range strings.Split(list, ",") {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
 }
 
 func mac(s string) overlay.MAC {

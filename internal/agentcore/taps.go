@@ -34,6 +34,9 @@ type tap struct {
 	declared *guest                 // the declared port that it is; nil while unclaimed
 	learned  map[overlay.MAC]*guest // undeclared endpoints that were heard on it
 
+	answers  Time // when the next answer to its guests is due: a bucket
+	advertAt Time // when the next unsolicited advertisement is
+
 	isMember bool
 	guard    []hoststate.Row // what was asked for of its port program
 }
@@ -159,6 +162,7 @@ func (c *Core) identify(n *network, t *tap) {
 	}
 	if g := t.declared; g != nil {
 		t.declared = nil
+		c.endConflict(g)
 		c.place(n, g.mac)
 	}
 	c.ask(n, t)
@@ -214,6 +218,7 @@ func (c *Core) tapWent(n *network, t *tap) {
 	t.declared, t.learned = nil, nil
 	c.guard(n, t, nil)
 	for _, g := range gone {
+		c.endConflict(g)
 		c.place(n, g.mac)
 	}
 	c.touch(n)
@@ -239,6 +244,12 @@ func (c *Core) member(n *network, t *tap) {
 // device: nothing if it is to pass nothing.
 func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 	p := plan.Guard{Port: t.index, Flags: hoststate.Open}
+	if n.rec.Tell.DHCP == overlay.DHCPHost {
+		p.Flags |= hoststate.NoServers
+	}
+	if n.rec.Admission == overlay.AdmitDHCP && t.declared == nil {
+		p.Flags |= hoststate.CheckIP // it has what it was leased, and nothing else
+	}
 	for _, g := range t.guests() {
 		if n.guests[g.mac] != g {
 			continue
@@ -284,6 +295,7 @@ func (c *Core) guard(n *network, t *tap, rows []hoststate.Row) {
 	}
 	if is := len(rows) > 0; is != t.isMember {
 		t.isMember = is
+		c.advertise(n, t)
 		if t.tuned != t.known() {
 			c.touch(n)
 		}

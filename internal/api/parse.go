@@ -220,7 +220,8 @@ func parseNetwork(n *culvertv1.Network) (overlay.Doc, error) {
 	default:
 		return overlay.Doc{}, &overlay.FieldError{Field: "spec.admission", Value: s.GetAdmission(), Allowed: "declared, learn or dhcp"}
 	}
-	return d, nil
+	d.Network.Tell, err = parseTell(s, d.Network.Subnets)
+	return d, err
 }
 
 func parseSubnets(list []*culvertv1.Subnet) ([]overlay.Subnet, error) {

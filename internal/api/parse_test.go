@@ -21,6 +21,7 @@ func good() (*culvertv1.Tenant, *culvertv1.Network, *culvertv1.Port) {
 			Spec: &culvertv1.TenantSpec{Quotas: &culvertv1.TenantQuotas{Networks: 5, Ports: 50, AddressesPerPort: 3}}},
 		&culvertv1.Network{ApiVersion: Version, Kind: "Network", Metadata: &culvertv1.Metadata{Name: "blue", Tenant: "acme"},
 			Spec: &culvertv1.NetworkSpec{Vni: 7, Mtu: 1400, Df: "inherit", Flood: "none", Distribution: "push", Admission: "declared", Hosts: []string{"h2", "h1"},
+				Dhcp: "host", Dns: []string{"fd00:20::2", "10.20.0.2"}, Lease: 600, Routes: []*culvertv1.Route{{Prefix: "0.0.0.0/0", Via: "10.20.0.9"}},
 				Subnets: []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}, {Prefix: "fd00:20::/64", Gateway: "fd00:20::fe"}}}},
 		&culvertv1.Port{ApiVersion: Version, Kind: "Port", Metadata: &culvertv1.Metadata{Name: "vm1"},
 			Spec: &culvertv1.PortSpec{Network: "blue", Mac: "52:54:00:12:34:56", Addresses: []string{"fd00:20::5", "10.20.0.5"}, Vm: "web 1", Hosts: []string{"h1"}}}
@@ -32,6 +33,8 @@ func TestParseAccepts(t *testing.T) {
 		{Kind: overlay.KindTenant, Name: "acme", Labels: []overlay.Label{{Key: "a", Value: "1"}, {Key: "b", Value: "2"}},
 			Quotas: overlay.TenantSpec{MaxNetworks: 5, MaxPorts: 50, MaxPortAddresses: 3}},
 		{Kind: overlay.KindNetwork, Tenant: "acme", Name: "blue", Network: overlay.NetworkSpec{VNI: 7, MTU: 1400, DF: overlay.DFInherit, Flood: overlay.FloodNone, Hosts: []string{"h1", "h2"},
+			Tell: overlay.Tell{DNS: []netip.Addr{netip.MustParseAddr("fd00:20::2"), netip.MustParseAddr("10.20.0.2")}, Lease: 600,
+				Routes: []overlay.Route{{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.20.0.9")}}},
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
 				{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::fe")}}}},
 		{Kind: overlay.KindPort, Tenant: "default", Name: "vm1", Port: overlay.PortSpec{Network: "blue", MAC: overlay.MAC{0x52, 0x54, 0, 0x12, 0x34, 0x56}, VM: "web 1", Hosts: []string{"h1"},
@@ -105,6 +108,44 @@ func TestParseRefuses(t *testing.T) {
 		{"spec.distribution", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Distribution = "pull" }},
 		{"later spec.distribution", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Distribution = "on-demand" }},
 		{"spec.admission", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Admission = "any" }},
+		{"spec.dhcp", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Dhcp = "none" }},
+		{"spec.dhcp", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Admission = "dhcp" }},
+		{"spec.dns", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Dhcp = "own" }},
+		{"spec.lease", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Dhcp, n.Spec.Dns = "own", nil
+		}},
+		{"spec.routes", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Dhcp, n.Spec.Dns, n.Spec.Lease = "own", nil, 0
+		}},
+		{"spec.dns", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Dns = addrs(9) }},
+		{"spec.dns[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Dns = []string{"10.20.0.2", "10.20.0.2"}
+		}},
+		{"spec.dns[0]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Dns = []string{"dns.example"}
+		}},
+		{"spec.lease", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Lease = 59 }},
+		{"spec.lease", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Lease = 31_536_001 }},
+		{"spec.routes", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Routes = make([]*culvertv1.Route, 17)
+		}},
+		{"spec.routes[0].prefix", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Routes[0].Prefix = "10.30.0.1/16"
+		}},
+		{"spec.routes[0].prefix", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Routes[0].Prefix = "fd00:30::/64"
+		}},
+		{"spec.routes[0].prefix", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Routes[0].Prefix = "10.30.0.0"
+		}},
+		{"spec.routes[1].prefix", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Routes = append(n.Spec.Routes, n.Spec.Routes[0])
+		}},
+		{"spec.routes[0].via", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Routes[0].Via = "10.21.0.9" }},
+		{"spec.routes[0].via", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Routes[0].Via = "10.20.0.1" }},
+		{"spec.routes[0].via", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
+			n.Spec.Routes[0].Via = "fd00:20::9"
+		}},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Hosts = []string{"h1", "H"} }},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
 			n.Spec.Hosts = []string{"h1", "h1"}
@@ -225,7 +266,7 @@ func TestRenderReadsBack(t *testing.T) {
 	rev := overlay.Rev{Epoch: 2, N: 7}
 	nd.Seen, pd.Seen = rev, rev
 	n := &overlay.Network{Meta: overlay.Meta{Name: "blue"}, WantVNI: nd.Network.VNI, VNI: 7, Subnets: nd.Network.Subnets, WantMTU: nd.Network.MTU, MTU: 1400,
-		DF: nd.Network.DF, Flood: nd.Network.Flood, Hosts: nd.Network.Hosts}
+		DF: nd.Network.DF, Flood: nd.Network.Flood, Hosts: nd.Network.Hosts, Tell: nd.Network.Tell}
 	p := &overlay.Port{Meta: overlay.Meta{Name: "vm1"}, WantMAC: pd.Port.MAC, MAC: pd.Port.MAC, WantAddresses: pd.Port.Addresses, Addresses: pd.Port.Addresses, VM: pd.Port.VM, Hosts: pd.Port.Hosts}
 	for _, tt := range []struct {
 		res  *culvertv1.Resource

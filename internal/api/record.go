@@ -84,6 +84,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 				Address: s.Prefix.Addr().AsSlice(), Bits: uint32(s.Prefix.Bits()), Gateway: addrBytes(s.Gateway),
 			})
 		}
+		tellPB(n, &r.Tell)
 		pb.Body = &culvertv1.Record_Network{Network: n}
 	case *overlay.Port:
 		pb.Body = &culvertv1.Record_Port{Port: &culvertv1.PortRecord{
@@ -106,6 +107,13 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 		}}
 	}
 	return pb
+}
+
+func tellPB(n *culvertv1.NetworkRecord, t *overlay.Tell) {
+	n.Dhcp, n.Dns, n.WantLease = uint32(t.DHCP), addrsBytes(t.DNS), t.Lease
+	for _, r := range t.Routes {
+		n.Routes = append(n.Routes, &culvertv1.RouteRecord{Address: r.Prefix.Addr().AsSlice(), Bits: uint32(r.Prefix.Bits()), Via: r.Via.AsSlice()})
+	}
 }
 
 func metaPB(m *overlay.Meta) *culvertv1.MetaRecord {
@@ -336,5 +344,28 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 	if len(out.Subnets) > maxRecordAddresses {
 		d.refuse("subnets")
 	}
+	out.Tell = d.tell(n)
 	return out
+}
+
+func (d *decoder) tell(n *culvertv1.NetworkRecord) overlay.Tell {
+	t := overlay.Tell{DHCP: overlay.DHCP(n.GetDhcp()), Lease: n.GetWantLease()}
+	if n.GetDhcp() > uint32(overlay.DHCPOwn) || len(n.GetDns()) > overlay.MaxDNS || t.Lease > overlay.MaxLease || t.Lease != 0 && t.Lease < overlay.MinLease || len(n.GetRoutes()) > overlay.MaxRoutes {
+		d.refuse("what guests are told")
+		return overlay.Tell{}
+	}
+	for _, b := range n.GetDns() { // in order of preference
+		t.DNS = append(t.DNS, d.addr(b, "name server", true))
+	}
+	for _, r := range n.GetRoutes() {
+		a := d.addr(r.GetAddress(), "route", true)
+		p, err := a.Prefix(int(r.GetBits()))
+		via := d.addr(r.GetVia(), "route", true)
+		if r.GetBits() > 32 || err != nil || p.Addr() != a || !a.Is4() || !via.Is4() {
+			d.refuse("route")
+			return overlay.Tell{}
+		}
+		t.Routes = append(t.Routes, overlay.Route{Prefix: p, Via: via})
+	}
+	return t
 }

@@ -57,7 +57,21 @@ func RenderNetwork(n *overlay.Network, tenant string, rev overlay.Rev) *culvertv
 	if n.Admission != overlay.AdmitDeclared {
 		spec.Admission = n.Admission.String()
 	}
+	renderTell(spec, status, &n.Tell)
 	return &culvertv1.Network{ApiVersion: Version, Kind: "Network", Metadata: renderMeta(&n.Meta, tenant, rev), Spec: spec, Status: status}
+}
+
+func renderTell(spec *culvertv1.NetworkSpec, status *culvertv1.NetworkStatus, t *overlay.Tell) {
+	spec.Dns, spec.Lease = addrStrings(t.DNS), t.Lease
+	for _, r := range t.Routes {
+		spec.Routes = append(spec.Routes, &culvertv1.Route{Prefix: r.Prefix.String(), Via: r.Via.String()})
+	}
+	status.Dhcp = t.DHCP.String()
+	if t.DHCP == overlay.DHCPOwn {
+		spec.Dhcp = "own"
+		return
+	}
+	status.Lease = t.Seconds()
 }
 
 // RenderPort shows a port. Status has MAC and addresses in force and the state

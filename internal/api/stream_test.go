@@ -139,6 +139,7 @@ func genRecord(t *rapid.T) overlay.Record {
 			Meta: meta, TenantName: "blue", VNI: overlay.VNI(rapid.Uint32Range(1, 1<<24-1).Draw(t, "vni")), MTU: 1450,
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")}},
 			Blocked: rapid.Bool().Draw(t, "blocked"), Flood: overlay.Flood(rapid.IntRange(0, 1).Draw(t, "flood")),
+			Tell: genTell(t),
 		}
 	case 2:
 		meta.Tenant = genUID(t, "tenant")
@@ -157,6 +158,21 @@ func genRecord(t *rapid.T) overlay.Record {
 		e.From = genUID(t, "from")
 	}
 	return e
+}
+
+func genTell(t *rapid.T) overlay.Tell {
+	var w overlay.Tell
+	if rapid.Bool().Draw(t, "own servers") {
+		w.DHCP = overlay.DHCPOwn
+	}
+	w.Lease = rapid.SampledFrom([]uint32{0, overlay.MinLease, overlay.MaxLease}).Draw(t, "lease")
+	for range rapid.IntRange(0, overlay.MaxDNS).Draw(t, "name servers") {
+		w.DNS = append(w.DNS, genAddr(t, "name server"))
+	}
+	for i := range rapid.IntRange(0, overlay.MaxRoutes).Draw(t, "routes") {
+		w.Routes = append(w.Routes, overlay.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16), Via: netip.AddrFrom4([4]byte{10, 20, 0, byte(i)})})
+	}
+	return w
 }
 
 func genAddrs(t *rapid.T) []netip.Addr {
@@ -289,17 +305,37 @@ func TestStreamRefusals(t *testing.T) {
 		return &culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Items: []*culvertv1.Item{{Rev: rev, Record: RecordPB(rec, false)}}}}}
 	}
 	host := &overlay.Host{Meta: overlay.Meta{UID: overlay.UID(uid), Name: "h1"}}
+	told := func(edit func(n *culvertv1.NetworkRecord)) *culvertv1.Down {
+		d := item(&overlay.Network{Meta: host.Meta, TenantName: "blue", VNI: 7, MTU: 1450}, rev)
+		edit(d.GetItems().GetItems()[0].GetRecord().GetNetwork())
+		return d
+	}
 	for name, c := range map[string]struct {
 		down *culvertv1.Down
 		want string
 	}{
-		"nothing set":      {&culvertv1.Down{}, "kind of message"},
-		"session zero":     {&culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{Protocol: 1, Epoch: 1}}}, "session number"},
-		"epoch zero":       {&culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{Protocol: 1, Session: 1}}}, "protocol or epoch"},
-		"no code":          {&culvertv1.Down{Body: &culvertv1.Down_Refused{Refused: &culvertv1.Refusal{}}}, "refusal without code"},
-		"item, no rev":     {item(host, nil), "item's revision"},
-		"item of no kind":  {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Items: []*culvertv1.Item{{Rev: rev}}}}}, "kind of record"},
-		"session as item":  {item(&overlay.Session{Host: overlay.UID(uid), N: 1}, rev), "kind of item"},
+		"nothing set":     {&culvertv1.Down{}, "kind of message"},
+		"session zero":    {&culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{Protocol: 1, Epoch: 1}}}, "session number"},
+		"epoch zero":      {&culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{Protocol: 1, Session: 1}}}, "protocol or epoch"},
+		"no code":         {&culvertv1.Down{Body: &culvertv1.Down_Refused{Refused: &culvertv1.Refusal{}}}, "refusal without code"},
+		"item, no rev":    {item(host, nil), "item's revision"},
+		"item of no kind": {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Items: []*culvertv1.Item{{Rev: rev}}}}}, "kind of record"},
+		"session as item": {item(&overlay.Session{Host: overlay.UID(uid), N: 1}, rev), "kind of item"},
+		"own too far":     {told(func(n *culvertv1.NetworkRecord) { n.Dhcp = 2 }), "what guests are told"},
+		"lease too short": {told(func(n *culvertv1.NetworkRecord) { n.WantLease = overlay.MinLease - 1 }), "what guests are told"},
+		"lease too long":  {told(func(n *culvertv1.NetworkRecord) { n.WantLease = overlay.MaxLease + 1 }), "what guests are told"},
+		"many servers":    {told(func(n *culvertv1.NetworkRecord) { n.Dns = make([][]byte, overlay.MaxDNS+1) }), "what guests are told"},
+		"server of 3":     {told(func(n *culvertv1.NetworkRecord) { n.Dns = [][]byte{{1, 2, 3}} }), "name server"},
+		"many routes":     {told(func(n *culvertv1.NetworkRecord) { n.Routes = make([]*culvertv1.RouteRecord, overlay.MaxRoutes+1) }), "what guests are told"},
+		"route, host bits": {told(func(n *culvertv1.NetworkRecord) {
+			n.Routes = []*culvertv1.RouteRecord{{Address: []byte{10, 0, 0, 1}, Bits: 8, Via: []byte{10, 0, 0, 9}}}
+		}), "route"},
+		"route of IPv6": {told(func(n *culvertv1.NetworkRecord) {
+			n.Routes = []*culvertv1.RouteRecord{{Address: make([]byte, 16), Via: []byte{10, 0, 0, 9}}}
+		}), "route"},
+		"route to nowhere": {told(func(n *culvertv1.NetworkRecord) {
+			n.Routes = []*culvertv1.RouteRecord{{Address: []byte{10, 0, 0, 0}, Bits: 8}}
+		}), "route"},
 		"short sum":        {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Ends: []*culvertv1.LogEnd{{Sum: []byte{1}, Sent: rev}}}}}, "sum of an end"},
 		"too many items":   {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Items: make([]*culvertv1.Item, MaxStreamItems+1)}}}, "number of items"},
 		"too many answers": {&culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: &culvertv1.Answers{Answers: make([]*culvertv1.Answer, MaxStreamClaims+1)}}}, "number of answers"},

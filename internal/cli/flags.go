@@ -123,7 +123,9 @@ type networkFlags struct {
 	vni, mtu                           string
 	subnets, gateways, hosts           []string
 	df, flood, distribution, admission string
-	anyHost                            bool
+	dhcp, lease                        string
+	dns, routes                        []string
+	anyHost, noDNS, noRoute            bool
 }
 
 func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
@@ -137,13 +139,19 @@ func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
 	f.StringVar(&n.flood, "flood", "", "broadcast: her or none (default her)")
 	f.StringVar(&n.distribution, "distribution", "", "tables: push (default push)")
 	f.StringVar(&n.admission, "admission", "", "who may be in it: declared, learn or dhcp (default declared)")
+	f.StringVar(&n.dhcp, "dhcp", "", "who tells guests their addresses: host, or own: servers among them (default host)")
+	f.StringVar(&n.lease, "lease", "", "of addresses, in seconds (default 3600)")
+	f.StringArrayVar(&n.dns, "dns", nil, "name server that guests are told (repeatable, the best first)")
+	f.StringArrayVar(&n.routes, "route", nil, "route that guests are told, like 10.30.0.0/16=10.20.0.9 (repeatable)")
 	if set {
 		f.BoolVar(&n.anyHost, "any-host", false, "let all hosts serve it")
+		f.BoolVar(&n.noDNS, "no-dns", false, "tell guests no name server")
+		f.BoolVar(&n.noRoute, "no-route", false, "tell guests no route")
 	}
 }
 
 func (n *networkFlags) any(f *pflag.FlagSet) bool {
-	return given(f, "label", "vni", "subnet", "gateway", "mtu", "host", "df", "flood", "distribution", "admission", "any-host")
+	return given(f, "label", "vni", "subnet", "gateway", "mtu", "host", "df", "flood", "distribution", "admission", "dhcp", "lease", "dns", "route", "any-host", "no-dns", "no-route")
 }
 
 func (n *networkFlags) network() string { return "" }
@@ -182,12 +190,12 @@ func (n *networkFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 	for _, w := range []struct {
 		flag, v string
 		into    *string
-	}{{"df", n.df, &spec.Df}, {"flood", n.flood, &spec.Flood}, {"distribution", n.distribution, &spec.Distribution}, {"admission", n.admission, &spec.Admission}} {
+	}{{"df", n.df, &spec.Df}, {"flood", n.flood, &spec.Flood}, {"distribution", n.distribution, &spec.Distribution}, {"admission", n.admission, &spec.Admission}, {"dhcp", n.dhcp, &spec.Dhcp}} {
 		if f.Changed(w.flag) {
 			*w.into = w.v
 		}
 	}
-	return errorsOf(hosts(f, n.hosts, n.anyHost, &spec.Hosts), n.labelFlag.apply(body.Metadata))
+	return errorsOf(n.tell(f, spec), hosts(f, n.hosts, n.anyHost, &spec.Hosts), n.labelFlag.apply(body.Metadata))
 }
 
 // setGateway gives the gateway to the subnet that holds it.

@@ -50,11 +50,15 @@ const (
 	// gratuitous ARP reply or an unsolicited neighbour advertisement with the
 	// override flag, sent out of each member port. No kernel state changes.
 	OpAnnounce OpKind = 12
+	// OpSend sends Frame out of the bridge port Index, to the guest behind it
+	// alone. ClassGone if that is no bridge's port. No kernel state changes, and
+	// a frame that the port does not take is lost.
+	OpSend OpKind = 13
 )
 
 // String is the operation's word in dumps and logs.
 func (k OpKind) String() string {
-	names := [...]string{"none", "set", "del", "base", "make-bridge", "make-vxlan", "up", "tune", "port", "del-link", "attach", "detach", "announce"}
+	names := [...]string{"none", "set", "del", "base", "make-bridge", "make-vxlan", "up", "tune", "port", "del-link", "attach", "detach", "announce", "send"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -67,10 +71,11 @@ type Op struct {
 	Kind  OpKind
 	Row   Row    // OpSet, OpDel; OpAnnounce (Key.VNI, Key.IP, Val.MAC)
 	Dev   Device // OpMakeBridge, OpMakeVXLAN, OpTune, OpAttach (VNI)
-	Index int32  // OpUp, OpPort, OpDelLink
+	Index int32  // OpUp, OpPort, OpDelLink, OpSend
 	Learn bool   // OpPort: learning stays on, for a device that no port claims yet
 	Name  string // OpAttach, OpDetach
 	Alias string // OpAttach
+	Frame string // OpSend: from the Ethernet header on; a string, for operations are compared
 }
 
 // Class is what an error means to the core, whatever the kernel called it.
@@ -137,6 +142,8 @@ func (o Op) String() string {
 		return fmt.Sprintf("announce vni %d %s at %s", o.Row.Key.VNI, o.Row.Key.IP, o.Row.Val.MAC)
 	case OpMakeBridge, OpMakeVXLAN, OpTune:
 		return fmt.Sprintf("%s vni %d", o.Kind, o.Dev.VNI)
+	case OpSend:
+		return fmt.Sprintf("send %d bytes to if%d", len(o.Frame), o.Index)
 	case OpAttach, OpDetach:
 		return fmt.Sprintf("%s %s vni %d", o.Kind, o.Name, o.Dev.VNI)
 	}

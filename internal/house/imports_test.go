@@ -18,7 +18,7 @@ var pure = map[string][]string{
 	"internal/hoststate":   {"internal/overlay"},
 	"internal/plan":        {"internal/overlay", "internal/hoststate"},
 	"internal/api":         {"internal/overlay", "internal/api/culvertv1", "google.golang.org/protobuf/", "github.com/goccy/go-yaml/"},
-	"internal/agentcore":   {"internal/overlay", "internal/packet", "internal/hoststate", "internal/plan", "internal/api", "internal/api/culvertv1", "github.com/tidwall/btree", "google.golang.org/protobuf/"},
+	"internal/agentcore":   {"internal/overlay", "internal/packet", "internal/answer", "internal/hoststate", "internal/plan", "internal/api", "internal/api/culvertv1", "github.com/tidwall/btree", "google.golang.org/protobuf/"},
 	"internal/managercore": {"internal/overlay", "internal/packet", "internal/hoststate", "internal/plan", "internal/api", "internal/api/culvertv1", "github.com/tidwall/btree", "google.golang.org/protobuf/"},
 }
 

@@ -159,7 +159,7 @@ func (p *pair) op() (model, real hoststate.Op) {
 		DF: overlay.DF(p.rng.IntN(2)), Alias: "a" + strconv.Itoa(p.rng.IntN(2)), AltName: "t.n" + strconv.Itoa(p.rng.IntN(2))}
 	name := p.device()
 	var o hoststate.Op
-	switch p.rng.IntN(16) {
+	switch p.rng.IntN(17) {
 	case 0:
 		o = hoststate.Op{Kind: hoststate.OpBase}
 	case 1:
@@ -183,11 +183,13 @@ func (p *pair) op() (model, real hoststate.Op) {
 		o = hoststate.Op{Kind: hoststate.OpDetach, Name: p.vm()}
 	case 9:
 		o = hoststate.Op{Kind: hoststate.OpAnnounce, Row: hoststate.Row{Key: hoststate.Key{VNI: p.vni(), IP: p.anyAddr()}, Val: hoststate.Val{MAC: macN(1)}}}
+	case 10:
+		o, name = hoststate.Op{Kind: hoststate.OpSend, Frame: strings.Repeat("x", 13+p.rng.IntN(3))}, p.vm()
 	default:
 		return p.rowOp()
 	}
 	model, real = o, o
-	if o.Kind == hoststate.OpUp || o.Kind == hoststate.OpPort || o.Kind == hoststate.OpDelLink {
+	if o.Kind == hoststate.OpUp || o.Kind == hoststate.OpSend || o.Kind == hoststate.OpPort || o.Kind == hoststate.OpDelLink {
 		model.Index, real.Index = p.index(name)
 	}
 	return model, real

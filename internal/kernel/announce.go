@@ -50,6 +50,29 @@ func (k *Kernel) announce(r hoststate.Row) error {
 	return k.sendOut(ports, frame)
 }
 
+// Bounds of a frame that is sent to a guest, in bytes: an Ethernet header, and
+// an untagged frame of the usual MTU.
+const (
+	minSent = 14
+	maxSent = 1514
+)
+
+// sendFrame sends a frame to the guest behind a VM port. That it is one is looked
+// up again: an ifindex that was free may be another device's by now.
+func (k *Kernel) sendFrame(port int32, frame string) error {
+	if len(frame) < minSent || len(frame) > maxSent {
+		return fmt.Errorf("frame of %d bytes: %w", len(frame), unix.EINVAL)
+	}
+	l, err := getLink(k.write, port, "")
+	if err != nil {
+		return err
+	}
+	if l.Kind != hoststate.LinkOther || l.Master == 0 {
+		return fmt.Errorf("device %d is no bridge's port: %w", port, errAbsent)
+	}
+	return k.sendOut([]int32{port}, []byte(frame))
+}
+
 // sendOut sends one frame out of each port.
 func (k *Kernel) sendOut(ports []int32, frame []byte) error {
 	if len(ports) == 0 {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"culvert/internal/hoststate"
 	"culvert/internal/netnstest"
+	"culvert/internal/overlay"
 	"culvert/internal/packet"
 )
 
@@ -209,6 +211,33 @@ func TestAnnounceTellsLocalMembersOnly(t *testing.T) {
 		for _, g := range []*guest{un, far} {
 			if n := g.Count(100*time.Millisecond, said); n != 0 {
 				t.Errorf("%s heard %v %d times, want never", g.dev, want, n)
+			}
+		}
+	}
+	if after := h1.state().String(); after != before {
+		t.Errorf("tables changed to\n%sfrom\n%s", after, before)
+	}
+}
+
+// TestSendReachesOneGuest: a frame comes to the guest that it is for, as it is,
+// once; and to nobody if the guest's port is not open.
+func TestSendReachesOneGuest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 2)
+	h1, h2 := r.hosts[0], r.hosts[1]
+	vm1, vm2, un, far := h1.vm("vm1", macN(1)), h1.vm("vm2", macN(2)), h1.plug("un1", macN(8)), h2.vm("vm4", macN(4))
+	before := h1.state().String()
+	group := packet.AnswerND(packet.Broadcast, overlay.ServerMAC, netip.MustParseAddr("fd00:1::1"), netip.Addr{}, false)
+	ack := packet.UDP(macN(1), overlay.ServerMAC, netip.MustParseAddrPort("10.1.0.1:67"), netip.MustParseAddrPort("10.1.0.2:68"), make([]byte, 300))
+	for _, frame := range [][]byte{group, ack} {
+		h1.apply(hoststate.Op{Kind: hoststate.OpSend, Index: vm1.port, Frame: string(frame)}, hoststate.Op{Kind: hoststate.OpSend, Index: un.port, Frame: string(frame)})
+		said := func(f netnstest.Frame) bool { return !f.Outgoing && bytes.Equal(f.Data, frame) }
+		if n := vm1.Count(100*time.Millisecond, said); n != 1 {
+			t.Errorf("%s heard %v %d times, want once", vm1.dev, netnstest.Frame{Data: frame}, n)
+		}
+		for _, g := range []*guest{vm2, un, far} {
+			if n := g.Count(100*time.Millisecond, said); n != 0 {
+				t.Errorf("%s heard %v %d times, want never", g.dev, netnstest.Frame{Data: frame}, n)
 			}
 		}
 	}

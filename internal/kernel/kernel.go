@@ -197,6 +197,8 @@ func (k *Kernel) applyOne(o hoststate.Op) error {
 		return k.detach(o.Name)
 	case hoststate.OpAnnounce:
 		return k.announce(o.Row)
+	case hoststate.OpSend:
+		return k.sendFrame(o.Index, o.Frame)
 	}
 	return fmt.Errorf("operation %s: %w", o.Kind, unix.EOPNOTSUPP)
 }

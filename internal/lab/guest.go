@@ -29,7 +29,11 @@ type Guest struct {
 	Bridge    string // on every host: cvb<VNI>
 	Alias     string // of its device on a host; empty for none
 	Announce  bool   // it speaks unasked, as most systems do; else it is silent
+	Asks      bool   // it has no addresses and asks the network for them, as a stock image does
 }
+
+// stockMTU is the MTU of a NIC that nobody has told another one, in bytes.
+const stockMTU = 1500
 
 // guestEnd is the NIC's side of a VM's eth0.
 const guestEnd = "guest"
@@ -148,6 +152,9 @@ func (g Guest) open() (vm, nic *room, err error) {
 func (g Guest) quiet(vm *room) error {
 	if err := vm.sysctl("ipv4.icmp_echo_ignore_broadcasts", "0"); err != nil {
 		return err
+	}
+	if g.Asks {
+		return nil
 	}
 	var kv []string
 	for i := 0; i < len(silence); i += 2 {

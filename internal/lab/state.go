@@ -36,6 +36,7 @@ type VM struct {
 	MTU       int            `json:"mtu"`
 	Declared  bool           `json:"declared"`
 	Announce  bool           `json:"announce,omitempty"`
+	DHCP      bool           `json:"dhcp,omitempty"`      // it boots without addresses
 	Qemu      bool           `json:"qemu,omitempty"`      // a guest of QEMU, else a namespace
 	Processes []Daemon       `json:"processes,omitempty"` // of QEMU, by host: two while it moves
 }
@@ -46,6 +47,9 @@ func (v VM) guest(lab string) (Guest, error) {
 		return Guest{}, fmt.Errorf("state of %s: %w", v.Name, err)
 	}
 	g := Guest{Lab: lab, VM: v.Name, MAC: mac, Addresses: v.Addresses, MTU: v.MTU, Bridge: v.VNI.Bridge(), Announce: v.Announce}
+	if v.DHCP {
+		g.Addresses, g.MTU, g.Asks = nil, stockMTU, true
+	}
 	if v.Declared {
 		g.Alias = portAlias(v.Tenant, v.Name)
 	}

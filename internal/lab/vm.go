@@ -28,6 +28,7 @@ type VMSpec struct {
 	Undeclared bool     // no port is declared and its device names none
 	Announce   bool
 	Qemu       bool // a guest of QEMU; else a namespace
+	DHCP       bool // it boots without addresses and asks the network
 }
 
 // defaultTenant owns what no tenant is named for.
@@ -165,7 +166,10 @@ func (v VMSpec) check(t Topology) error {
 			return err
 		}
 	}
-	if v.Undeclared && len(v.Addresses) == 0 {
+	if v.DHCP && v.Qemu {
+		return &overlay.FieldError{Field: "dhcp", Value: "true", Allowed: "a VM that is a namespace"}
+	}
+	if v.Undeclared && len(v.Addresses) == 0 && !v.DHCP {
 		return &overlay.FieldError{Field: "ip", Value: "", Allowed: "an address: nobody gives one to an undeclared VM"}
 	}
 	return nil
@@ -174,7 +178,7 @@ func (v VMSpec) check(t Topology) error {
 // is reports whether the VM is what a specification says; what that leaves
 // open fits anything.
 func (v VM) is(s VMSpec) bool {
-	return v.Host == s.Host && v.Tenant == s.Tenant && v.Network == s.Network && v.Declared != s.Undeclared && v.Announce == s.Announce && v.Qemu == s.Qemu &&
+	return v.Host == s.Host && v.Tenant == s.Tenant && v.Network == s.Network && v.Declared != s.Undeclared && v.Announce == s.Announce && v.Qemu == s.Qemu && v.DHCP == s.DHCP &&
 		(s.MAC == "" || strings.EqualFold(v.MAC, s.MAC)) &&
 		(len(s.Addresses) == 0 || v.addresses() == strings.Join(s.Addresses, " "))
 }
@@ -266,7 +270,7 @@ func (c *creation) port(ctx context.Context, tenant, name string) (*culvertv1.Po
 // undeclared VM.
 func vmOf(v VMSpec, n *culvertv1.Network, port *culvertv1.Port) (VM, error) {
 	vm := VM{
-		Name: v.Name, Tenant: v.Tenant, Network: v.Network, Host: v.Host, Announce: v.Announce, Qemu: v.Qemu,
+		Name: v.Name, Tenant: v.Tenant, Network: v.Network, Host: v.Host, Announce: v.Announce, Qemu: v.Qemu, DHCP: v.DHCP,
 		VNI: overlay.VNI(n.GetStatus().GetVni()), MTU: int(n.GetStatus().GetMtu()), Declared: !v.Undeclared, MAC: v.MAC,
 	}
 	addresses := v.Addresses

@@ -40,9 +40,9 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	}
 	want := *old
 	want.Subnets, want.WantMTU, want.MTU, want.DF, want.Flood, want.Hosts = spec.Subnets, spec.MTU, mtu(spec.MTU), spec.DF, spec.Flood, spec.Hosts
-	want.Admission = spec.Admission
+	want.Admission, want.Tell = spec.Admission, spec.Tell
 	same := (spec.VNI == 0 || spec.VNI == old.VNI) && slices.Equal(want.Subnets, old.Subnets) && want.WantMTU == old.WantMTU &&
-		want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
+		want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && want.Tell.Equal(&old.Tell) && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
 	if no := a.sameOrSet(d, same, old); no != nil || same {
 		return no
 	}
@@ -156,7 +156,7 @@ func (a *admission) newNetwork(d *overlay.Doc, t *overlay.Tenant) *api.Refusal {
 	}
 	n := &overlay.Network{
 		Meta: a.newMeta(d, t.UID), TenantName: t.Name, WantVNI: spec.VNI, VNI: vni, Subnets: spec.Subnets, WantMTU: spec.MTU, MTU: mtu(spec.MTU),
-		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts, Admission: spec.Admission,
+		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts, Admission: spec.Admission, Tell: spec.Tell,
 	}
 	a.tx.put(n)
 	a.did("created", n)

@@ -158,6 +158,9 @@ func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Por
 // checkPort refuses a MAC or an address that is not this port's to have.
 func (a *admission) checkPort(d *overlay.Doc, n *overlay.Network, p *overlay.Port) *api.Refusal {
 	k := KeyOf(p)
+	if p.MAC == overlay.ServerMAC {
+		return api.Refuse(api.CodeMACInUse, title(d)+" was not written", fmt.Sprintf("hosts speak to their guests as %s", p.MAC), "give another --mac, or none to have one allocated")
+	}
 	if o, used := a.c.ix.macs[netMAC{n.UID, p.MAC}]; used && o != k {
 		return api.Refuse(api.CodeMACInUse, title(d)+" was not written", fmt.Sprintf("MAC %s is port %s's in network %s", p.MAC, a.portName(o), n.Name), "give another --mac, or none to have one allocated")
 	}

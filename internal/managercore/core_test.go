@@ -188,6 +188,8 @@ func TestRefusalsChangeNothing(t *testing.T) {
 	for i := range overlay.DefaultMaxPortAddresses + 1 {
 		many.Port.Addresses = append(many.Port.Addresses, netip.AddrFrom4([4]byte{10, 1, 0, byte(100 + i)}))
 	}
+	servers := port("c", "blue")
+	servers.Port.MAC = overlay.ServerMAC
 	orphan := port("c", "none")
 	elsewhere := network("blue", "10.1.0.0/24")
 	elsewhere.Tenant = "nobody"
@@ -210,6 +212,7 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		"address outside":               {api.CodeOutside, ModeCreate, []overlay.Doc{port("c", "blue", "10.7.0.1")}},
 		"broadcast address":             {api.CodeOutside, ModeCreate, []overlay.Doc{port("c", "blue", "10.1.0.255")}},
 		"MAC of another port":           {api.CodeMACInUse, ModeCreate, []overlay.Doc{mac}},
+		"MAC that hosts speak with":     {api.CodeMACInUse, ModeCreate, []overlay.Doc{servers}},
 		"MAC changed":                   {api.CodeImmutable, ModeSet, []overlay.Doc{newMAC}},
 		"too many addresses":            {api.CodeQuota, ModeCreate, []overlay.Doc{many}},
 		"network that is not there":     {api.CodeNotFound, ModeCreate, []overlay.Doc{orphan}},

@@ -18,6 +18,8 @@ func (c *Core) mayNotLearn(cl hostClaim, n *overlay.Network) string {
 	switch {
 	case n.Admission == overlay.AdmitDeclared:
 		return "no port with this MAC is declared, and the network admits declared ports only (spec.admission)"
+	case cl.MAC == overlay.ServerMAC:
+		return "hosts speak to their guests with this MAC"
 	case cl.Pre:
 		return "an undeclared endpoint is not expected anywhere"
 	}

@@ -143,6 +143,7 @@ type Network struct {
 	Hosts      []string // names of hosts that may serve it, sorted; empty means all
 	Blocked    bool     // being deleted: its ports pass no traffic any more
 	Admission  Admission
+	Tell       Tell // what guests are told
 }
 
 // SelectsHost reports whether the host of that name may serve the network.

@@ -32,6 +32,7 @@ type NetworkSpec struct {
 	Hosts   []string // sorted; empty: all
 
 	Admission Admission
+	Tell      Tell
 }
 
 // PortSpec is what a user may say of a port.

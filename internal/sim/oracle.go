@@ -171,7 +171,7 @@ func sourceRow(out map[hoststate.Key]hoststate.Val, n *overlay.Network, mac over
 
 // portRows are what lets a device pass frames: as that port, and none else.
 func portRows(out map[hoststate.Key]hoststate.Val, index int32, p *overlay.Port, more hoststate.Flags) {
-	out[hoststate.Key{Table: hoststate.TablePort, Port: index}] = hoststate.Val{MAC: p.MAC, Flags: hoststate.Open | more}
+	out[hoststate.Key{Table: hoststate.TablePort, Port: index}] = hoststate.Val{MAC: p.MAC, Flags: hoststate.Open | hoststate.NoServers | more} // networks here have no servers of their own
 	out[hoststate.Key{Table: hoststate.TableMember, Port: index}] = hoststate.Val{}
 	for _, a := range p.Addresses {
 		out[hoststate.Key{Table: hoststate.TableOwn, Port: index, IP: a}] = hoststate.Val{}

@@ -42,11 +42,16 @@ const still = 1500 * time.Millisecond
 //	bigping VM TARGET SIZE COUNT LOST   pings of SIZE bytes; exactly the first LOST get no answer
 //	capture NAME NODE DEVICE     record frames
 //	captured NAME [RE]           end it; print the frames that match, counted
+//	boot VM                      run its DHCP client; print what it was told
+//	renew VM                     have the client renew its lease; print it again
+//	boot6 VM                     the same with DHCPv6, once, and renew that
+//	serve VM FIRST LAST          a DHCP server in a VM that leases addresses from FIRST to LAST
 //	links NAME HOST              note the overlay devices' numbers; the second time compare
 func (s *story) commands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"culvert": s.culvert, "exit": s.exit, "eventually": s.eventually, "golden": s.golden, "probe": s.probe,
 		"pinging": s.pinging, "pinged": s.pinged, "capture": s.capture, "captured": s.captured, "links": s.sameLinks, "bigping": s.bigping,
+		"boot": s.boot, "renew": s.renew, "boot6": s.boot6, "serve": s.serve,
 	}
 }
 

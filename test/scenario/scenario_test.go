@@ -105,6 +105,8 @@ type story struct {
 	pings    map[string]*pinging
 	captures map[string]*lab.Capture
 	links    map[string]string
+	clients  map[string]*client
+	running  []*exec.Cmd     // ended with the story
 	written  map[string]bool // files of tables that were used, with -update
 }
 
@@ -117,7 +119,7 @@ func newStory(t *testing.T, file string) *story {
 	t.Helper()
 	s := &story{
 		t: t, file: file, name: fmt.Sprintf("s%xn%d", os.Getpid(), serial.Add(1)),
-		pings: map[string]*pinging{}, captures: map[string]*lab.Capture{}, links: map[string]string{}, written: map[string]bool{},
+		pings: map[string]*pinging{}, captures: map[string]*lab.Capture{}, links: map[string]string{}, clients: map[string]*client{}, written: map[string]bool{},
 	}
 	var err error
 	if s.lab, err = lab.New(s.name, lab.Config{Culvert: []string{program}}); err != nil {
@@ -130,6 +132,7 @@ func newStory(t *testing.T, file string) *story {
 // end reads the probes and takes the lab down.
 func (s *story) end() {
 	s.stop()
+	s.endPrograms()
 	for _, p := range s.probes {
 		sent, arrived, err := p.Stop()
 		if err != nil {

@@ -294,6 +294,10 @@ type NetworkRecord struct {
 	Blocked       bool                   `protobuf:"varint,10,opt,name=blocked,proto3" json:"blocked,omitempty"`
 	TenantName    string                 `protobuf:"bytes,11,opt,name=tenant_name,json=tenantName,proto3" json:"tenant_name,omitempty"` // tenants are never renamed
 	Admission     uint32                 `protobuf:"varint,12,opt,name=admission,proto3" json:"admission,omitempty"`
+	Dhcp          uint32                 `protobuf:"varint,13,opt,name=dhcp,proto3" json:"dhcp,omitempty"`
+	Dns           [][]byte               `protobuf:"bytes,14,rep,name=dns,proto3" json:"dns,omitempty"`
+	WantLease     uint32                 `protobuf:"varint,15,opt,name=want_lease,json=wantLease,proto3" json:"want_lease,omitempty"` // seconds
+	Routes        []*RouteRecord         `protobuf:"bytes,16,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -412,6 +416,34 @@ func (x *NetworkRecord) GetAdmission() uint32 {
 	return 0
 }
 
+func (x *NetworkRecord) GetDhcp() uint32 {
+	if x != nil {
+		return x.Dhcp
+	}
+	return 0
+}
+
+func (x *NetworkRecord) GetDns() [][]byte {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *NetworkRecord) GetWantLease() uint32 {
+	if x != nil {
+		return x.WantLease
+	}
+	return 0
+}
+
+func (x *NetworkRecord) GetRoutes() []*RouteRecord {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
 type SubnetRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -472,6 +504,66 @@ func (x *SubnetRecord) GetGateway() []byte {
 	return nil
 }
 
+type RouteRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Bits          uint32                 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
+	Via           []byte                 `protobuf:"bytes,3,opt,name=via,proto3" json:"via,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteRecord) Reset() {
+	*x = RouteRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteRecord) ProtoMessage() {}
+
+func (x *RouteRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteRecord.ProtoReflect.Descriptor instead.
+func (*RouteRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RouteRecord) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *RouteRecord) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+func (x *RouteRecord) GetVia() []byte {
+	if x != nil {
+		return x.Via
+	}
+	return nil
+}
+
 type PortRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
@@ -488,7 +580,7 @@ type PortRecord struct {
 
 func (x *PortRecord) Reset() {
 	*x = PortRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[6]
+	mi := &file_culvertv1_record_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +592,7 @@ func (x *PortRecord) String() string {
 func (*PortRecord) ProtoMessage() {}
 
 func (x *PortRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[6]
+	mi := &file_culvertv1_record_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +605,7 @@ func (x *PortRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRecord.ProtoReflect.Descriptor instead.
 func (*PortRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{6}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PortRecord) GetMeta() *MetaRecord {
@@ -583,7 +675,7 @@ type HostRecord struct {
 
 func (x *HostRecord) Reset() {
 	*x = HostRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +687,7 @@ func (x *HostRecord) String() string {
 func (*HostRecord) ProtoMessage() {}
 
 func (x *HostRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +700,7 @@ func (x *HostRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostRecord.ProtoReflect.Descriptor instead.
 func (*HostRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HostRecord) GetMeta() *MetaRecord {
@@ -645,7 +737,7 @@ type StoreMeta struct {
 
 func (x *StoreMeta) Reset() {
 	*x = StoreMeta{}
-	mi := &file_culvertv1_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +749,7 @@ func (x *StoreMeta) String() string {
 func (*StoreMeta) ProtoMessage() {}
 
 func (x *StoreMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +762,7 @@ func (x *StoreMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMeta.ProtoReflect.Descriptor instead.
 func (*StoreMeta) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StoreMeta) GetCluster() string {
@@ -717,7 +809,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +821,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +834,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TokenRecord) GetId() []byte {
@@ -805,7 +897,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +909,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +922,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SessionRecord) GetHost() []byte {
@@ -864,7 +956,7 @@ type FloorRecord struct {
 
 func (x *FloorRecord) Reset() {
 	*x = FloorRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +968,7 @@ func (x *FloorRecord) String() string {
 func (*FloorRecord) ProtoMessage() {}
 
 func (x *FloorRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +981,7 @@ func (x *FloorRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FloorRecord.ProtoReflect.Descriptor instead.
 func (*FloorRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FloorRecord) GetNetwork() []byte {
@@ -924,7 +1016,7 @@ type EndpointRecord struct {
 
 func (x *EndpointRecord) Reset() {
 	*x = EndpointRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1028,7 @@ func (x *EndpointRecord) String() string {
 func (*EndpointRecord) ProtoMessage() {}
 
 func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1041,7 @@ func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRecord.ProtoReflect.Descriptor instead.
 func (*EndpointRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EndpointRecord) GetNetwork() []byte {
@@ -1043,7 +1135,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1147,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1160,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Record) GetGone() bool {
@@ -1205,7 +1297,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1309,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1322,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Item) GetRev() *Rev {
@@ -1270,7 +1362,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12!\n" +
 	"\fmax_networks\x18\x02 \x01(\rR\vmaxNetworks\x12\x1b\n" +
 	"\tmax_ports\x18\x03 \x01(\rR\bmaxPorts\x12,\n" +
-	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xec\x02\n" +
+	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xe9\x03\n" +
 	"\rNetworkRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x19\n" +
 	"\bwant_vni\x18\x02 \x01(\rR\awantVni\x12\x10\n" +
@@ -1285,11 +1377,20 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	" \x01(\bR\ablocked\x12\x1f\n" +
 	"\vtenant_name\x18\v \x01(\tR\n" +
 	"tenantName\x12\x1c\n" +
-	"\tadmission\x18\f \x01(\rR\tadmission\"V\n" +
+	"\tadmission\x18\f \x01(\rR\tadmission\x12\x12\n" +
+	"\x04dhcp\x18\r \x01(\rR\x04dhcp\x12\x10\n" +
+	"\x03dns\x18\x0e \x03(\fR\x03dns\x12\x1d\n" +
+	"\n" +
+	"want_lease\x18\x0f \x01(\rR\twantLease\x126\n" +
+	"\x06routes\x18\x10 \x03(\v2\x1e.culvert.record.v1.RouteRecordR\x06routes\"V\n" +
 	"\fSubnetRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x18\n" +
-	"\agateway\x18\x03 \x01(\fR\agateway\"\xf1\x01\n" +
+	"\agateway\x18\x03 \x01(\fR\agateway\"M\n" +
+	"\vRouteRecord\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
+	"\x03via\x18\x03 \x01(\fR\x03via\"\xf1\x01\n" +
 	"\n" +
 	"PortRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +
@@ -1364,7 +1465,7 @@ func file_culvertv1_record_proto_rawDescGZIP() []byte {
 	return file_culvertv1_record_proto_rawDescData
 }
 
-var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_culvertv1_record_proto_goTypes = []any{
 	(*Rev)(nil),            // 0: culvert.record.v1.Rev
 	(*MetaRecord)(nil),     // 1: culvert.record.v1.MetaRecord
@@ -1372,38 +1473,40 @@ var file_culvertv1_record_proto_goTypes = []any{
 	(*TenantRecord)(nil),   // 3: culvert.record.v1.TenantRecord
 	(*NetworkRecord)(nil),  // 4: culvert.record.v1.NetworkRecord
 	(*SubnetRecord)(nil),   // 5: culvert.record.v1.SubnetRecord
-	(*PortRecord)(nil),     // 6: culvert.record.v1.PortRecord
-	(*HostRecord)(nil),     // 7: culvert.record.v1.HostRecord
-	(*StoreMeta)(nil),      // 8: culvert.record.v1.StoreMeta
-	(*TokenRecord)(nil),    // 9: culvert.record.v1.TokenRecord
-	(*SessionRecord)(nil),  // 10: culvert.record.v1.SessionRecord
-	(*FloorRecord)(nil),    // 11: culvert.record.v1.FloorRecord
-	(*EndpointRecord)(nil), // 12: culvert.record.v1.EndpointRecord
-	(*Record)(nil),         // 13: culvert.record.v1.Record
-	(*Item)(nil),           // 14: culvert.record.v1.Item
+	(*RouteRecord)(nil),    // 6: culvert.record.v1.RouteRecord
+	(*PortRecord)(nil),     // 7: culvert.record.v1.PortRecord
+	(*HostRecord)(nil),     // 8: culvert.record.v1.HostRecord
+	(*StoreMeta)(nil),      // 9: culvert.record.v1.StoreMeta
+	(*TokenRecord)(nil),    // 10: culvert.record.v1.TokenRecord
+	(*SessionRecord)(nil),  // 11: culvert.record.v1.SessionRecord
+	(*FloorRecord)(nil),    // 12: culvert.record.v1.FloorRecord
+	(*EndpointRecord)(nil), // 13: culvert.record.v1.EndpointRecord
+	(*Record)(nil),         // 14: culvert.record.v1.Record
+	(*Item)(nil),           // 15: culvert.record.v1.Item
 }
 var file_culvertv1_record_proto_depIdxs = []int32{
 	2,  // 0: culvert.record.v1.MetaRecord.labels:type_name -> culvert.record.v1.LabelRecord
 	1,  // 1: culvert.record.v1.TenantRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	1,  // 2: culvert.record.v1.NetworkRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	5,  // 3: culvert.record.v1.NetworkRecord.subnets:type_name -> culvert.record.v1.SubnetRecord
-	1,  // 4: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 5: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	0,  // 6: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
-	3,  // 7: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
-	4,  // 8: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
-	6,  // 9: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
-	7,  // 10: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
-	12, // 11: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
-	10, // 12: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
-	11, // 13: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
-	0,  // 14: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
-	13, // 15: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	6,  // 4: culvert.record.v1.NetworkRecord.routes:type_name -> culvert.record.v1.RouteRecord
+	1,  // 5: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 6: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	0,  // 7: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
+	3,  // 8: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
+	4,  // 9: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
+	7,  // 10: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
+	8,  // 11: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
+	13, // 12: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
+	11, // 13: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
+	12, // 14: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
+	0,  // 15: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
+	14, // 16: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_record_proto_init() }
@@ -1411,7 +1514,7 @@ func file_culvertv1_record_proto_init() {
 	if File_culvertv1_record_proto != nil {
 		return
 	}
-	file_culvertv1_record_proto_msgTypes[13].OneofWrappers = []any{
+	file_culvertv1_record_proto_msgTypes[14].OneofWrappers = []any{
 		(*Record_Tenant)(nil),
 		(*Record_Network)(nil),
 		(*Record_Port)(nil),
@@ -1426,7 +1529,7 @@ func file_culvertv1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_record_proto_rawDesc), len(file_culvertv1_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -419,7 +419,11 @@ type NetworkSpec struct {
 	Hosts         []string               `protobuf:"bytes,5,rep,name=hosts,proto3" json:"hosts,omitempty"`               // names; empty: all
 	Distribution  string                 `protobuf:"bytes,6,opt,name=distribution,proto3" json:"distribution,omitempty"` // push (default)
 	Flood         string                 `protobuf:"bytes,7,opt,name=flood,proto3" json:"flood,omitempty"`               // her (default), none
-	Admission     string                 `protobuf:"bytes,8,opt,name=admission,proto3" json:"admission,omitempty"`       // declared (default)
+	Admission     string                 `protobuf:"bytes,8,opt,name=admission,proto3" json:"admission,omitempty"`       // declared (default), learn, dhcp
+	Dhcp          string                 `protobuf:"bytes,9,opt,name=dhcp,proto3" json:"dhcp,omitempty"`                 // host (default), own
+	Dns           []string               `protobuf:"bytes,10,rep,name=dns,proto3" json:"dns,omitempty"`
+	Lease         uint32                 `protobuf:"varint,11,opt,name=lease,proto3" json:"lease,omitempty"` // seconds; 0: 3600
+	Routes        []*Route               `protobuf:"bytes,12,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -510,6 +514,86 @@ func (x *NetworkSpec) GetAdmission() string {
 	return ""
 }
 
+func (x *NetworkSpec) GetDhcp() string {
+	if x != nil {
+		return x.Dhcp
+	}
+	return ""
+}
+
+func (x *NetworkSpec) GetDns() []string {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetLease() uint32 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *NetworkSpec) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+type Route struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Via           string                 `protobuf:"bytes,2,opt,name=via,proto3" json:"via,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_culvertv1_resource_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Route) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Route) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
+}
+
 type Subnet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
@@ -520,7 +604,7 @@ type Subnet struct {
 
 func (x *Subnet) Reset() {
 	*x = Subnet{}
-	mi := &file_culvertv1_resource_proto_msgTypes[7]
+	mi := &file_culvertv1_resource_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +616,7 @@ func (x *Subnet) String() string {
 func (*Subnet) ProtoMessage() {}
 
 func (x *Subnet) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[7]
+	mi := &file_culvertv1_resource_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +629,7 @@ func (x *Subnet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subnet.ProtoReflect.Descriptor instead.
 func (*Subnet) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Subnet) GetPrefix() string {
@@ -571,13 +655,15 @@ type NetworkStatus struct {
 	Ports         uint32                 `protobuf:"varint,5,opt,name=ports,proto3" json:"ports,omitempty"`
 	Endpoints     uint32                 `protobuf:"varint,6,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
 	ServingHosts  []string               `protobuf:"bytes,7,rep,name=serving_hosts,json=servingHosts,proto3" json:"serving_hosts,omitempty"`
+	Dhcp          string                 `protobuf:"bytes,8,opt,name=dhcp,proto3" json:"dhcp,omitempty"`    // who tells the guests: host, own
+	Lease         uint32                 `protobuf:"varint,9,opt,name=lease,proto3" json:"lease,omitempty"` // seconds in force; 0 if hosts give none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkStatus) Reset() {
 	*x = NetworkStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[8]
+	mi := &file_culvertv1_resource_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +675,7 @@ func (x *NetworkStatus) String() string {
 func (*NetworkStatus) ProtoMessage() {}
 
 func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[8]
+	mi := &file_culvertv1_resource_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +688,7 @@ func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStatus.ProtoReflect.Descriptor instead.
 func (*NetworkStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NetworkStatus) GetVni() uint32 {
@@ -654,6 +740,20 @@ func (x *NetworkStatus) GetServingHosts() []string {
 	return nil
 }
 
+func (x *NetworkStatus) GetDhcp() string {
+	if x != nil {
+		return x.Dhcp
+	}
+	return ""
+}
+
+func (x *NetworkStatus) GetLease() uint32 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
@@ -667,7 +767,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_culvertv1_resource_proto_msgTypes[9]
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +779,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[9]
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +792,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Port) GetApiVersion() string {
@@ -743,7 +843,7 @@ type PortSpec struct {
 
 func (x *PortSpec) Reset() {
 	*x = PortSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +855,7 @@ func (x *PortSpec) String() string {
 func (*PortSpec) ProtoMessage() {}
 
 func (x *PortSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +868,7 @@ func (x *PortSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSpec.ProtoReflect.Descriptor instead.
 func (*PortSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PortSpec) GetNetwork() string {
@@ -822,7 +922,7 @@ type PortStatus struct {
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +934,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +947,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PortStatus) GetMac() string {
@@ -917,7 +1017,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1029,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1042,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Traffic) GetReceivedBytes() uint64 {
@@ -972,7 +1072,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1084,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1097,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Host) GetApiVersion() string {
@@ -1043,7 +1143,7 @@ type HostSpec struct {
 
 func (x *HostSpec) Reset() {
 	*x = HostSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1155,7 @@ func (x *HostSpec) String() string {
 func (*HostSpec) ProtoMessage() {}
 
 func (x *HostSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1168,7 @@ func (x *HostSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostSpec.ProtoReflect.Descriptor instead.
 func (*HostSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
 }
 
 type HostStatus struct {
@@ -1088,7 +1188,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1200,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1213,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HostStatus) GetVtep() string {
@@ -1191,7 +1291,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1303,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1316,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Endpoint) GetApiVersion() string {
@@ -1265,7 +1365,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1377,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1390,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EndpointStatus) GetNetwork() string {
@@ -1379,7 +1479,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1491,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1504,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Resource) GetBody() isResource_Body {
@@ -1530,7 +1630,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x121\n" +
 	"\x04spec\x18\x04 \x01(\v2\x1d.culvert.v1alpha1.NetworkSpecR\x04spec\x127\n" +
-	"\x06status\x18\x05 \x01(\v2\x1f.culvert.v1alpha1.NetworkStatusR\x06status\"\xe3\x01\n" +
+	"\x06status\x18\x05 \x01(\v2\x1f.culvert.v1alpha1.NetworkStatusR\x06status\"\xd0\x02\n" +
 	"\vNetworkSpec\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x122\n" +
 	"\asubnets\x18\x02 \x03(\v2\x18.culvert.v1alpha1.SubnetR\asubnets\x12\x10\n" +
@@ -1539,10 +1639,18 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12\"\n" +
 	"\fdistribution\x18\x06 \x01(\tR\fdistribution\x12\x14\n" +
 	"\x05flood\x18\a \x01(\tR\x05flood\x12\x1c\n" +
-	"\tadmission\x18\b \x01(\tR\tadmission\":\n" +
+	"\tadmission\x18\b \x01(\tR\tadmission\x12\x12\n" +
+	"\x04dhcp\x18\t \x01(\tR\x04dhcp\x12\x10\n" +
+	"\x03dns\x18\n" +
+	" \x03(\tR\x03dns\x12\x14\n" +
+	"\x05lease\x18\v \x01(\rR\x05lease\x12/\n" +
+	"\x06routes\x18\f \x03(\v2\x17.culvert.v1alpha1.RouteR\x06routes\"1\n" +
+	"\x05Route\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x10\n" +
+	"\x03via\x18\x02 \x01(\tR\x03via\":\n" +
 	"\x06Subnet\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\"\xc0\x01\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\"\xea\x01\n" +
 	"\rNetworkStatus\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x10\n" +
@@ -1550,7 +1658,9 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\bgateways\x18\x04 \x03(\tR\bgateways\x12\x14\n" +
 	"\x05ports\x18\x05 \x01(\rR\x05ports\x12\x1c\n" +
 	"\tendpoints\x18\x06 \x01(\rR\tendpoints\x12#\n" +
-	"\rserving_hosts\x18\a \x03(\tR\fservingHosts\"\xd9\x01\n" +
+	"\rserving_hosts\x18\a \x03(\tR\fservingHosts\x12\x12\n" +
+	"\x04dhcp\x18\b \x01(\tR\x04dhcp\x12\x14\n" +
+	"\x05lease\x18\t \x01(\rR\x05lease\"\xd9\x01\n" +
 	"\x04Port\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
@@ -1638,7 +1748,7 @@ func file_culvertv1_resource_proto_rawDescGZIP() []byte {
 	return file_culvertv1_resource_proto_rawDescData
 }
 
-var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_culvertv1_resource_proto_goTypes = []any{
 	(*Metadata)(nil),       // 0: culvert.v1alpha1.Metadata
 	(*Tenant)(nil),         // 1: culvert.v1alpha1.Tenant
@@ -1647,49 +1757,51 @@ var file_culvertv1_resource_proto_goTypes = []any{
 	(*TenantStatus)(nil),   // 4: culvert.v1alpha1.TenantStatus
 	(*Network)(nil),        // 5: culvert.v1alpha1.Network
 	(*NetworkSpec)(nil),    // 6: culvert.v1alpha1.NetworkSpec
-	(*Subnet)(nil),         // 7: culvert.v1alpha1.Subnet
-	(*NetworkStatus)(nil),  // 8: culvert.v1alpha1.NetworkStatus
-	(*Port)(nil),           // 9: culvert.v1alpha1.Port
-	(*PortSpec)(nil),       // 10: culvert.v1alpha1.PortSpec
-	(*PortStatus)(nil),     // 11: culvert.v1alpha1.PortStatus
-	(*Traffic)(nil),        // 12: culvert.v1alpha1.Traffic
-	(*Host)(nil),           // 13: culvert.v1alpha1.Host
-	(*HostSpec)(nil),       // 14: culvert.v1alpha1.HostSpec
-	(*HostStatus)(nil),     // 15: culvert.v1alpha1.HostStatus
-	(*Endpoint)(nil),       // 16: culvert.v1alpha1.Endpoint
-	(*EndpointStatus)(nil), // 17: culvert.v1alpha1.EndpointStatus
-	(*Resource)(nil),       // 18: culvert.v1alpha1.Resource
-	nil,                    // 19: culvert.v1alpha1.Metadata.LabelsEntry
+	(*Route)(nil),          // 7: culvert.v1alpha1.Route
+	(*Subnet)(nil),         // 8: culvert.v1alpha1.Subnet
+	(*NetworkStatus)(nil),  // 9: culvert.v1alpha1.NetworkStatus
+	(*Port)(nil),           // 10: culvert.v1alpha1.Port
+	(*PortSpec)(nil),       // 11: culvert.v1alpha1.PortSpec
+	(*PortStatus)(nil),     // 12: culvert.v1alpha1.PortStatus
+	(*Traffic)(nil),        // 13: culvert.v1alpha1.Traffic
+	(*Host)(nil),           // 14: culvert.v1alpha1.Host
+	(*HostSpec)(nil),       // 15: culvert.v1alpha1.HostSpec
+	(*HostStatus)(nil),     // 16: culvert.v1alpha1.HostStatus
+	(*Endpoint)(nil),       // 17: culvert.v1alpha1.Endpoint
+	(*EndpointStatus)(nil), // 18: culvert.v1alpha1.EndpointStatus
+	(*Resource)(nil),       // 19: culvert.v1alpha1.Resource
+	nil,                    // 20: culvert.v1alpha1.Metadata.LabelsEntry
 }
 var file_culvertv1_resource_proto_depIdxs = []int32{
-	19, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
+	20, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
 	0,  // 1: culvert.v1alpha1.Tenant.metadata:type_name -> culvert.v1alpha1.Metadata
 	2,  // 2: culvert.v1alpha1.Tenant.spec:type_name -> culvert.v1alpha1.TenantSpec
 	4,  // 3: culvert.v1alpha1.Tenant.status:type_name -> culvert.v1alpha1.TenantStatus
 	3,  // 4: culvert.v1alpha1.TenantSpec.quotas:type_name -> culvert.v1alpha1.TenantQuotas
 	0,  // 5: culvert.v1alpha1.Network.metadata:type_name -> culvert.v1alpha1.Metadata
 	6,  // 6: culvert.v1alpha1.Network.spec:type_name -> culvert.v1alpha1.NetworkSpec
-	8,  // 7: culvert.v1alpha1.Network.status:type_name -> culvert.v1alpha1.NetworkStatus
-	7,  // 8: culvert.v1alpha1.NetworkSpec.subnets:type_name -> culvert.v1alpha1.Subnet
-	0,  // 9: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
-	10, // 10: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
-	11, // 11: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
-	12, // 12: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
-	0,  // 13: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
-	14, // 14: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
-	15, // 15: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
-	0,  // 16: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
-	17, // 17: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
-	1,  // 18: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
-	5,  // 19: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
-	9,  // 20: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
-	13, // 21: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
-	16, // 22: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	9,  // 7: culvert.v1alpha1.Network.status:type_name -> culvert.v1alpha1.NetworkStatus
+	8,  // 8: culvert.v1alpha1.NetworkSpec.subnets:type_name -> culvert.v1alpha1.Subnet
+	7,  // 9: culvert.v1alpha1.NetworkSpec.routes:type_name -> culvert.v1alpha1.Route
+	0,  // 10: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
+	11, // 11: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
+	12, // 12: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
+	13, // 13: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
+	0,  // 14: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
+	15, // 15: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
+	16, // 16: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
+	0,  // 17: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
+	18, // 18: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
+	1,  // 19: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
+	5,  // 20: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
+	10, // 21: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
+	14, // 22: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
+	17, // 23: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_resource_proto_init() }
@@ -1697,7 +1809,7 @@ func file_culvertv1_resource_proto_init() {
 	if File_culvertv1_resource_proto != nil {
 		return
 	}
-	file_culvertv1_resource_proto_msgTypes[18].OneofWrappers = []any{
+	file_culvertv1_resource_proto_msgTypes[19].OneofWrappers = []any{
 		(*Resource_Tenant)(nil),
 		(*Resource_Network)(nil),
 		(*Resource_Port)(nil),
@@ -1710,7 +1822,7 @@ func file_culvertv1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_resource_proto_rawDesc), len(file_culvertv1_resource_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

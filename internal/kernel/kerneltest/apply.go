@@ -66,6 +66,8 @@ func (m *Model) applyLink(o hoststate.Op) hoststate.Class {
 		return m.detach(o.Name)
 	case hoststate.OpAnnounce:
 		return m.announce(o.Row)
+	case hoststate.OpSend:
+		return m.send(o)
 	}
 	if o.Kind != hoststate.OpUp && o.Kind != hoststate.OpPort && o.Kind != hoststate.OpDelLink {
 		return hoststate.ClassRefused
@@ -217,6 +219,26 @@ func (m *Model) announce(r hoststate.Row) hoststate.Class {
 	m.Announced = append(m.Announced, r)
 	return hoststate.ClassOK
 }
+
+func (m *Model) send(o hoststate.Op) hoststate.Class {
+	l := m.links[o.Index]
+	switch {
+	case len(o.Frame) < minSent || len(o.Frame) > maxSent:
+		return hoststate.ClassRefused
+	case l == nil || l.Kind != hoststate.LinkOther || m.links[l.Master] == nil:
+		return hoststate.ClassGone
+	case l.Up:
+		m.Sent = append(m.Sent, o)
+	}
+	return hoststate.ClassOK
+}
+
+// Bounds of a frame that OpSend takes, in bytes: an Ethernet header, and an
+// untagged frame of the usual MTU.
+const (
+	minSent = 14
+	maxSent = 1514
+)
 
 // enslave gives a port the properties that a bridge's new port has.
 func (m *Model) enslave(l, b *link) {

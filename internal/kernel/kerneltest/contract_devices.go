@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
+	"culvert/internal/packet"
 )
 
 // overlayNoAddr is the invalid address.
@@ -167,6 +169,25 @@ var deviceCases = []contractCase{
 			hoststate.Op{Kind: hoststate.OpAnnounce, Row: neighRow(guest4, overlay.MAC{})})
 		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpAnnounce, Row: neighRow(guest4, mac1)},
 			hoststate.Op{Kind: hoststate.OpAnnounce, Row: neighRow(guest6, mac1)})
+	}},
+	{"facts-10/sending needs a bridge's port and a frame", func(s suite) {
+		frame := string(packet.Announce(packet.Announcement{IP: guest4, MAC: mac1}))
+		send := func(port int32, frame string) hoststate.Op {
+			return hoststate.Op{Kind: hoststate.OpSend, Index: port, Frame: frame}
+		}
+		s.devices()
+		loose, p := s.Plug("vm1"), s.port("vm2")
+		s.do(hoststate.ClassGone, send(4242, frame), send(loose, frame), send(s.mustLink(vni.Bridge()).Index, frame), send(s.mustLink(vni.VXLAN()).Index, frame))
+		s.do(hoststate.ClassRefused, send(p, ""), send(p, frame[:13]), send(p, frame+strings.Repeat("x", 1515-len(frame))))
+		before := s.state().String()
+		s.do(hoststate.ClassOK, send(p, frame), send(p, frame+strings.Repeat("x", 1514-len(frame))))
+		if after := s.state().String(); after != before {
+			s.Errorf("changed to\n%s", after)
+		}
+		s.SetUp("vm2", false)
+		s.do(hoststate.ClassOK, send(p, frame))
+		s.Unplug("vm2")
+		s.do(hoststate.ClassGone, send(p, frame))
 	}},
 }
 

@@ -45,6 +45,7 @@ type Model struct {
 	// announcements that left a port, in order.
 	Writes    int
 	Announced []hoststate.Row
+	Sent      []hoststate.Op // OpSend, of frames that left a port
 }
 
 // link is a device; the tables hang on the network, not on the device,
@@ -115,6 +116,7 @@ func (m *Model) Clone() *Model {
 	c.vteps, c.member, c.marks, c.ports, c.owned = m.vteps.clone(), m.member.clone(), m.marks.clone(), m.ports.clone(), m.owned.clone()
 	c.Drops = maps.Clone(m.Drops)
 	c.bells, c.heard, c.Announced = slices.Clone(m.bells), slices.Clone(m.heard), slices.Clone(m.Announced)
+	c.Sent = slices.Clone(m.Sent)
 	return &c
 }
 
