@@ -72,6 +72,7 @@ func runManager(ctx context.Context, o cli.ManagerOptions) error {
 	}
 	m := manager.New(st, manager.Config{
 		Cluster: me.Cluster, ID: me.ID, Log: log, Now: time.Now, Authority: manager.Authority{CA: ca, Advertise: me.Advertise},
+		HostDeath: o.HostDeath,
 	})
 	run := newGroup(ctx)
 	run.add(m.Run)
@@ -127,7 +128,7 @@ func runAgent(ctx context.Context, o cli.AgentOptions) error {
 	}
 	a := agent.New(k, agent.NewDialer(me.Managers, anchor, trust.Fixed(leaf)), agent.Config{
 		Cluster: me.Cluster, Host: host, Name: me.Name, VTEP: vtep, UDPPort: vxlanPort, BootID: bootID(), Version: version,
-		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now, Changed: changed,
+		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now, Changed: changed, Prober: k,
 	})
 	run := newGroup(ctx)
 	run.add(a.Run)

@@ -36,6 +36,13 @@ type Kernel interface {
 	Listen(ctx context.Context, hear func(hoststate.Heard)) error
 }
 
+// Prober asks whether other hosts answer.
+type Prober interface {
+	// Probe sends count echo requests to an address and reports whether one
+	// was answered within that time. An error means that nothing was asked.
+	Probe(ctx context.Context, from, to netip.Addr, count int, within time.Duration) (bool, error)
+}
+
 // Managers is the way to the managers.
 type Managers interface {
 	// Attach opens a stream; it ends with ctx.
@@ -87,6 +94,7 @@ type Config struct {
 	// It must not wait.
 	Changed func()
 	Verify  time.Duration
+	Prober  Prober // nil: this host is no witness
 }
 
 // Agent is a running agent.

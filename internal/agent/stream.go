@@ -95,11 +95,13 @@ func (a *Agent) stream(ctx context.Context) error {
 	defer a.onLoop(context.WithoutCancel(ctx), func() { a.core.Step(a.now(), agentcore.Disconnected{}) })
 	sent := make(chan error, 1)
 	go func() {
-		sent <- a.out.drain(ctx, st)
+		sent <- a.out.drain(ctx, st, d.Welcome.Breath)
 		end()
 	}()
-	err = a.receive(ctx, st)
+	w := newWitness(a)
+	err = a.receive(ctx, st, w)
 	end()
+	w.wg.Wait()
 	if sendErr = <-sent; err == nil || ctx.Err() != nil && sendErr != nil {
 		err = errors.Join(err, sendErr)
 	}
@@ -115,11 +117,15 @@ func (a *Agent) hello() api.Hello {
 
 // receive feeds the core. What the manager says is in the journal before the
 // core acts on it: a kernel is never ahead of the journal.
-func (a *Agent) receive(ctx context.Context, st Stream) error {
+func (a *Agent) receive(ctx context.Context, st Stream, w *witness) error {
 	for {
 		d, err := st.Receive()
 		if err != nil {
 			return err
+		}
+		if d.Probe != nil {
+			w.take(ctx, *d.Probe)
+			continue
 		}
 		done := make(chan error, 1)
 		if !a.onLoop(ctx, func() { done <- a.down(d) }) {
@@ -171,11 +177,12 @@ type outbox struct {
 	session *uint64
 	ups     *[]agentcore.Up
 	rep     **api.Report
+	results *[]api.ProbeResult
 	wake    chan struct{}
 }
 
 func newOutbox() outbox {
-	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), rep: new(*api.Report), wake: make(chan struct{}, 1)}
+	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), rep: new(*api.Report), results: new([]api.ProbeResult), wake: make(chan struct{}, 1)}
 }
 
 func (o outbox) ring() {
@@ -188,7 +195,7 @@ func (o outbox) ring() {
 func (o outbox) reset(session uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	*o.session, *o.ups, *o.rep = session, nil, nil
+	*o.session, *o.ups, *o.rep, *o.results = session, nil, nil, nil
 }
 
 func (o outbox) put(u agentcore.Up) {
@@ -205,18 +212,37 @@ func (o outbox) report(r *api.Report) {
 	o.ring()
 }
 
-// drain sends until ctx ends or sending fails.
-func (o outbox) drain(ctx context.Context, st Stream) error {
+func (o outbox) probed(r api.ProbeResult) {
+	o.mu.Lock()
+	*o.results = append(*o.results, r)
+	o.mu.Unlock()
+	o.ring()
+}
+
+// drain sends until ctx ends or sending fails, and every so often that this
+// host lives.
+func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error {
+	breath, stop := breaths(every)
+	defer stop()
 	for {
 		select {
 		case <-o.wake:
+		case <-breath:
+			if err := st.Send(api.Up{Breath: true}); err != nil {
+				return err
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		o.mu.Lock()
-		ups, rep, session := *o.ups, *o.rep, *o.session
-		*o.ups, *o.rep = nil, nil
+		ups, rep, results, session := *o.ups, *o.rep, *o.results, *o.session
+		*o.ups, *o.rep, *o.results = nil, nil, nil
 		o.mu.Unlock()
+		for _, r := range results {
+			if err := st.Send(api.Up{ProbeResult: &r}); err != nil {
+				return err
+			}
+		}
 		for _, u := range ups {
 			if err := sendUp(st, session, u); err != nil {
 				return err

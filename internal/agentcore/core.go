@@ -122,6 +122,14 @@ type hostEntry struct {
 	gone bool
 }
 
+// vtep is where entries may point to; invalid while the host is dead.
+func (h *hostEntry) vtep() netip.Addr {
+	if h.rec == nil || h.gone || h.rec.Dead {
+		return netip.Addr{}
+	}
+	return h.rec.VTEP
+}
+
 // logState is how far one log has been received.
 type logState struct {
 	sent     overlay.Rev

@@ -117,7 +117,7 @@ func (g *guest) leaves(e *endpoint) bool {
 // it: if nobody else has it, that it is here.
 func (c *Core) came(n *network, g *guest) {
 	e := n.eps[g.mac]
-	if e != nil && !e.gone && e.rec != nil && e.rec.Host != c.cfg.Self && g.tap.nic.State != hoststate.NICRunning {
+	if e != nil && !e.gone && e.rec != nil && e.rec.Host != c.cfg.Self && g.tap.nic.State != hoststate.NICRunning && !c.bereft(g, e) {
 		g.waitFor, g.retryAt = overlay.Rev{}, 0 // it is expected: see mayPre
 		return
 	}

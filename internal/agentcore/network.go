@@ -186,15 +186,9 @@ func (c *Core) hostItem(r *overlay.Host, it Item) {
 	if !c.newer(it, h.rev) {
 		return
 	}
-	var old netip.Addr
-	if h.rec != nil && !h.gone {
-		old = h.rec.VTEP
-	}
+	old := h.vtep()
 	h.rec, h.rev, h.gone = r, it.Rev, it.Gone
-	now := r.VTEP
-	if it.Gone {
-		now = netip.Addr{}
-	}
+	now := h.vtep()
 	if now == old {
 		return
 	}
@@ -205,6 +199,9 @@ func (c *Core) hostItem(r *overlay.Host, it Item) {
 	c.vtepChanged(r.UID) // every entry of it is replaced before the old address is shut out
 	if old.IsValid() && r.UID != c.cfg.Self {
 		c.remove(c.global, hoststate.Key{Table: hoststate.TableVTEP, IP: old}, by)
+	}
+	if r.Dead && !it.Gone {
+		c.hostDied(r.UID)
 	}
 }
 

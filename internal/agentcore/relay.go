@@ -21,10 +21,11 @@ type relayEnd struct {
 	mac overlay.MAC
 }
 
-// vtep is a host's address on the underlay; invalid if it is not known.
+// vtep is a host's address on the underlay; invalid if it is not known, or the
+// host is dead.
 func (c *Core) vtep(host overlay.UID) netip.Addr {
-	if h := c.hosts[host]; h != nil && !h.gone {
-		return h.rec.VTEP
+	if h := c.hosts[host]; h != nil {
+		return h.vtep()
 	}
 	return netip.Addr{}
 }

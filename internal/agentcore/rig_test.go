@@ -125,7 +125,7 @@ func (r *rig) wants(lines ...string) {
 
 // item makes one entry from a line. A leading "-" makes a tombstone.
 //
-//	host h2 192.0.2.2
+//	host h2 192.0.2.2 [dead]
 //	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [10.0.0.0/24 ...]
 //	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
@@ -137,7 +137,7 @@ func (r *rig) item(network, line string) Item {
 	meta := func(kind byte) overlay.Meta { return overlay.Meta{UID: named(kind, f[1]), Name: f[1]} }
 	switch f[0] {
 	case "host":
-		it.Rec = &overlay.Host{Meta: meta('h'), VTEP: netip.MustParseAddr(f[2])}
+		it.Rec = &overlay.Host{Meta: meta('h'), VTEP: netip.MustParseAddr(f[2]), Dead: len(f) > 3}
 	case "network":
 		n := &overlay.Network{Meta: meta('n'), TenantName: "default", MTU: 1450}
 		fmt.Sscan(f[2], (*uint32)(&n.VNI))

@@ -315,6 +315,7 @@ func (c *Core) bindingChanged(n *network, g *guest, e *endpoint) {
 	if !e.gone && e.rec.Host != c.cfg.Self {
 		g.left = g.left || g.claimed
 		g.claimed = false
+		c.adoptGuest(n, g, e)
 	}
 	c.member(n, g.tap)
 }

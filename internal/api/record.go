@@ -52,6 +52,15 @@ func UnmarshalStore(b []byte) (rec overlay.Record, gone bool, err error) {
 	return RecordFromPB(&pb)
 }
 
+// ItemWire is an encoded culvertv1.Item: the same bytes for the same entry.
+func ItemWire(rec overlay.Record, rev overlay.Rev, gone bool) []byte {
+	wire, err := proto.MarshalOptions{Deterministic: true}.Marshal(&culvertv1.Item{Rev: RevPB(rev), Record: RecordPB(rec, gone)})
+	if err != nil { // only invalid UTF-8 can do that, and names were checked at the edge
+		panic("marshal of a checked item: " + err.Error())
+	}
+	return wire
+}
+
 // RevPB is r on the wire; nil for the zero revision.
 func RevPB(r overlay.Rev) *culvertv1.Rev {
 	if r.IsZero() {
@@ -93,10 +102,10 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 		}}
 	case *overlay.Host:
 		pb.Body = &culvertv1.Record_Host{Host: &culvertv1.HostRecord{
-			Meta: metaPB(&r.Meta), Vtep: addrBytes(r.VTEP), MachineId: r.MachineID,
+			Meta: metaPB(&r.Meta), Vtep: addrBytes(r.VTEP), MachineId: r.MachineID, Dead: r.Dead,
 		}}
 	case *overlay.Session:
-		pb.Body = &culvertv1.Record_Session{Session: &culvertv1.SessionRecord{Host: uidBytes(r.Host), N: r.N, BootId: r.BootID}}
+		pb.Body = &culvertv1.Record_Session{Session: &culvertv1.SessionRecord{Host: uidBytes(r.Host), N: r.N, BootId: r.BootID, Echo: r.Echo}}
 	case *overlay.Floor:
 		pb.Body = &culvertv1.Record_Floor{Floor: &culvertv1.FloorRecord{Network: uidBytes(r.Network), Rev: RevPB(r.Rev)}}
 	case *overlay.Endpoint:
@@ -287,9 +296,9 @@ func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err erro
 		}
 	case *culvertv1.Record_Host:
 		h := b.Host
-		rec = &overlay.Host{Meta: d.meta(h.GetMeta()), VTEP: d.addr(h.GetVtep(), "VTEP", false), MachineID: h.GetMachineId()}
+		rec = &overlay.Host{Meta: d.meta(h.GetMeta()), VTEP: d.addr(h.GetVtep(), "VTEP", false), MachineID: h.GetMachineId(), Dead: h.GetDead()}
 	case *culvertv1.Record_Session:
-		rec = &overlay.Session{Host: d.uid(b.Session.GetHost(), "session's host", true), N: b.Session.GetN(), BootID: b.Session.GetBootId()}
+		rec = &overlay.Session{Host: d.uid(b.Session.GetHost(), "session's host", true), N: b.Session.GetN(), BootID: b.Session.GetBootId(), Echo: b.Session.GetEcho()}
 	case *culvertv1.Record_Floor:
 		rec = &overlay.Floor{Network: d.uid(b.Floor.GetNetwork(), "floor's network", false), Rev: RevFromPB(b.Floor.GetRev())}
 	case *culvertv1.Record_Endpoint:

@@ -5,10 +5,10 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/overlay"
@@ -43,6 +43,8 @@ type Up struct {
 	InventoryEnd *InventoryEnd
 	Ack          *Ack
 	Report       *Report
+	Breath       bool // the host lives
+	ProbeResult  *ProbeResult
 }
 
 // Hello is the first message of a stream.
@@ -109,6 +111,7 @@ type Down struct {
 	Items   *Items
 	Answers []Answer
 	Refused *Refusal // the stream ends after it
+	Probe   *Probe
 }
 
 // Welcome answers a Hello.
@@ -117,6 +120,7 @@ type Welcome struct {
 	Session  uint64
 	Epoch    uint32
 	Cluster  string
+	Breath   time.Duration // how often the agent says that it lives; 0: never
 }
 
 // Items is one batch of entries of the logs.
@@ -213,6 +217,10 @@ func UpPB(u Up) *culvertv1.Up {
 		return &culvertv1.Up{Body: &culvertv1.Up_Report{Report: &culvertv1.Report{
 			Problems: lines(r.Problems), Unclaimed: lines(r.Unclaimed), Repairs: r.Repairs, Strangers: r.Strangers,
 		}}}
+	case u.Breath:
+		return &culvertv1.Up{Body: &culvertv1.Up_Breath{Breath: &culvertv1.Breath{}}}
+	case u.ProbeResult != nil:
+		return probeResultPB(u.ProbeResult)
 	}
 	return nil
 }
@@ -231,7 +239,7 @@ func DownPB(d Down) *culvertv1.Down {
 	case d.Welcome != nil:
 		w := d.Welcome
 		return &culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{
-			Protocol: w.Protocol, Session: w.Session, Epoch: w.Epoch, Cluster: text(w.Cluster),
+			Protocol: w.Protocol, Session: w.Session, Epoch: w.Epoch, Cluster: text(w.Cluster), BreathMs: millis(w.Breath),
 		}}}
 	case d.Items != nil:
 		return &culvertv1.Down{Body: &culvertv1.Down_Items{Items: itemsPB(d.Items)}}
@@ -244,6 +252,8 @@ func DownPB(d Down) *culvertv1.Down {
 		return &culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: as}}
 	case d.Refused != nil:
 		return &culvertv1.Down{Body: &culvertv1.Down_Refused{Refused: d.Refused.PB()}}
+	case d.Probe != nil:
+		return probePB(d.Probe)
 	}
 	return nil
 }
@@ -275,15 +285,6 @@ func itemsPB(in *Items) *culvertv1.Items {
 		out.Ends = append(out.Ends, &culvertv1.LogEnd{Network: uidBytes(e.Network), Full: e.Full, Sum: e.Sum.Bytes(), Sent: RevPB(e.Sent)})
 	}
 	return out
-}
-
-// ItemWire is an encoded culvertv1.Item: the same bytes for the same entry.
-func ItemWire(rec overlay.Record, rev overlay.Rev, gone bool) []byte {
-	wire, err := proto.MarshalOptions{Deterministic: true}.Marshal(&culvertv1.Item{Rev: RevPB(rev), Record: RecordPB(rec, gone)})
-	if err != nil { // only invalid UTF-8 can do that, and names were checked at the edge
-		panic("marshal of a checked item: " + err.Error())
-	}
-	return wire
 }
 
 // streamDecoder checks messages as decoder does records.
@@ -372,6 +373,10 @@ func UpFromPB(pb *culvertv1.Up) (Up, error) {
 			Problems: d.lines(r.GetProblems(), "problems"), Unclaimed: d.lines(r.GetUnclaimed(), "unclaimed devices"),
 			Repairs: r.GetRepairs(), Strangers: r.GetStrangers(),
 		}
+	case *culvertv1.Up_Breath:
+		u.Breath = true
+	case *culvertv1.Up_ProbeResult:
+		u.ProbeResult = d.probeResult(b.ProbeResult)
 	default:
 		d.refuse("kind of message")
 	}
@@ -417,6 +422,7 @@ func DownFromPB(pb *culvertv1.Down) (Down, error) {
 		w := b.Welcome
 		out.Welcome = &Welcome{
 			Protocol: w.GetProtocol(), Session: d.session(w.GetSession()), Epoch: w.GetEpoch(), Cluster: d.text(w.GetCluster(), "cluster"),
+			Breath: d.millis(w.GetBreathMs(), "time between breaths"),
 		}
 		if w.GetProtocol() == 0 || w.GetEpoch() == 0 {
 			d.refuse("protocol or epoch")
@@ -436,6 +442,8 @@ func DownFromPB(pb *culvertv1.Down) (Down, error) {
 		if out.Refused = RefusalFromPB(b.Refused); out.Refused == nil || out.Refused.Code() == "" {
 			d.refuse("refusal without code")
 		}
+	case *culvertv1.Down_Probe:
+		out.Probe = d.probe(b.Probe)
 	default:
 		d.refuse("kind of message")
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
@@ -84,7 +85,7 @@ func genPositions(t *rapid.T, label string) []Position {
 }
 
 func genUp(t *rapid.T) Up {
-	switch rapid.IntRange(0, 5).Draw(t, "kind") {
+	switch rapid.IntRange(0, 7).Draw(t, "kind") {
 	case 0:
 		h := &Hello{Least: rapid.Uint32Range(1, 3).Draw(t, "least"), Version: genText(t, "version"), BootID: genText(t, "boot"), VTEP: genAddr(t, "vtep"), Logs: genPositions(t, "logs")}
 		h.Protocol = h.Least + rapid.Uint32Range(0, 3).Draw(t, "protocol")
@@ -120,6 +121,12 @@ func genUp(t *rapid.T) Up {
 		return Up{InventoryEnd: &InventoryEnd{Session: rapid.Uint64Range(1, 1<<50).Draw(t, "session")}}
 	case 4:
 		return Up{Ack: &Ack{Rev: genRev(t, "ack")}}
+	case 5:
+		return Up{Breath: true}
+	case 6:
+		r := &ProbeResult{ID: rapid.Uint64Range(1, 1<<60).Draw(t, "probe"), Answered: rapid.Bool().Draw(t, "answered")}
+		r.Unable = !r.Answered && rapid.Bool().Draw(t, "unable")
+		return Up{ProbeResult: r}
 	}
 	r := &Report{Repairs: rapid.Uint64().Draw(t, "repairs"), Strangers: rapid.Uint64().Draw(t, "strangers")}
 	for range rapid.IntRange(0, 3).Draw(t, "problems") {
@@ -132,7 +139,7 @@ func genRecord(t *rapid.T) overlay.Record {
 	meta := overlay.Meta{UID: genUID(t, "uid"), Name: "a" + strings.ToLower(rapid.StringMatching(`[a-z0-9]{0,20}`).Draw(t, "name")), Cause: genText(t, "cause"), Changed: rapid.Int64().Draw(t, "changed")}
 	switch rapid.IntRange(0, 3).Draw(t, "record") {
 	case 0:
-		return &overlay.Host{Meta: meta, VTEP: genAddr(t, "vtep")}
+		return &overlay.Host{Meta: meta, VTEP: genAddr(t, "vtep"), Dead: rapid.Bool().Draw(t, "dead")}
 	case 1:
 		meta.Tenant = genUID(t, "tenant")
 		return &overlay.Network{
@@ -184,9 +191,9 @@ func genAddrs(t *rapid.T) []netip.Addr {
 }
 
 func genDown(t *rapid.T) Down {
-	switch rapid.IntRange(0, 3).Draw(t, "kind") {
+	switch rapid.IntRange(0, 4).Draw(t, "kind") {
 	case 0:
-		return Down{Welcome: &Welcome{Protocol: 1, Session: rapid.Uint64Range(1, 1<<50).Draw(t, "session"), Epoch: rapid.Uint32Range(1, 9).Draw(t, "epoch"), Cluster: genText(t, "cluster")}}
+		return Down{Welcome: &Welcome{Breath: time.Duration(rapid.IntRange(0, 60_000).Draw(t, "breath")) * time.Millisecond, Protocol: 1, Session: rapid.Uint64Range(1, 1<<50).Draw(t, "session"), Epoch: rapid.Uint32Range(1, 9).Draw(t, "epoch"), Cluster: genText(t, "cluster")}}
 	case 1:
 		out := []Answer{}
 		for range rapid.IntRange(0, 4).Draw(t, "answers") {
@@ -195,6 +202,11 @@ func genDown(t *rapid.T) Down {
 		return Down{Answers: out}
 	case 2:
 		return Down{Refused: Refuse(CodeNotFound, genText(t, "what"), genText(t, "why"), "x")}
+	case 3:
+		return Down{Probe: &Probe{
+			ID: rapid.Uint64Range(1, 1<<60).Draw(t, "probe"), VTEP: genAddr(t, "vtep"),
+			Within: time.Duration(rapid.IntRange(1, 60_000).Draw(t, "within")) * time.Millisecond,
+		}}
 	}
 	it := &Items{}
 	for range rapid.IntRange(0, 3).Draw(t, "begins") {
@@ -295,6 +307,8 @@ func TestStreamRefusals(t *testing.T) {
 		"inventory of none":  {&culvertv1.Up{Body: &culvertv1.Up_InventoryEnd{InventoryEnd: &culvertv1.InventoryEnd{}}}, "session number"},
 		"empty ack":          {&culvertv1.Up{Body: &culvertv1.Up_Ack{Ack: &culvertv1.Ack{}}}, "acknowledged revision"},
 		"too many claims":    {&culvertv1.Up{Body: &culvertv1.Up_Claims{Claims: &culvertv1.Claims{Session: 1, Claims: make([]*culvertv1.Claim, MaxStreamClaims+1)}}}, "number of claims"},
+		"result, no number":  {&culvertv1.Up{Body: &culvertv1.Up_ProbeResult{ProbeResult: &culvertv1.ProbeResult{Answered: true}}}, "result of a probe"},
+		"result both ways":   {&culvertv1.Up{Body: &culvertv1.Up_ProbeResult{ProbeResult: &culvertv1.ProbeResult{Id: 1, Answered: true, Unable: true}}}, "result of a probe"},
 		"too many problems":  {&culvertv1.Up{Body: &culvertv1.Up_Report{Report: &culvertv1.Report{Problems: make([]string, MaxReportLines+1)}}}, "number of problems"},
 	} {
 		if u, err := UpFromPB(c.up); !errors.Is(err, ErrMessage) || !strings.Contains(err.Error(), c.want) || !cmp.Equal(u, Up{}, sameValues) {
@@ -336,6 +350,10 @@ func TestStreamRefusals(t *testing.T) {
 		"route to nowhere": {told(func(n *culvertv1.NetworkRecord) {
 			n.Routes = []*culvertv1.RouteRecord{{Address: []byte{10, 0, 0, 0}, Bits: 8}}
 		}), "route"},
+		"breath too rare":  {&culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{Protocol: 1, Session: 1, Epoch: 1, BreathMs: 60_001}}}, "time between breaths"},
+		"probe of nobody":  {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Id: 1, WithinMs: 5}}}, "VTEP to probe"},
+		"probe, no number": {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Vtep: []byte{192, 0, 2, 1}, WithinMs: 5}}}, "probe without number or time"},
+		"probe, no time":   {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Id: 1, Vtep: []byte{192, 0, 2, 1}}}}, "probe without number or time"},
 		"short sum":        {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Ends: []*culvertv1.LogEnd{{Sum: []byte{1}, Sent: rev}}}}}, "sum of an end"},
 		"too many items":   {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Items: make([]*culvertv1.Item, MaxStreamItems+1)}}}, "number of items"},
 		"too many answers": {&culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: &culvertv1.Answers{Answers: make([]*culvertv1.Answer, MaxStreamClaims+1)}}}, "number of answers"},

@@ -62,6 +62,12 @@ const (
 	StateAway   = "away"
 )
 
+// States that a dead host gives: its own, and that of what is bound to it.
+const (
+	StateDead     = "dead"
+	StateHostDead = "host dead"
+)
+
 // HostFact is what the manager's memory knows of one host.
 type HostFact struct {
 	UID       overlay.UID

@@ -173,6 +173,9 @@ func (r *renderer) port(p *overlay.Port, rev overlay.Rev, gone bool) *culvertv1.
 		} else if len(e.Pre) > 0 {
 			out.Status.Reason = "expected at " + strings.Join(r.hostNames(e.Pre), ", ")
 		}
+		if r.dead(e.Host) {
+			out.Status.State, out.Status.Reason = StateHostDead, "no host has entries that point to it; it may be started on another"
+		}
 	}
 	if n.Blocked {
 		out.Status.State, out.Status.Reason = "blocked", "its network is being deleted"
@@ -186,6 +189,9 @@ func (r *renderer) host(h *overlay.Host, rev overlay.Rev) *culvertv1.Host {
 	out.Status.State = StateAway
 	if f.Connected {
 		out.Status.State = "connected"
+	}
+	if h.Dead {
+		out.Status.State = StateDead
 	}
 	if !f.Applied.IsZero() {
 		out.Status.AppliedRevision, out.Status.EvidenceAgeSeconds = f.Applied.String(), f.Age.Seconds()
@@ -216,7 +222,17 @@ func (r *renderer) endpoint(e *overlay.Endpoint, rev overlay.Rev) *culvertv1.End
 	if !e.From.IsZero() {
 		names.From = r.hostName(e.From)
 	}
-	return api.RenderEndpoint(e, names, rev, stamp(e.Since))
+	out := api.RenderEndpoint(e, names, rev, stamp(e.Since))
+	if out.Status.State = "up"; r.dead(e.Host) {
+		out.Status.State = StateHostDead
+	}
+	return out
+}
+
+// dead reports whether a host was declared dead and has not returned.
+func (r *renderer) dead(host overlay.UID) bool {
+	h := r.v.Host(host)
+	return h != nil && h.Dead
 }
 
 func (r *renderer) hostNames(uids []overlay.UID) (names []string) {

@@ -480,9 +480,17 @@ blue     10001  10.20.0.0/24  1450  0      0          -
 	m.b.Plug("h1", "default", "vm1")
 	m.b.Advance(3 * time.Minute)
 	m.want("endpoint list", 0, `
-ENDPOINT  NETWORK  MAC                ADDRESS    HOST  SINCE  EVIDENCE
-vm1       blue     52:54:00:00:00:01  10.20.0.1  h1    3 min  device
+ENDPOINT  NETWORK  MAC                ADDRESS    HOST  STATE  SINCE  EVIDENCE
+vm1       blue     52:54:00:00:00:01  10.20.0.1  h1    up     3 min  device
 `, "")
+	m.b.Die("h1")
+	m.want("endpoint list", 0, `
+ENDPOINT  NETWORK  MAC                ADDRESS    HOST  STATE      SINCE  EVIDENCE
+vm1       blue     52:54:00:00:00:01  10.20.0.1  h1    host dead  3 min  device
+`, "")
+	if hosts, ports := m.ok("host list"), m.ok("port list"); !strings.Contains(hosts, "dead") || !strings.Contains(ports, "host dead") {
+		t.Errorf("lists say\n%s%s\nwant h1 dead", hosts, ports)
+	}
 }
 
 func field(s, after string) string {

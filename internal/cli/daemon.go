@@ -15,6 +15,9 @@ type ManagerOptions struct {
 	Dir    string // of its data
 	Listen string // address with port; empty: no TCP
 	Socket string // path of its UNIX socket; empty: none
+	// HostDeath is how long after its last sign of life a dead host is in
+	// nobody's tables any more; 0: never.
+	HostDeath time.Duration
 }
 
 // AgentOptions are the flags of `agent run`.
@@ -55,6 +58,13 @@ const (
 	defaultAgentSocket   = "/run/culvert/agent.sock"
 )
 
+// Times of --host-death.
+const (
+	defaultHostDeath = 600 * time.Millisecond
+	leastHostDeath   = 300 * time.Millisecond
+	mostHostDeath    = time.Minute
+)
+
 func managerCommand(env *Env) *cobra.Command {
 	c := &cobra.Command{Use: "manager", Short: "The manager of a cluster", RunE: group, Example: "  culvert manager run"}
 	var o ManagerOptions
@@ -63,12 +73,17 @@ func managerCommand(env *Env) *cobra.Command {
 		Long:    "Runs a manager on its own store until it is told to end. The data directory is made by culvert init.",
 		Example: "  culvert manager run\n  culvert manager run --dir /srv/culvert/manager --listen 192.0.2.11:7443",
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := hostDeath(o.HostDeath); err != nil {
+				return err
+			}
 			return call(c.Context(), "manager run", env.RunManager, o)
 		},
 	}
 	run.Flags().StringVar(&o.Dir, "dir", defaultDir+"/manager", "data directory")
 	run.Flags().StringVar(&o.Listen, "listen", defaultListen, "address with port for agents and operators")
 	run.Flags().StringVar(&o.Socket, "socket", defaultManagerSocket, "path of the UNIX socket")
+	run.Flags().DurationVar(&o.HostDeath, "host-death", defaultHostDeath,
+		"how long after its last sign of life a dead host is withdrawn everywhere (0: never)")
 	c.AddCommand(run)
 	return c
 }
@@ -125,6 +140,16 @@ func joinCommand(env *Env) *cobra.Command {
 	c.Flags().BoolVar(&o.NoStart, "no-start", false, "write no unit and start nothing")
 	c.Flags().StringVar(&o.Dir, "dir", defaultDir, "directory of all data")
 	return c
+}
+
+// hostDeath checks the flag. Below the least, a host that is only busy would
+// be taken for dead; the most is what one message can carry.
+func hostDeath(d time.Duration) error {
+	if d != 0 && (d < leastHostDeath || d > mostHostDeath) {
+		return api.Refuse(api.CodeField, "the manager was not started", fmt.Sprintf("--host-death is %s", d),
+			fmt.Sprintf("write 0, or a time from %s to %s, like %s", leastHostDeath, mostHostDeath, defaultHostDeath))
+	}
+	return nil
 }
 
 // call runs what main passed in, if it did: the client verbs build on systems

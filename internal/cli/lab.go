@@ -31,7 +31,7 @@ func labCommand(env *Env) *cobra.Command {
 		Example: "  sudo culvert lab up\n  sudo culvert lab ping vm1 vm6\n  sudo culvert lab vm migrate vm1 h3 --while-pinging\n  sudo culvert lab down",
 	}
 	c.PersistentFlags().StringVar(&s.name, "lab", lab.DefaultName, "name of the lab")
-	c.AddCommand(s.upCommand(), s.downCommand(), s.listCommand(), s.labStatusCommand(), s.vmCommand(), s.pingCommand(),
+	c.AddCommand(s.upCommand(), s.downCommand(), s.listCommand(), s.labStatusCommand(), s.vmCommand(), s.hostCommand(), s.pingCommand(),
 		s.execCommand(), s.netnsCommand(), s.tablesCommand(), s.envCommand(), s.guardCommand())
 	c.AddCommand(s.daemonCommands()...)
 	return c

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
@@ -156,15 +157,24 @@ func TestDaemons(t *testing.T) {
 		RunAgent:   func(_ context.Context, o AgentOptions) error { got = append(got, o); return fail },
 		Init:       func(_ context.Context, o InitOptions) error { got = append(got, o); return fail },
 		Join:       func(_ context.Context, o JoinOptions) error { got = append(got, o); return fail }}
-	for _, line := range []string{"manager run --dir /d --listen 192.0.2.1:1 --socket /s", "agent run --vtep 192.0.2.1", "init --no-start", "join TOKEN --host h"} {
+	for _, line := range []string{"manager run --dir /d --listen 192.0.2.1:1 --socket /s --host-death 2s", "agent run --vtep 192.0.2.1", "init --no-start", "join TOKEN --host h"} {
 		if code := Main(t.Context(), env, strings.Fields(line)); code != 0 {
 			t.Errorf("culvert %s: exit code %d", line, code)
 		}
 	}
-	want := []any{ManagerOptions{Dir: "/d", Listen: "192.0.2.1:1", Socket: "/s"}, "192.0.2.1", true, "TOKEN h"}
+	want := []any{ManagerOptions{Dir: "/d", Listen: "192.0.2.1:1", Socket: "/s", HostDeath: 2 * time.Second}, "192.0.2.1", true, "TOKEN h"}
 	if len(got) != 4 || got[0] != want[0] || got[1].(AgentOptions).VTEP[0] != want[1] || got[2].(InitOptions).NoStart != want[2] ||
 		got[3].(JoinOptions).Token+" "+got[3].(JoinOptions).Host != want[3] {
 		t.Errorf("options %+v", got)
+	}
+	for _, v := range []string{"1ms", "2h", "-1s"} {
+		if code := Main(t.Context(), env, []string{"manager", "run", "--host-death", v}); code == 0 || !strings.Contains(e.String(), "--host-death is") {
+			t.Errorf("--host-death %s: exit code %d\n%s", v, code, e.String())
+		}
+		e.Reset()
+	}
+	if Main(t.Context(), env, []string{"manager", "run", "--host-death", "0"}) != 0 {
+		t.Errorf("--host-death 0 is refused: %s", e.String())
 	}
 	fail = errors.New("listen: address already in use")
 	if code := Main(t.Context(), env, []string{"manager", "run"}); code != 1 || !strings.HasPrefix(e.String(), "The command was not finished: listen: address already in use.\n") {

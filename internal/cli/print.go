@@ -218,7 +218,7 @@ var columns = map[overlay.Kind][]string{
 	overlay.KindNetwork:  {"NETWORK", "VNI", "SUBNETS", "MTU", "PORTS", "ENDPOINTS", "HOSTS"},
 	overlay.KindPort:     {"PORT", "NETWORK", "ADDRESS   ", "HOST", "STATE", "SINCE ", "TRAFFIC"},
 	overlay.KindHost:     {"HOST", "VTEP", "STATE", "REVISION", "CHECKED", "ENDPOINTS", "PROBLEMS"},
-	overlay.KindEndpoint: {"ENDPOINT", "NETWORK", "MAC", "ADDRESS", "HOST", "SINCE", "EVIDENCE"},
+	overlay.KindEndpoint: {"ENDPOINT", "NETWORK", "MAC", "ADDRESS", "HOST", "STATE", "SINCE", "EVIDENCE"},
 }
 
 func row(r *culvertv1.Resource, now time.Time) []string {
@@ -245,7 +245,7 @@ func row(r *culvertv1.Resource, now time.Time) []string {
 	case *culvertv1.Resource_Endpoint:
 		e, st := body.Endpoint, body.Endpoint.GetStatus()
 		return []string{title(e.GetMetadata()), st.GetNetwork(), st.GetMac(), orDash(strings.Join(st.GetAddresses(), " ")), orDash(st.GetHost()),
-			since(st.GetSince(), now), st.GetEvidence()}
+			orDash(st.GetState()), since(st.GetSince(), now), st.GetEvidence()}
 	}
 	return nil
 }

@@ -93,6 +93,8 @@ func concerns(h *culvertv1.Host, revision string) []string {
 	st, host := h.GetStatus(), h.GetMetadata().GetName()
 	var lines []string
 	switch {
+	case st.GetState() == "dead":
+		lines = append(lines, fmt.Sprintf("%s is dead: last checked %s; no host has entries that point to it", host, checked(st)))
 	case st.GetState() != "connected":
 		lines = append(lines, fmt.Sprintf("%s is away: last checked %s, at revision %s; its VMs keep the tables they have", host, checked(st), orDash(st.GetAppliedRevision())))
 	case st.GetAppliedRevision() != revision:

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"culvert/internal/api"
@@ -87,12 +88,13 @@ func (m *Manager) Hosts() []apiserver.HostFact {
 	defer m.mu.Unlock()
 	var out []apiserver.HostFact
 	for _, st := range *m.states.Load() {
-		f := apiserver.HostFact{UID: st.Host, Connected: st.Open, Applied: st.Acked, Serves: st.Serves}
+		f := apiserver.HostFact{UID: st.Host, Connected: st.Open, Applied: st.Acked, Serves: st.Serves, Problems: st.Health}
 		if st.Session != 0 {
 			f.Age = now.Sub(time.Unix(0, int64(st.AckedAt)))
 		}
 		if r, ok := m.reports[st.Host]; ok {
-			f.Problems, f.Unclaimed, f.Repairs, f.Strangers = r.Problems, r.Unclaimed, r.Repairs, r.Strangers
+			f.Problems = slices.Concat(f.Problems, r.Problems)
+			f.Unclaimed, f.Repairs, f.Strangers = r.Unclaimed, r.Repairs, r.Strangers
 			if st.Open {
 				f.Age = min(f.Age, now.Sub(r.At)) // a report is evidence that the agent still holds it
 			}
@@ -116,6 +118,7 @@ func (m *Manager) Facts() apiserver.Facts {
 	if st := m.stats.Load(); st != nil {
 		for name, n := range map[string]uint64{
 			"claims_refused": st.ClaimsRefused, "claims_void": st.ClaimsVoid, "endpoints_withdrawn": st.Withdrawn, "endpoints_handed_over": st.HandedOver, "defects": st.Defects,
+			"hosts_died": st.HostsDied, "hosts_returned": st.HostsReturned, "death_brakes": st.Brakes,
 		} {
 			if n > 0 {
 				f.Counters[name] = n

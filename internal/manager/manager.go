@@ -32,6 +32,9 @@ type Config struct {
 	Authority Authority
 	// Lease is how long the decider's place outlives a manager that stopped.
 	Lease time.Duration
+	// HostDeath is how long after its last sign of life a dead host is in
+	// nobody's tables any more; 0: hosts never die. See managercore.Config.
+	HostDeath time.Duration
 }
 
 // Manager is a running manager. Its methods may be called from any goroutine.
@@ -147,7 +150,7 @@ func (m *Manager) term(ctx context.Context) error {
 	defer watch.Close()
 
 	m.fence = fence
-	m.core = managercore.New(managercore.Config{Epoch: epoch})
+	m.core = managercore.New(managercore.Config{Epoch: epoch, HostDeath: managercore.Time(m.cfg.HostDeath)})
 	m.core.Step(m.now(), *loaded)
 	m.flush()
 	m.log.Info("deciding", "revision", loaded.N, "epoch", epoch, "records", len(loaded.Records))
@@ -207,6 +210,8 @@ func (m *Manager) commit(ctx context.Context, f store.Fence, in <-chan []store.O
 func (m *Manager) loop(ctx context.Context, f store.Fence, batches <-chan store.Batch, watchErr <-chan error, commits chan<- []store.Op, results <-chan committed) error {
 	var writes []managercore.Write
 	busy := false
+	look := time.NewTimer(0)
+	defer look.Stop()
 	for {
 		if !busy {
 			if writes = m.core.NextTxn(writes[:0], store.MaxOps-24); len(writes) > 0 {
@@ -218,10 +223,14 @@ func (m *Manager) loop(ctx context.Context, f store.Fence, batches <-chan store.
 				}
 			}
 		}
+		m.setLook(look)
 		select {
 		case ev := <-m.inbox:
 			m.step(ev)
 			m.drain()
+		case <-look.C:
+			m.drain() // a breath that waits here is heard before it is missed
+			m.step(event{e: managercore.Tick{}})
 		case b := <-batches:
 			e, err := m.decodeBatch(b)
 			if err != nil {
@@ -278,6 +287,7 @@ func (m *Manager) flush() {
 	if v := m.core.View(); v != m.feed.view() {
 		m.feed.publish(v)
 	}
+	m.runErrands()
 	for _, r := range m.core.NextReplies() {
 		if r.Claim != nil {
 			m.mu.Lock()

@@ -69,8 +69,8 @@ func (s *served) now() time.Time {
 }
 
 // serveManager starts a manager of cluster c on TCP and on a socket in a
-// directory that every user may enter.
-func serveManager(t *testing.T) *served {
+// directory that every user may enter. change may alter its configuration.
+func serveManager(t *testing.T, change ...func(*Config)) *served {
 	t.Helper()
 	ca, err := trust.NewCA("c", time.Now())
 	if err != nil {
@@ -85,9 +85,13 @@ func serveManager(t *testing.T) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.m = New(newStore(t), Config{
+	cfg := Config{
 		Cluster: "c", ID: "m1", Log: slog.New(slog.NewTextHandler(s.log, nil)), Now: s.now, Authority: Authority{CA: ca, Advertise: s.addr},
-	})
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s.m = New(newStore(t), cfg)
 	dir, err := os.MkdirTemp("", "culvert-socket")
 	if err != nil {
 		t.Fatal(err)

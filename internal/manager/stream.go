@@ -46,6 +46,7 @@ type stream struct {
 	add     []api.Position
 	remove  []overlay.UID
 	answers []api.Answer
+	probes  []api.Probe
 	wake    chan struct{} // of capacity 1
 }
 
@@ -107,8 +108,8 @@ func (a agents) Attach(ctx context.Context, st culvertv1connect.AgentsAttachServ
 	a.m.enter(s)
 	defer a.m.leave(s)
 	a.m.log.Info("agent attached", "host", s.name, "session", s.session, "holds", hello.UpTo.String())
-	view := a.m.feed.view()
-	if err := st.Send(api.DownPB(api.Down{Welcome: &api.Welcome{Protocol: Protocol, Session: s.session, Epoch: view.At.Epoch, Cluster: a.m.cfg.Cluster}})); err != nil {
+	welcome := &api.Welcome{Protocol: Protocol, Session: s.session, Epoch: a.m.feed.view().At.Epoch, Cluster: a.m.cfg.Cluster, Breath: a.m.breathEvery()}
+	if err := st.Send(api.DownPB(api.Down{Welcome: welcome})); err != nil {
 		return err
 	}
 	received := make(chan error, 1)
@@ -286,6 +287,8 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 		if len(up.Report.Problems) > 0 { // one may be why it never acknowledges
 			return s.m.inLoop(ctx, s.m.noteStates)
 		}
+	case up.Breath || up.ProbeResult != nil:
+		return s.alive(ctx, up)
 	}
 	return nil
 }
@@ -303,7 +306,7 @@ func (s *stream) sendAll(ctx context.Context, st culvertv1connect.AgentsAttachSe
 	cur := managercore.NewCursor(view, s.name, fleetPosition(hello))
 	var told overlay.Rev // the newest UpTo that was sent
 	for {
-		if err := s.sendAnswers(st); err != nil {
+		if err := s.sendShort(st); err != nil {
 			return err
 		}
 		if err := s.interest(ctx, view, cur); err != nil {
@@ -349,7 +352,13 @@ func itemsOf(b managercore.Batch) *api.Items {
 	return out
 }
 
-func (s *stream) sendAnswers(st culvertv1connect.AgentsAttachServerStream) error {
+// sendShort sends what does not wait for the logs: probes, then answers.
+func (s *stream) sendShort(st culvertv1connect.AgentsAttachServerStream) error {
+	for _, p := range s.takeProbes() {
+		if err := st.Send(api.DownPB(api.Down{Probe: &p})); err != nil {
+			return err
+		}
+	}
 	s.mu.Lock()
 	as := s.answers
 	s.answers = nil

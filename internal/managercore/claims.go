@@ -259,6 +259,7 @@ func (c *Core) inventoryEnded(e InventoryEnded) {
 			t.put(unexpected(c.rows[k].rec.(*overlay.Endpoint), e.Host, "agent of "+c.hostName(e.Host)+": not in its inventory"))
 		}
 	}
+	c.revive(t, e.Host)
 	if !t.empty() {
 		t.commit(nil, nil)
 	}

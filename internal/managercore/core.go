@@ -28,6 +28,9 @@ type Time int64
 type Config struct {
 	Epoch    uint32      // of the store; in every revision
 	FirstVNI overlay.VNI // where allocation begins; 0 means 10001
+	// HostDeath is how long after its last sign of life a dead host is to be
+	// in nobody's tables any more; 0: hosts never die.
+	HostDeath Time
 }
 
 // row is the working state of one record: committed or on its way.
@@ -67,6 +70,14 @@ type Core struct {
 	deferred []hostClaim
 	pruning  map[overlay.UID]bool // networks whose tombstones are being thrown away
 	stats    Stats
+
+	pulses             map[overlay.UID]*pulse
+	asked              map[uint64]overlay.UID // rounds under way: after whom
+	nextProbe          uint64
+	lookedAt, nextLook Time
+	deaths             map[overlay.UID]Time // of late
+	brakedAt           Time                 // when there were too many last; 0: the brake is off
+	errands            []Errand
 }
 
 // Stats counts what must never happen, or is worth seeing.
@@ -78,6 +89,9 @@ type Stats struct {
 	// Defects counts contradictions: a claim based on a binding that this
 	// store has never had, a revision that went back.
 	Defects uint64
+
+	HostsDied, HostsReturned uint64
+	Brakes                   uint64 // times that verdicts were stopped
 }
 
 // New makes a core that knows nothing; its first event must be Loaded.
@@ -101,6 +115,8 @@ func (c *Core) reset() {
 	c.names = btree.NewBTreeGOptions(named.less, btree.Options{NoLocks: true})
 	c.sessions = map[overlay.UID]*session{}
 	c.quaran, c.deferred, c.pruning = nil, nil, map[overlay.UID]bool{}
+	c.pulses, c.asked, c.deaths, c.errands = map[overlay.UID]*pulse{}, map[uint64]overlay.UID{}, map[overlay.UID]Time{}, nil
+	c.lookedAt, c.nextLook, c.brakedAt = 0, 0, 0
 	c.publish()
 }
 
@@ -111,8 +127,7 @@ func (c *Core) View() *View { return c.view }
 func (c *Core) Stats() Stats { return c.stats }
 
 // Event is one of Loaded, Stored, TxnDone, Lost, Asked, Opened, Claimed,
-// InventoryEnded, Subscribed,
-// Acked, Closed and Tick.
+// InventoryEnded, Subscribed, Acked, Closed, Breath, ProbeDone and Tick.
 type Event interface{ event() }
 
 // Stored record: what the store says of one key.
@@ -143,7 +158,7 @@ type TxnDone struct{ N uint64 }
 // again, and nothing is decided until the store was Loaded anew.
 type Lost struct{}
 
-// Tick only tells the time.
+// Tick tells the time: only with it does the core look who lives.
 type Tick struct{}
 
 func (Loaded) event()         {}
@@ -186,7 +201,12 @@ func (c *Core) Step(now Time, e Event) *View {
 		c.acked(e)
 	case Closed:
 		c.closed(e)
+	case Breath:
+		c.breath(e)
+	case ProbeDone:
+		c.probeDone(e)
 	case Tick:
+		c.look()
 	}
 	if c.view != before {
 		return c.view

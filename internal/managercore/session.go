@@ -110,9 +110,13 @@ func (c *Core) open(e Opened) {
 	t := c.begin()
 	next := &overlay.Session{Host: e.Host, N: 1, BootID: e.BootID}
 	if w := c.rows[KeyOf(next)]; w != nil {
-		next.N = w.rec.(*overlay.Session).N + 1
+		old := w.rec.(*overlay.Session)
+		next.N, next.Echo = old.N+1, old.Echo && e.VTEP.VTEP == h.VTEP
 	}
 	t.put(next)
+	p := c.pulse(e.Host)
+	c.endRound(p)
+	*p = pulse{quiet: c.now, turns: p.turns}
 	if e.VTEP.VTEP != h.VTEP {
 		moved := *h
 		moved.VTEP, moved.Cause, moved.Changed = e.VTEP.VTEP, "agent of "+h.Name+": session", int64(c.now)
@@ -138,6 +142,7 @@ func (c *Core) current(host overlay.UID, n uint64) *session {
 func (c *Core) closed(e Closed) {
 	if s := c.sessions[e.Host]; s != nil && s.n == e.Session {
 		s.open = false
+		c.pulse(e.Host).cut = true
 	}
 }
 

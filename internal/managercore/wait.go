@@ -15,6 +15,8 @@ type HostState struct {
 	Acked   overlay.Rev
 	AckedAt Time
 	Serves  []overlay.UID // networks it subscribed to, sorted
+	Dead    bool
+	Health  []string // what is to be said of its life, each beginning with its code
 }
 
 // HostStates is the state of every live host, by name. A host without a
@@ -28,7 +30,7 @@ func (c *Core) HostStates() []HostState {
 }
 
 func (c *Core) hostState(h *overlay.Host) HostState {
-	st := HostState{Host: h.UID, Name: h.Name}
+	st := HostState{Host: h.UID, Name: h.Name, Dead: h.Dead, Health: c.health(h)}
 	if s := c.sessions[h.UID]; s != nil {
 		st.Session, st.Open, st.Acked, st.AckedAt = s.n, s.open, s.acked, s.ackedAt
 		for uid := range s.serves { // order-free: sorted below
@@ -42,7 +44,8 @@ func (c *Core) hostState(h *overlay.Host) HostState {
 // Concerned is the state of the hosts that revision rev concerns: for a
 // network, all that it selects; for what stands in a network's log, those that
 // serve it or have an endpoint in it. A revision that is not in the view, or
-// has been overtaken by later changes of the same records, concerns nobody.
+// has been overtaken by later changes of the same records, concerns nobody. No
+// revision concerns a host that is dead.
 func (c *Core) Concerned(rev overlay.Rev) []HostState {
 	var out []HostState
 	before := overlay.Rev{Epoch: rev.Epoch, N: rev.N - 1}
@@ -63,6 +66,9 @@ func (c *Core) Concerned(rev overlay.Rev) []HostState {
 		return true
 	})
 	for _, st := range c.HostStates() {
+		if st.Dead {
+			continue // it returns by hearing everything anew
+		}
 		concerned := slices.ContainsFunc(selected, func(n *overlay.Network) bool { return n.SelectsHost(st.Name) })
 		for _, net := range touched {
 			concerned = concerned || slices.Contains(st.Serves, net) || c.hasEndpoint(st.Host, net)

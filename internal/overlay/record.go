@@ -174,6 +174,9 @@ type Host struct {
 	// MachineID is machine-id(5) as told at join: it lets the same machine join
 	// again under its name, and nobody else.
 	MachineID string
+	// Dead: it was found dead, and no entry points to it. What is bound to it
+	// stays bound, until it returns or somebody else has it.
+	Dead bool
 }
 
 // Session is the small record of one agent's stream. It has a key of its own,
@@ -182,6 +185,9 @@ type Session struct {
 	Host   UID
 	N      uint64 // counts up for ever; messages of a lower number are void
 	BootID string
+	// Echo: the host's tunnel end point was seen to answer echo requests while
+	// its agent was connected. Only of such a host does silence say anything.
+	Echo bool
 }
 
 // Floor says how far the tombstones of a network's log have been thrown away:

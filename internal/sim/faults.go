@@ -44,6 +44,8 @@ const (
 	RowVandalised                    // rows written or deleted by somebody else
 	DeviceVandalised                 // devices deleted or set down by somebody else
 	RulesVandalised                  // nftables flushed or opened by somebody else
+	PowerLost                        // a host loses its power: agent, kernel and VMs are gone
+	HostCutOff                       // a host reaches no manager, and other hosts still reach it
 	NICFlapped                       // a VM's device goes down and up
 	MovedEarly                       // migration: the destination lives before the source goes
 	MovedLate                        // migration: the source goes before the destination lives
@@ -68,7 +70,7 @@ var faultNames = [faults]string{
 	"agent-slow", "bells-overflowed", "bell-lost", "read-failed", "op-full", "op-transient", "op-refused", "op-unknown", "ops-half-done",
 	"heard-lost", "heard-late", "heard-doubled", "guests-lost", "guests-late", "guests-doubled", "guests-reordered",
 	"source-killed", "destination-killed", "migrated-unmanaged",
-	"row-vandalised", "device-vandalised", "rules-vandalised", "nic-flapped", "moved-early", "moved-late", "moved-back", "aborted-early", "aborted-late",
+	"row-vandalised", "device-vandalised", "rules-vandalised", "power-lost", "host-cut-off", "nic-flapped", "moved-early", "moved-late", "moved-back", "aborted-early", "aborted-late",
 	"destination-failed", "suspended", "device-left", "hypervisor-restarted", "address-moved",
 	"vni-refused", "vni-reused", "network-with-ports", "journal-rewritten",
 }

@@ -46,11 +46,15 @@ type host struct {
 	journal []frame
 	bells   int64                 // when the newest doorbell arrives
 	readAt  map[overlay.VNI]int64 // when each network's tables were read last
-	written int                   // operations, ever
+	written int                   // operations that change a kernel, ever
 	joined  bool
 	left    []departure       // VMs that were here
 	poor    *managercore.View // what the manager says that it meets, while that has an older store
 	misled  int64             // until when it may have devices because of that
+
+	off      bool  // without power
+	onAt     int64 // when it got its power back
+	cutUntil int64 // reaches no manager before
 
 	seen knowledge
 	// troubled: until when the kernel may differ from what the agent knows by
@@ -64,6 +68,9 @@ type host struct {
 
 func (h *host) startAgent() {
 	w := h.w
+	if h.up || h.off {
+		return
+	}
 	h.up, h.started = true, w.now
 	h.vteps = append(h.vteps, h.vtep)
 	h.inc++
@@ -196,7 +203,7 @@ func (h *host) apply(ops []hoststate.Op) {
 	h.busy = true
 	h.checkBatch(ops)
 	h.seen.decide()
-	w, inc := h.w, h.inc
+	w, inc, kernel := h.w, h.inc, h.kernel
 	d := h.lag(50*micro, milli)
 	half := len(ops)
 	if len(ops) > 1 && w.hit(OpsHalfDone, 0.01) {
@@ -204,7 +211,7 @@ func (h *host) apply(ops []hoststate.Op) {
 	}
 	w.after(d, func() {
 		alive := h.up && h.inc == inc
-		if !alive && w.chance(0.5) {
+		if h.kernel != kernel || !alive && w.chance(0.5) {
 			return
 		}
 		var res []hoststate.Result
@@ -227,7 +234,9 @@ func (h *host) apply(ops []hoststate.Op) {
 }
 
 func (h *host) applyOne(op hoststate.Op, alive bool) hoststate.Result {
-	h.written++
+	if op.Kind != hoststate.OpSend { // guests are told again from time to time
+		h.written++
+	}
 	if alive {
 		h.checkOp(op)
 	}
@@ -342,6 +351,7 @@ func (h *host) heard(s *stream, d api.Down, f frame) {
 	case d.Welcome != nil:
 		h.current = d.Welcome.Session
 		h.step(agentcore.Connected{Session: d.Welcome.Session})
+		h.breathe(s, int64(d.Welcome.Breath))
 	case d.Items != nil:
 		h.journal = append(h.journal, f)
 		if len(h.journal) > 60 && h.w.hit(JournalRewritten, 0.2) {
@@ -350,6 +360,8 @@ func (h *host) heard(s *stream, d api.Down, f frame) {
 		h.seen.items(h, d.Items, f.covers)
 		h.step(coreItems(d.Items))
 		h.check()
+	case d.Probe != nil:
+		h.witness(s, *d.Probe)
 	case d.Answers != nil:
 		for _, a := range d.Answers {
 			h.step(agentcore.Answered(a))

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"time"
 
 	"culvert/internal/api"
 	"culvert/internal/managercore"
@@ -21,7 +22,8 @@ type manager struct {
 	opening []*stream // not answered yet
 	waiting map[uint64]func(managercore.Reply)
 	nextID  uint64
-	told    int // messages sent, ever
+	told    int   // messages sent, ever
+	lookAt  int64 // when the core is given a Tick
 }
 
 func (m *manager) start() {
@@ -31,7 +33,7 @@ func (m *manager) start() {
 	m.fence, m.busy = w.store.campaign(), false
 	m.waiting = map[uint64]func(managercore.Reply){}
 	if m.core == nil || w.chance(0.5) { // a new process, or one that reads its store anew
-		m.core = managercore.New(managercore.Config{Epoch: 1})
+		m.core = managercore.New(managercore.Config{Epoch: 1, HostDeath: managercore.Time(hostDeath)})
 	}
 	w.log("manager term %d at revision %d", m.term, w.store.rev)
 	term := m.term
@@ -109,6 +111,8 @@ func isLoad(e managercore.Event) bool { _, ok := e.(managercore.Loaded); return 
 // pump hands out what the core has to say.
 func (m *manager) pump() {
 	m.replies()
+	m.errands()
+	m.lookLater()
 	if m.busy || !m.up {
 		return
 	}
@@ -238,7 +242,7 @@ func (m *manager) opened(s *stream, h *api.Hello, r managercore.Reply) {
 		v = s.poor
 	}
 	s.cursor = managercore.NewCursor(v, s.host.name, fleet)
-	s.down.send(api.DownPB(api.Down{Welcome: &api.Welcome{Protocol: 1, Session: r.Session, Epoch: 1, Cluster: cluster}}))
+	s.down.send(api.DownPB(api.Down{Welcome: &api.Welcome{Protocol: 1, Session: r.Session, Epoch: 1, Cluster: cluster, Breath: time.Duration(hostDeath / 6)}}))
 	s.wake()
 	if old := s.host.former; old != nil {
 		old.replay(3 * milli) // while the new session has claimed nothing yet
@@ -278,6 +282,11 @@ func (m *manager) heard(s *stream, up api.Up) {
 		m.step(managercore.InventoryEnded{Host: s.host.uid, Session: up.InventoryEnd.Session})
 	case up.Ack != nil:
 		m.step(managercore.Acked{Host: s.host.uid, Session: s.session, Rev: up.Ack.Rev})
+	case up.Breath:
+		m.step(managercore.Breath{Host: s.host.uid, Session: s.session})
+	case up.ProbeResult != nil:
+		r := up.ProbeResult
+		m.step(managercore.ProbeDone{Host: s.host.uid, Session: s.session, ID: r.ID, Answered: r.Answered, Unable: r.Unable})
 	}
 }
 

@@ -314,6 +314,9 @@ func (w *world) boot(h *host, n *overlay.Network, p *overlay.Port) {
 func (w *world) plugAt(h *host, n *overlay.Network, p *overlay.Port, up bool, v *vm) *nic {
 	w.names++
 	x := &nic{host: h, name: fmt.Sprintf("v%d", w.names), tenant: n.TenantName, port: p.Name, mac: p.MAC, since: w.now, vm: v}
+	if h.off {
+		return x // nobody is there to start it
+	}
 	w.nics = append(w.nics, x)
 	alias := hoststate.PortAlias(n.TenantName, p.Name)
 	way := w.pick(10)

@@ -132,7 +132,7 @@ func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]
 		}
 		e := v.rec.(*overlay.Endpoint)
 		hv, ok := w.store.values[overlay.Key{Kind: overlay.KindHost, UID: e.Host}]
-		if !ok || hv.n > r || e.Host == h.uid || here[e.MAC] {
+		if !ok || hv.n > r || e.Host == h.uid || here[e.MAC] || hv.rec.(*overlay.Host).Dead {
 			continue
 		}
 		var sure []netip.Addr

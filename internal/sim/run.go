@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"culvert/internal/kernel/kerneltest"
 	"culvert/internal/managercore"
 	"culvert/internal/overlay"
 )
@@ -89,8 +88,8 @@ func (w *world) begin() {
 	w.ask(w.put(overlay.Doc{Kind: overlay.KindTenant, Name: "t0"}), "tenant t0")
 	for i := range n {
 		w.vteps++
-		h := &host{w: w, index: i, name: fmt.Sprintf("h%d", i+1), vtep: vtepOf(w.vteps), kernel: kerneltest.New(), readAt: map[overlay.VNI]int64{}}
-		h.kernel.Fail, h.kernel.FailRead, h.kernel.Lose = h.failOp, h.failRead, h.loseBell
+		h := &host{w: w, index: i, name: fmt.Sprintf("h%d", i+1), vtep: vtepOf(w.vteps), readAt: map[overlay.VNI]int64{}}
+		h.newKernel()
 		w.hosts = append(w.hosts, h)
 		if i == 0 || w.narrow || w.chance(0.8) {
 			w.join(h)
@@ -159,6 +158,8 @@ func (w *world) rest() {
 	w.lostEvents()
 	w.oldInventory()
 	w.cleanMigration()
+	w.hostDies()
+	w.manyDie()
 }
 
 // finish does what a patient user does: repeats what was not confirmed, and

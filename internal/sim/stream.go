@@ -156,7 +156,9 @@ func (p *pipe) send(m proto.Message, covers ...overlay.UID) {
 		w.fail("a message cannot be encoded: %v", err)
 	}
 	w.trace.foldBytes(b)
-	w.mgr.told++
+	if !ofLiveness(m) {
+		w.mgr.told++
+	}
 	if w.hit(MessageLost, 0.004) {
 		p.doomed = true
 		w.after(w.between(10*milli, second), s.cut)

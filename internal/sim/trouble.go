@@ -21,6 +21,10 @@ func (w *world) makeTrouble() {
 		h.stopAgent(w.chance(0.5), down)
 		w.vteps++
 		h.vtep = vtepOf(w.vteps)
+	case !h.off && h.joined && w.hit(PowerLost, 0.03):
+		h.losePower(w.between(10*milli, 20*second))
+	case w.hit(HostCutOff, 0.03):
+		h.cutOff(w.between(100*milli, 20*second))
 	case w.hit(ManagerKilled, 0.02):
 		w.mgr.stop(true, down)
 	case w.hit(RowVandalised, 0.05):

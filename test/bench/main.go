@@ -10,7 +10,7 @@
 //
 // It needs root: `make bench`, or
 //
-//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory]
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,death,migrate]
 package main
 
 import (
@@ -31,6 +31,8 @@ type options struct {
 	endpoints int    // the many that are there already
 	restarts  int
 	more      int // endpoints that appear while an agent restarts
+	deaths    int // of a host
+	moves     int // of each guest
 	only      string
 	small     bool
 }
@@ -53,7 +55,9 @@ func main() {
 	flag.IntVar(&o.endpoints, "endpoints", 10_000, "endpoints that are there already, where many are")
 	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
-	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory; empty: all")
+	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,death,migrate; empty: all")
+	flag.IntVar(&o.moves, "moves", 25, "live migrations of each of two guests")
 	flag.BoolVar(&o.small, "small", false, "leave out the labs of 8 hosts")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -71,7 +75,7 @@ func run(ctx context.Context, o options) (err error) {
 	if o.culvert, err = filepath.Abs(o.culvert); err != nil {
 		return err
 	}
-	if o.samples < 11 || o.restarts < 11 || o.endpoints < 1 || o.more < 1 {
+	if o.samples < 11 || o.restarts < 11 || o.deaths < 11 || o.moves < 11 || o.endpoints < 1 || o.more < 1 {
 		return errors.New("a median wants 11 samples or more, and many endpoints are one at least")
 	}
 	out := &printer{w: os.Stdout}
@@ -85,7 +89,7 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}()
 	for _, size := range []struct{ hosts, endpoints int }{{2, 0}, {2, o.endpoints}, {8, 0}, {8, o.endpoints}} {
-		if size.hosts != 2 && (o.small || !o.wants("appear")) {
+		if size.hosts != 2 && (o.small || !o.wants("appear")) || !o.wants("appear") && !o.wants("memory") && !o.wants("restart") {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "building a lab of %d hosts with %d endpoints\n", size.hosts, size.endpoints)
@@ -109,6 +113,16 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	if o.wants("restart") {
 		if err := restart(ctx, o, worlds[1], out); err != nil {
+			return err
+		}
+	}
+	if o.wants("death") {
+		if err := deaths(ctx, o, out); err != nil {
+			return err
+		}
+	}
+	if o.wants("migrate") {
+		if err := migrate(ctx, o, out); err != nil {
 			return err
 		}
 	}

@@ -38,7 +38,8 @@ type world struct {
 	vni       overlay.VNI
 	crowd     *crowd // nil without many endpoints
 	many      []endpoint
-	made      int // ports so far
+	keepers   []endpoint // the ports that keep the network served, by host
+	made      int        // ports so far
 }
 
 // endpoint is a declared port.
@@ -192,6 +193,7 @@ func (w *world) declare(ctx context.Context, list []endpoint) (rev string, err e
 // keep gives every host a port in the network, so that all serve it.
 func (w *world) keep(ctx context.Context) error {
 	keepers := w.next("keep", w.hosts)
+	w.keepers = keepers
 	if _, err := w.declare(ctx, keepers); err != nil {
 		return err
 	}

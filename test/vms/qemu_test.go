@@ -75,8 +75,8 @@ func moveUnderPing(t *testing.T, l *lab.Lab, name, host string) (said [][]byte) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("figure: %s to %s: prepared in %d ms, paused for %d ms, all hosts exact %d ms after its stop; %d of %d pings lost, 1 ms apart",
-		name, host, r.Prepared.Milliseconds(), r.Resumed.Milliseconds(), r.Exact.Milliseconds(), len(r.Pings.Lost), r.Pings.Sent)
+	t.Logf("figure: %s to %s: prepared in %d ms, paused for %d ms, all hosts exact %d ms after its stop; %d of %d pings lost, 1 ms apart, %d of them not in the pause",
+		name, host, r.Prepared.Milliseconds(), r.Resumed.Milliseconds(), r.Exact.Milliseconds(), len(r.Pings.Lost), r.Pings.Sent, r.Pings.LostOutside(r.Stopped, r.Running))
 	reaches(t, l, "n1", name)
 	frames, err := heard.Stop()
 	if err != nil {

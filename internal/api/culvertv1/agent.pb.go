@@ -795,6 +795,8 @@ type Up struct {
 	//	*Up_InventoryEnd
 	//	*Up_Ack
 	//	*Up_Report
+	//	*Up_Breath
+	//	*Up_ProbeResult
 	Body          isUp_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -891,6 +893,24 @@ func (x *Up) GetReport() *Report {
 	return nil
 }
 
+func (x *Up) GetBreath() *Breath {
+	if x != nil {
+		if x, ok := x.Body.(*Up_Breath); ok {
+			return x.Breath
+		}
+	}
+	return nil
+}
+
+func (x *Up) GetProbeResult() *ProbeResult {
+	if x != nil {
+		if x, ok := x.Body.(*Up_ProbeResult); ok {
+			return x.ProbeResult
+		}
+	}
+	return nil
+}
+
 type isUp_Body interface {
 	isUp_Body()
 }
@@ -919,6 +939,14 @@ type Up_Report struct {
 	Report *Report `protobuf:"bytes,6,opt,name=report,proto3,oneof"`
 }
 
+type Up_Breath struct {
+	Breath *Breath `protobuf:"bytes,7,opt,name=breath,proto3,oneof"`
+}
+
+type Up_ProbeResult struct {
+	ProbeResult *ProbeResult `protobuf:"bytes,8,opt,name=probe_result,json=probeResult,proto3,oneof"`
+}
+
 func (*Up_Hello) isUp_Body() {}
 
 func (*Up_Interest) isUp_Body() {}
@@ -930,6 +958,109 @@ func (*Up_InventoryEnd) isUp_Body() {}
 func (*Up_Ack) isUp_Body() {}
 
 func (*Up_Report) isUp_Body() {}
+
+func (*Up_Breath) isUp_Body() {}
+
+func (*Up_ProbeResult) isUp_Body() {}
+
+// Breath says that the host lives; as often as Welcome asks for.
+type Breath struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Breath) Reset() {
+	*x = Breath{}
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Breath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Breath) ProtoMessage() {}
+
+func (x *Breath) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Breath.ProtoReflect.Descriptor instead.
+func (*Breath) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+// ProbeResult is what became of a Probe. Unable: it could not be carried out,
+// which says nothing about the host that was asked after.
+type ProbeResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Answered      bool                   `protobuf:"varint,2,opt,name=answered,proto3" json:"answered,omitempty"`
+	Unable        bool                   `protobuf:"varint,3,opt,name=unable,proto3" json:"unable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeResult) Reset() {
+	*x = ProbeResult{}
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeResult) ProtoMessage() {}
+
+func (x *ProbeResult) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
+func (*ProbeResult) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ProbeResult) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProbeResult) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
+func (x *ProbeResult) GetUnable() bool {
+	if x != nil {
+		return x.Unable
+	}
+	return false
+}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -946,7 +1077,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1089,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1102,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -1033,7 +1164,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1176,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1189,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -1086,7 +1217,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1229,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1242,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -1147,7 +1278,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1290,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1303,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -1248,7 +1379,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1391,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1404,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1301,7 +1432,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1444,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1457,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -1346,7 +1477,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1489,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1502,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -1394,7 +1525,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1537,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1550,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Report) GetProblems() []string {
@@ -1458,6 +1589,7 @@ type Down struct {
 	//	*Down_Items
 	//	*Down_Answers
 	//	*Down_Refused
+	//	*Down_Probe
 	Body          isDown_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1465,7 +1597,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1609,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1622,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -1536,6 +1668,15 @@ func (x *Down) GetRefused() *Refusal {
 	return nil
 }
 
+func (x *Down) GetProbe() *Probe {
+	if x != nil {
+		if x, ok := x.Body.(*Down_Probe); ok {
+			return x.Probe
+		}
+	}
+	return nil
+}
+
 type isDown_Body interface {
 	isDown_Body()
 }
@@ -1556,6 +1697,10 @@ type Down_Refused struct {
 	Refused *Refusal `protobuf:"bytes,4,opt,name=refused,proto3,oneof"` // the stream ends after it
 }
 
+type Down_Probe struct {
+	Probe *Probe `protobuf:"bytes,5,opt,name=probe,proto3,oneof"`
+}
+
 func (*Down_Welcome) isDown_Body() {}
 
 func (*Down_Items) isDown_Body() {}
@@ -1564,19 +1709,84 @@ func (*Down_Answers) isDown_Body() {}
 
 func (*Down_Refused) isDown_Body() {}
 
+func (*Down_Probe) isDown_Body() {}
+
+// Probe asks the host to be a witness: does this tunnel end point answer
+// ICMP echo requests? Three are sent, and the result is due within_ms later.
+type Probe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Vtep          []byte                 `protobuf:"bytes,2,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	WithinMs      uint32                 `protobuf:"varint,3,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Probe) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Probe) GetVtep() []byte {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *Probe) GetWithinMs() uint32 {
+	if x != nil {
+		return x.WithinMs
+	}
+	return 0
+}
+
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Session       uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
 	Epoch         uint32                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	BreathMs      uint32                 `protobuf:"varint,5,opt,name=breath_ms,json=breathMs,proto3" json:"breath_ms,omitempty"` // how often a Breath is to be sent; 0: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1798,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1811,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1632,6 +1842,13 @@ func (x *Welcome) GetCluster() string {
 	return ""
 }
 
+func (x *Welcome) GetBreathMs() uint32 {
+	if x != nil {
+		return x.BreathMs
+	}
+	return 0
+}
+
 // Items are entries of one or more logs in the order of each log. up_to says
 // that nothing at or below it that concerns this agent is unsent; it is absent
 // while something is.
@@ -1649,7 +1866,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1878,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1891,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -1720,7 +1937,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1949,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1962,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -1788,7 +2005,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2017,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2030,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1853,7 +2070,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +2082,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +2095,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -1903,7 +2120,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2132,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2145,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Refusal) GetCode() string {
@@ -1980,7 +2197,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2209,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2222,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -2050,7 +2267,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2279,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2292,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -2178,15 +2395,22 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x19\n" +
 	"\bhost_uid\x18\x04 \x01(\tR\ahostUid\x12\x1a\n" +
-	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xd1\x02\n" +
+	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xc9\x03\n" +
 	"\x02Up\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.culvert.agent.v1.HelloH\x00R\x05hello\x128\n" +
 	"\binterest\x18\x02 \x01(\v2\x1a.culvert.agent.v1.InterestH\x00R\binterest\x122\n" +
 	"\x06claims\x18\x03 \x01(\v2\x18.culvert.agent.v1.ClaimsH\x00R\x06claims\x12E\n" +
 	"\rinventory_end\x18\x04 \x01(\v2\x1e.culvert.agent.v1.InventoryEndH\x00R\finventoryEnd\x12)\n" +
 	"\x03ack\x18\x05 \x01(\v2\x15.culvert.agent.v1.AckH\x00R\x03ack\x122\n" +
-	"\x06report\x18\x06 \x01(\v2\x18.culvert.agent.v1.ReportH\x00R\x06reportB\x06\n" +
-	"\x04body\"\xf1\x01\n" +
+	"\x06report\x18\x06 \x01(\v2\x18.culvert.agent.v1.ReportH\x00R\x06report\x122\n" +
+	"\x06breath\x18\a \x01(\v2\x18.culvert.agent.v1.BreathH\x00R\x06breath\x12B\n" +
+	"\fprobe_result\x18\b \x01(\v2\x1d.culvert.agent.v1.ProbeResultH\x00R\vprobeResultB\x06\n" +
+	"\x04body\"\b\n" +
+	"\x06Breath\"Q\n" +
+	"\vProbeResult\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
+	"\banswered\x18\x02 \x01(\bR\banswered\x12\x16\n" +
+	"\x06unable\x18\x03 \x01(\bR\x06unable\"\xf1\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12%\n" +
 	"\x0eprotocol_least\x18\x02 \x01(\rR\rprotocolLeast\x12\x18\n" +
@@ -2222,18 +2446,24 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\bproblems\x18\x01 \x03(\tR\bproblems\x12\x1c\n" +
 	"\tunclaimed\x18\x02 \x03(\tR\tunclaimed\x12\x18\n" +
 	"\arepairs\x18\x03 \x01(\x04R\arepairs\x12\x1c\n" +
-	"\tstrangers\x18\x04 \x01(\x04R\tstrangers\"\xe4\x01\n" +
+	"\tstrangers\x18\x04 \x01(\x04R\tstrangers\"\x95\x02\n" +
 	"\x04Down\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.culvert.agent.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05items\x18\x02 \x01(\v2\x17.culvert.agent.v1.ItemsH\x00R\x05items\x125\n" +
 	"\aanswers\x18\x03 \x01(\v2\x19.culvert.agent.v1.AnswersH\x00R\aanswers\x125\n" +
-	"\arefused\x18\x04 \x01(\v2\x19.culvert.agent.v1.RefusalH\x00R\arefusedB\x06\n" +
-	"\x04body\"o\n" +
+	"\arefused\x18\x04 \x01(\v2\x19.culvert.agent.v1.RefusalH\x00R\arefused\x12/\n" +
+	"\x05probe\x18\x05 \x01(\v2\x17.culvert.agent.v1.ProbeH\x00R\x05probeB\x06\n" +
+	"\x04body\"H\n" +
+	"\x05Probe\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04vtep\x18\x02 \x01(\fR\x04vtep\x12\x1b\n" +
+	"\twithin_ms\x18\x03 \x01(\rR\bwithinMs\"\x8c\x01\n" +
 	"\aWelcome\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\rR\x05epoch\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster\"\xa9\x01\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1b\n" +
+	"\tbreath_ms\x18\x05 \x01(\rR\bbreathMs\"\xa9\x01\n" +
 	"\x05Items\x12-\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.culvert.record.v1.ItemR\x05items\x12+\n" +
 	"\x05up_to\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x04upTo\x12,\n" +
@@ -2295,7 +2525,7 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
@@ -2310,71 +2540,77 @@ var file_culvertv1_agent_proto_goTypes = []any{
 	(*JoinRequest)(nil),         // 10: culvert.agent.v1.JoinRequest
 	(*JoinResponse)(nil),        // 11: culvert.agent.v1.JoinResponse
 	(*Up)(nil),                  // 12: culvert.agent.v1.Up
-	(*Hello)(nil),               // 13: culvert.agent.v1.Hello
-	(*LogPosition)(nil),         // 14: culvert.agent.v1.LogPosition
-	(*Interest)(nil),            // 15: culvert.agent.v1.Interest
-	(*Claim)(nil),               // 16: culvert.agent.v1.Claim
-	(*Claims)(nil),              // 17: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),        // 18: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                 // 19: culvert.agent.v1.Ack
-	(*Report)(nil),              // 20: culvert.agent.v1.Report
-	(*Down)(nil),                // 21: culvert.agent.v1.Down
-	(*Welcome)(nil),             // 22: culvert.agent.v1.Welcome
-	(*Items)(nil),               // 23: culvert.agent.v1.Items
-	(*LogEnd)(nil),              // 24: culvert.agent.v1.LogEnd
-	(*Answer)(nil),              // 25: culvert.agent.v1.Answer
-	(*Answers)(nil),             // 26: culvert.agent.v1.Answers
-	(*Refusal)(nil),             // 27: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),      // 28: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),     // 29: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                 // 30: culvert.record.v1.Rev
-	(*Item)(nil),                // 31: culvert.record.v1.Item
+	(*Breath)(nil),              // 13: culvert.agent.v1.Breath
+	(*ProbeResult)(nil),         // 14: culvert.agent.v1.ProbeResult
+	(*Hello)(nil),               // 15: culvert.agent.v1.Hello
+	(*LogPosition)(nil),         // 16: culvert.agent.v1.LogPosition
+	(*Interest)(nil),            // 17: culvert.agent.v1.Interest
+	(*Claim)(nil),               // 18: culvert.agent.v1.Claim
+	(*Claims)(nil),              // 19: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),        // 20: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                 // 21: culvert.agent.v1.Ack
+	(*Report)(nil),              // 22: culvert.agent.v1.Report
+	(*Down)(nil),                // 23: culvert.agent.v1.Down
+	(*Probe)(nil),               // 24: culvert.agent.v1.Probe
+	(*Welcome)(nil),             // 25: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 26: culvert.agent.v1.Items
+	(*LogEnd)(nil),              // 27: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 28: culvert.agent.v1.Answer
+	(*Answers)(nil),             // 29: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 30: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 31: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 32: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 33: culvert.record.v1.Rev
+	(*Item)(nil),                // 34: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	13, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	15, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	17, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	18, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	19, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	20, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	30, // 6: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	14, // 7: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	30, // 8: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	14, // 9: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	30, // 10: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	16, // 11: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	30, // 12: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	22, // 13: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	23, // 14: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	26, // 15: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	27, // 16: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	31, // 17: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	30, // 18: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	24, // 19: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	30, // 20: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	30, // 21: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	25, // 22: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 23: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	28, // 24: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 25: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 26: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 27: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 28: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 29: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 30: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	21, // 31: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	29, // 32: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 33: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 34: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 35: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 36: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 37: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 38: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	31, // [31:39] is the sub-list for method output_type
-	23, // [23:31] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	15, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	17, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	19, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	20, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	21, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	22, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	13, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
+	14, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
+	33, // 8: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	16, // 9: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	33, // 10: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	16, // 11: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	33, // 12: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	18, // 13: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	33, // 14: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	25, // 15: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	26, // 16: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	29, // 17: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	30, // 18: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	24, // 19: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	34, // 20: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	33, // 21: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	27, // 22: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	33, // 23: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	33, // 24: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	28, // 25: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 26: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	31, // 27: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 28: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 29: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 30: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 31: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 32: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 33: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	23, // 34: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	32, // 35: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 36: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 37: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 38: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 39: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 40: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 41: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	34, // [34:42] is the sub-list for method output_type
+	26, // [26:34] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }
@@ -2390,12 +2626,15 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_InventoryEnd)(nil),
 		(*Up_Ack)(nil),
 		(*Up_Report)(nil),
+		(*Up_Breath)(nil),
+		(*Up_ProbeResult)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[21].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[23].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
 		(*Down_Refused)(nil),
+		(*Down_Probe)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2403,7 +2642,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -669,6 +669,7 @@ type HostRecord struct {
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
 	Vtep          []byte                 `protobuf:"bytes,2,opt,name=vtep,proto3" json:"vtep,omitempty"`
 	MachineId     string                 `protobuf:"bytes,3,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	Dead          bool                   `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"` // no entry points to it until it returns
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +723,13 @@ func (x *HostRecord) GetMachineId() string {
 		return x.MachineId
 	}
 	return ""
+}
+
+func (x *HostRecord) GetDead() bool {
+	if x != nil {
+		return x.Dead
+	}
+	return false
 }
 
 // StoreMeta stands under the key "meta", after the version byte.
@@ -891,6 +899,7 @@ type SessionRecord struct {
 	Host          []byte                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	N             uint64                 `protobuf:"varint,2,opt,name=n,proto3" json:"n,omitempty"`
 	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Echo          bool                   `protobuf:"varint,4,opt,name=echo,proto3" json:"echo,omitempty"` // its tunnel end point was seen to answer echo requests
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -944,6 +953,13 @@ func (x *SessionRecord) GetBootId() string {
 		return x.BootId
 	}
 	return ""
+}
+
+func (x *SessionRecord) GetEcho() bool {
+	if x != nil {
+		return x.Echo
+	}
+	return false
 }
 
 type FloorRecord struct {
@@ -1400,13 +1416,14 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x0ewant_addresses\x18\x05 \x03(\fR\rwantAddresses\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\fR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\a \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\b \x03(\tR\x05hosts\"r\n" +
+	"\x05hosts\x18\b \x03(\tR\x05hosts\"\x86\x01\n" +
 	"\n" +
 	"HostRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x12\n" +
 	"\x04vtep\x18\x02 \x01(\fR\x04vtep\x12\x1d\n" +
 	"\n" +
-	"machine_id\x18\x03 \x01(\tR\tmachineId\"v\n" +
+	"machine_id\x18\x03 \x01(\tR\tmachineId\x12\x12\n" +
+	"\x04dead\x18\x04 \x01(\bR\x04dead\"v\n" +
 	"\tStoreMeta\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06schema\x18\x02 \x01(\rR\x06schema\x12!\n" +
@@ -1419,11 +1436,12 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\aexpires\x18\x04 \x01(\x10R\aexpires\x12\x1b\n" +
 	"\tuses_left\x18\x05 \x01(\rR\busesLeft\x12\x12\n" +
 	"\x04host\x18\x06 \x01(\tR\x04host\x12\x14\n" +
-	"\x05cause\x18\a \x01(\tR\x05cause\"J\n" +
+	"\x05cause\x18\a \x01(\tR\x05cause\"^\n" +
 	"\rSessionRecord\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\fR\x04host\x12\f\n" +
 	"\x01n\x18\x02 \x01(\x04R\x01n\x12\x17\n" +
-	"\aboot_id\x18\x03 \x01(\tR\x06bootId\"Q\n" +
+	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x12\n" +
+	"\x04echo\x18\x04 \x01(\bR\x04echo\"Q\n" +
 	"\vFloorRecord\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12(\n" +
 	"\x03rev\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\"\xf0\x01\n" +

@@ -1174,7 +1174,7 @@ func (*HostSpec) Descriptor() ([]byte, []int) {
 type HostStatus struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Vtep               string                 `protobuf:"bytes,1,opt,name=vtep,proto3" json:"vtep,omitempty"`
-	State              string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // connected, away
+	State              string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // connected, away, dead
 	AppliedRevision    string                 `protobuf:"bytes,3,opt,name=applied_revision,json=appliedRevision,proto3" json:"applied_revision,omitempty"`
 	EvidenceAgeSeconds float64                `protobuf:"fixed64,4,opt,name=evidence_age_seconds,json=evidenceAgeSeconds,proto3" json:"evidence_age_seconds,omitempty"`
 	Endpoints          uint32                 `protobuf:"varint,5,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
@@ -1359,6 +1359,7 @@ type EndpointStatus struct {
 	Since         string                 `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
 	ExpectedAt    []string               `protobuf:"bytes,9,rep,name=expected_at,json=expectedAt,proto3" json:"expected_at,omitempty"` // hosts on which it is pre-associated (RFC 8394)
 	MovedFrom     string                 `protobuf:"bytes,10,opt,name=moved_from,json=movedFrom,proto3" json:"moved_from,omitempty"`   // host that it was on before this one
+	State         string                 `protobuf:"bytes,11,opt,name=state,proto3" json:"state,omitempty"`                            // up, host dead
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1459,6 +1460,13 @@ func (x *EndpointStatus) GetExpectedAt() []string {
 func (x *EndpointStatus) GetMovedFrom() string {
 	if x != nil {
 		return x.MovedFrom
+	}
+	return ""
+}
+
+func (x *EndpointStatus) GetState() string {
+	if x != nil {
+		return x.State
 	}
 	return ""
 }
@@ -1713,7 +1721,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"apiVersion\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x128\n" +
-	"\x06status\x18\x05 \x01(\v2 .culvert.v1alpha1.EndpointStatusR\x06status\"\x8a\x02\n" +
+	"\x06status\x18\x05 \x01(\v2 .culvert.v1alpha1.EndpointStatusR\x06status\"\xa0\x02\n" +
 	"\x0eEndpointStatus\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
@@ -1727,7 +1735,8 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"expectedAt\x12\x1d\n" +
 	"\n" +
 	"moved_from\x18\n" +
-	" \x01(\tR\tmovedFrom\"\x93\x02\n" +
+	" \x01(\tR\tmovedFrom\x12\x14\n" +
+	"\x05state\x18\v \x01(\tR\x05state\"\x93\x02\n" +
 	"\bResource\x122\n" +
 	"\x06tenant\x18\x01 \x01(\v2\x18.culvert.v1alpha1.TenantH\x00R\x06tenant\x125\n" +
 	"\anetwork\x18\x02 \x01(\v2\x19.culvert.v1alpha1.NetworkH\x00R\anetwork\x12,\n" +

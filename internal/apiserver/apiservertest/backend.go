@@ -158,6 +158,17 @@ func (b *Backend) Leave(name string) {
 	b.step(managercore.Closed{Host: b.hosts[name], Session: b.state(name).Session})
 }
 
+// Die is the verdict that a host is dead.
+func (b *Backend) Die(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	dead := *b.core.View().Host(b.hosts[name])
+	dead.Dead = true
+	b.n++
+	b.step(managercore.Stored{N: b.n, Puts: []managercore.StoredRecord{{Rec: &dead, N: b.n}}})
+	b.step(managercore.Closed{Host: b.hosts[name], Session: b.state(name).Session})
+}
+
 // Plug makes a host claim the endpoint of a port.
 func (b *Backend) Plug(host, tenant, port string) {
 	b.mu.Lock()
