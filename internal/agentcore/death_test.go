@@ -45,6 +45,22 @@ func TestADeadHostsRowsGoByOneRecord(t *testing.T) {
 	}
 }
 
+// Nor may frames come from a dead host on which an endpoint was expected.
+func TestADeadHostIsNoSource(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h3 p2 "+mac2+" 10.0.0.2 pre=h2")
+	r.news("", h2Dies)
+	if s := r.dump(); strings.Contains(s, "192.0.2.202") {
+		t.Errorf("the kernel holds\n%s\nwant nothing of h2", s)
+	}
+	r.news("", h2Return)
+	if s := r.dump(); !strings.Contains(s, "source 10 "+mac2+" via 192.0.2.202") {
+		t.Errorf("after its return the kernel holds\n%s\nwant it as a source again", s)
+	}
+}
+
 // A guest of a dead host that is started here is claimed, whether its device
 // came before its host was known to be dead or after.
 func TestAGuestOfADeadHostIsTakenOver(t *testing.T) {

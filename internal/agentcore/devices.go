@@ -47,12 +47,12 @@ func (c *Core) serve(n *network) {
 }
 
 // wantServing decides whether the network wants a VXLAN device: from its first
-// member port on, and for a while after its last.
+// port on, and for a while after its last.
 func (c *Core) wantServing(n *network) bool {
 	if !n.live() {
 		return false
 	}
-	if len(n.guests) > 0 {
+	if n.occupied() {
 		n.graceEnd = 0
 		return true
 	}
@@ -64,6 +64,20 @@ func (c *Core) wantServing(n *network) bool {
 		c.alarmAt(n.graceEnd)
 	}
 	return n.graceEnd > c.now
+}
+
+// occupied reports whether a guest is or may come here: also behind a port's
+// device that is empty now.
+func (n *network) occupied() bool {
+	if len(n.guests) > 0 {
+		return true
+	}
+	for _, t := range n.taps { // order-free: any will do
+		if t.declared != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // NextOps appends at most max operations (a few more of devices) to buf and

@@ -52,7 +52,8 @@ type guest struct {
 }
 
 // place settles which device has the guest with that MAC: where two claim to,
-// the one that came last, because a VM that restarts may leave one behind.
+// the one that came last, because a VM that restarts may leave one behind. One
+// that is known to be left behind has none, also when no other is there.
 func (c *Core) place(n *network, mac overlay.MAC) {
 	var best *guest
 	for _, t := range n.taps { // order-free: the greatest of all
@@ -60,7 +61,7 @@ func (c *Core) place(n *network, mac overlay.MAC) {
 		if t.declared != nil && t.declared.mac == mac {
 			g = t.declared
 		}
-		if g != nil && (best == nil || (g.port.IsZero() == best.port.IsZero() && t.index > best.tap.index) || (!g.port.IsZero() && best.port.IsZero())) {
+		if g != nil && !t.empty && (best == nil || (g.port.IsZero() == best.port.IsZero() && t.index > best.tap.index) || (!g.port.IsZero() && best.port.IsZero())) {
 			best = g
 		}
 	}
@@ -72,6 +73,12 @@ func (c *Core) place(n *network, mac overlay.MAC) {
 		delete(n.guests, mac)
 	} else {
 		n.guests[mac] = best
+		if e := n.eps[mac]; best.claimed && e != nil && !e.gone && e.rec != nil && e.rec.Host != c.cfg.Self {
+			best.left = true
+		}
+		// What was said of it before another device had the guest is not true
+		// any more, and was perhaps withdrawn.
+		best.claimed, best.expected, best.waitFor, best.retryAt = false, false, overlay.Rev{}, 0
 	}
 	c.replan(n, mac)
 	for _, g := range []*guest{old, best} {
@@ -101,6 +108,10 @@ func (g *guest) follow(self overlay.UID, was, e *endpoint) {
 			g.base = e.rev
 		}
 		return
+	case (was.rec == nil || was.gone) && g.arrived && !g.base.Less(was.rev) && g.tap.nic.State == hoststate.NICRunning && e.rec.Evidence < overlay.EvidenceHypervisor:
+		// Nobody had it, and a device elsewhere was faster: it says less than
+		// the hypervisor here, by whose word the guest runs.
+		g.base, g.claimed, g.waitFor, g.retryAt = e.rev, false, overlay.Rev{}, 0
 	case g.back && e.rec.From == self:
 		g.arrived, g.base, g.claimed, g.waitFor, g.retryAt = true, e.rev, false, overlay.Rev{}, 0
 	}
@@ -153,6 +164,9 @@ func (c *Core) heard(e Heard) {
 		return
 	}
 	t, src := n.taps[e.Port], e.Fact.Src
+	if t.empty && !e.ToGuest && e.At > t.emptyAt {
+		c.emptied(n, t, false)
+	}
 	if t.declared == nil && n.log.complete && !e.ToGuest {
 		if _, ok := n.byMAC[src]; ok {
 			t.seen = src
@@ -235,11 +249,23 @@ func (c *Core) nicChanged(device string, x hoststate.NIC) {
 			t.nic = x
 			t.word = x.State == hoststate.NICRunning && (t.word || was != x.State)
 			c.identify(n, t)
+			if x.State != 0 && (x.State == hoststate.NICGone) != t.empty {
+				c.emptied(n, t, !t.empty)
+			}
 			if g := t.declared; g != nil && was != x.State {
 				c.nicState(n, g, x.State)
 			}
 		}
 	}
+}
+
+// emptied takes it that no guest is behind a device, or that one is again.
+func (c *Core) emptied(n *network, t *tap, empty bool) {
+	t.empty, t.emptyAt = empty, c.now
+	for _, g := range t.guests() {
+		c.place(n, g.mac)
+	}
+	c.touch(n)
 }
 
 // nicState acts on a new state of the guest behind a device.

@@ -209,3 +209,81 @@ func TestAHostThatExpectsItBackDoesNotRelay(t *testing.T) {
 		t.Errorf("the kernel holds\n%s\nwant no relay any more", s)
 	}
 }
+
+// A device that its hypervisor has forgotten has no guest, whatever is bound to
+// this host: a VM that restarts, or comes back, leaves such devices behind.
+func TestADeviceLeftBehindHasNoGuest(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	nic := func(device string, s hoststate.NICState) {
+		r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: device, MAC: mac(mac1), State: s}}})
+	}
+	nic("tap-p1", hoststate.NICRunning)
+	r.says("ack 10")
+	second := r.m.Plug("tap-p1b", 10, hoststate.PortAlias("default", "p1"))
+	r.settle()
+	nic("tap-p1b", hoststate.NICRunning)
+	nic("tap-p1", hoststate.NICGone)
+	r.did()
+	r.says("claim 2 " + mac1 + " base 10 hypervisor") // by the other device
+	r.step(Answered{ID: 2, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 10}})
+	r.m.Unplug("tap-p1b")
+	r.settle()
+	if s := r.dump(); strings.Contains(s, "member tap-p1") || strings.Contains(s, "master 10 "+mac1+" dev tap") {
+		t.Errorf("the kernel holds\n%s\nwant the device that is left to pass nothing", s)
+	}
+	r.says("leave 3 " + mac1 + " base 10 none")
+	r.news("n1", "-at h1 p1 "+mac1+" 10.0.0.1")
+	r.says("ack 11")
+	// Old frames are no news. A new one is: the hypervisor was wrong.
+	if l, ok := r.m.Link("tap-p1"); !ok || l.Index == second {
+		t.Fatal("the first device is not there")
+	} else {
+		r.step(Heard{Port: l.Index, Fact: packet.Fact{Src: mac(mac1)}, At: r.now - 1})
+		r.says()
+		r.step(Heard{Port: l.Index, Fact: packet.Fact{Src: mac(mac1)}, At: r.now + 1})
+	}
+	r.says("claim 4 " + mac1 + " base 11 hypervisor")
+}
+
+// Whose hypervisor says that it is gone need not wait for the device to go.
+func TestAGuestThatIsGoneIsWithdrawn(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.ups()
+	gone := Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: "tap-p1", MAC: mac(mac1), State: hoststate.NICGone}}}
+	r.step(gone)
+	r.did()
+	r.says("leave 2 " + mac1 + " base 10 none")
+	r.step(gone)
+	r.says()
+	r.news("n1", "-at h1 p1 "+mac1+" 10.0.0.1")
+	r.says("ack 11")
+	// Its device is used again.
+	r.m.SetUp("tap-p1", false)
+	r.settle()
+	r.m.SetUp("tap-p1", true)
+	r.settle()
+	r.says("claim 3 " + mac1 + " base 11 device")
+}
+
+// Where nobody has an endpoint, a device is enough to claim it: also one that a
+// migration left behind, and it may be faster than the host on which the guest
+// runs. The hypervisor's word there says more than such a device.
+func TestARunningGuestIsClaimedBackFromADevice(t *testing.T) {
+	t.Parallel()
+	for state, want := range map[hoststate.NICState]string{
+		hoststate.NICRunning: "claim 2 " + mac1 + " base 10 hypervisor\nack 10",
+		hoststate.NICPaused:  "ack 10",
+	} {
+		r := serving(t) // and has claimed it
+		r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: "tap-p1", MAC: mac(mac1), State: state}}})
+		r.ups()
+		r.step(Answered{ID: 1, Binding: overlay.Rev{Epoch: 1, N: 10}, Reason: "a newer binding stands"})
+		r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1")
+		r.did()
+		r.says(want)
+	}
+}

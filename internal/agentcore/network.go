@@ -208,7 +208,8 @@ func (c *Core) hostItem(r *overlay.Host, it Item) {
 func (c *Core) vtepChanged(host overlay.UID) {
 	for _, n := range c.sortedNets() {
 		for _, mac := range sortedMACs(n.eps) {
-			if r := n.eps[mac].rec; r != nil && r.Host == host {
+			// Also where frames may come from: before it comes, and after it left.
+			if r := n.eps[mac].rec; r != nil && (r.Host == host || r.From == host || slices.Contains(r.Pre, host)) {
 				c.replan(n, mac)
 			}
 		}

@@ -162,7 +162,7 @@ func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
 		t.seen = k.MAC
 		c.identify(n, t)
 	}
-	return declared || v.Flags == 0 || c.relearn(n, t, k, v)
+	return t.declared != nil || v.Flags == 0 || c.relearn(n, t, k, v)
 }
 
 // compare takes what tables were read to hold. A difference in a row that was

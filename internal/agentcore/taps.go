@@ -30,6 +30,10 @@ type tap struct {
 	pending bool
 	// word: the hypervisor said that the guest runs here, see weigh.
 	word bool
+	// empty: the hypervisor said, at that time, that its guest is gone. Its
+	// next word, a newer frame, or that it comes up again say otherwise.
+	empty   bool
+	emptyAt Time
 
 	declared *guest                 // the declared port that it is; nil while unclaimed
 	learned  map[overlay.MAC]*guest // undeclared endpoints that were heard on it
@@ -108,6 +112,9 @@ func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 // tapUp looks what it means that a device began to pass frames.
 func (c *Core) tapUp(n *network, t *tap) {
 	t.pending = false
+	if t.empty {
+		c.emptied(n, t, false)
+	}
 	for _, g := range t.guests() {
 		g.left = false
 		c.came(n, g)

@@ -189,6 +189,18 @@ static __always_inline bool claims_own(__u32 port, const struct port_conf *p, co
 	return false;
 }
 
+// to_nobody says whether a frame is a neighbour advertisement to the unspecified
+// address, which the VXLAN device's proxy makes when it answers a guest's
+// duplicate address detection, and which no receiver may take (RFC 4861 section
+// 7.1.2). The agent answers in its place.
+static __always_inline bool to_nobody(struct __sk_buff *skb, const struct facts *f)
+{
+	struct in6 dst;
+
+	return f->type == ETH_P_IPV6 && f->proto == PROTO_ICMPV6 && f->icmp == ND_ADVERT &&
+	       !bpf_skb_load_bytes(skb, f->l3 + 24, &dst, sizeof(dst)) && is_any6(&dst);
+}
+
 SEC("tc")
 int cv_to_port(struct __sk_buff *skb)
 {
@@ -205,6 +217,8 @@ int cv_to_port(struct __sk_buff *skb)
 		return drop(port, NOT_FOR_PORT);
 	if (!parse(skb, &f))
 		return NEXT; // the guest's own stack is the judge of what is cut
+	if (to_nobody(skb, &f))
+		return drop(port, MALFORMED);
 	if (claims_own(port, p, &f))
 		return drop(port, OWN_ADDRESS);
 	if (f.proto == IPPROTO_UDP && (f.type == ETH_P_IP ? f.sport == 67 : f.sport == 547))

@@ -226,6 +226,7 @@ func TestToPort(t *testing.T) {
 		{"its own announcement", eth(all, mine, arpT, arp(2, mine, own4, own4)), 0},
 		{"its own announcement with a further MAC", eth(all, spare, arpT, arp(2, spare, own4, own4)), 0},
 		{"ARP probe for its address", eth(all, other, arpT, arp(1, other, none4, own4)), 0},
+		{"advertisement to nobody", eth(mine, other, v6, ip6(their6, none6, 58, icmp6(136, their6))), hoststate.DropMalformed},
 		{"advertisement of its address", eth(mine, other, v6, ip6(their6, own6, 58, icmp6(136, own6))), hoststate.DropOwnAddress},
 		{"the same behind options", eth(mine, other, v6, ip6(their6, own6, 0, options(58), icmp6(136, own6))), hoststate.DropOwnAddress},
 		{"its own advertisement", eth(all, mine, v6, ip6(own6, their6, 58, icmp6(136, own6))), 0},

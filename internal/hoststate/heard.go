@@ -32,7 +32,7 @@ const (
 	DropPuntLimit  DropReason = 9  // not a drop of the frame: it was not handed up
 	DropVTEP       DropReason = 10 // underlay: from no VTEP of the fleet
 	DropVNI        DropReason = 11 // underlay: of a network that is not served here
-	DropMalformed  DropReason = 12 // underlay: VXLAN header or inner frame is not one
+	DropMalformed  DropReason = 12 // underlay: VXLAN header or inner frame is not one; to the guest: an advertisement to nobody
 	DropSource     DropReason = 13 // underlay: the VTEP may not send for that MAC
 	DropFragment   DropReason = 14 // underlay: a first fragment without the inner header
 	dropReasons               = 15

@@ -177,7 +177,10 @@ func (r MigrateResult) Text() string {
 		b.WriteString("  away                    " + strings.Join(r.Away, " ") + "\n")
 	}
 	if r.Pings != nil {
-		line("pings lost", fmt.Sprint(len(r.Pings.Lost)), fmt.Sprintf("of %d (%s ms apart), %d of them not in the pause", r.Pings.Sent, millis(r.Interval), r.Pings.LostOutside(r.Stopped, r.Running)))
+		line("pings lost", fmt.Sprint(len(r.Pings.Lost)), fmt.Sprintf("of %d (%s ms apart)", r.Pings.Sent, millis(r.Interval)))
+		if len(r.Pings.Lost) > 0 {
+			line("while it ran", fmt.Sprint(r.Pings.LostOutside(r.Stopped, r.Running)), "of these")
+		}
 	}
 	return b.String()
 }

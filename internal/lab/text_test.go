@@ -115,7 +115,7 @@ func TestMigrateText(t *testing.T) {
   prepared on h3          4 ms
   resumed                 0 ms   (revision 41)
   all 3 hosts exact      19 ms   (slowest h2)
-  pings lost              0 of 2000 (1 ms apart), 0 of them not in the pause
+  pings lost              0 of 2000 (1 ms apart)
 `
 	if got := r.Text(); got != want {
 		t.Errorf("got:\n%swant:\n%s", got, want)

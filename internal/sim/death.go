@@ -110,9 +110,13 @@ func (h *host) newKernel() {
 }
 
 // losePower takes agent, kernel and VMs at once; nobody is told. The disk
-// stays.
+// stays. It spares a host that has met an older store, for whose protection the
+// kernel alone speaks: without both, nothing knows any better than that store.
 func (h *host) losePower(again int64) {
 	w := h.w
+	if h.poor != nil || h.misled > w.now {
+		return
+	}
 	w.log("%s loses its power", h.name)
 	if h.up {
 		h.check()

@@ -62,6 +62,7 @@ type host struct {
 	troubled int64
 	deaf     int64        // until when its hypervisor tells nothing
 	words    int64        // when its hypervisor's newest event arrives
+	applying int64        // until when the newest batch is under way
 	started  int64        // its agent
 	vteps    []netip.Addr // that it had, ever
 }
@@ -110,7 +111,9 @@ func (h *host) stopAgent(bare bool, again int64) {
 	if bare {
 		h.journal = nil
 	}
-	w.after(again, h.startAgent)
+	// A process has ended only when its system calls have: the next one starts
+	// after what this one had sent is done.
+	w.after(max(again, h.applying-w.now+1), h.startAgent)
 }
 
 // check looks at what must never have happened.
@@ -205,6 +208,7 @@ func (h *host) apply(ops []hoststate.Op) {
 	h.seen.decide()
 	w, inc, kernel := h.w, h.inc, h.kernel
 	d := h.lag(50*micro, milli)
+	h.applying = w.now + d
 	half := len(ops)
 	if len(ops) > 1 && w.hit(OpsHalfDone, 0.01) {
 		half = w.pick(len(ops))

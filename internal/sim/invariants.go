@@ -256,8 +256,8 @@ func (h *host) checkMemberGone(op hoststate.Op) {
 		return
 	}
 	n, p := w.portOf(x)
-	if p == nil || n.Blocked || w.store.values[overlay.KeyOf(p)].at+10*second > w.now {
-		return
+	if p == nil || n.Blocked || w.store.values[overlay.KeyOf(p)].at+10*second > w.now || slices.ContainsFunc(w.devicesOf(n, p), func(y *nic) bool { return y.host == h && y.vm != x.vm }) {
+		return // or another VM says to be that port: the newest device of a host has it
 	}
 	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && at.at+10*second <= w.now && e.Host == h.uid {
 		w.fail("%s: %v cuts off device %s, which is port %s and has been here", h.name, op, x.name, p.Name)

@@ -265,6 +265,9 @@ func (w *world) migrations() {
 			w.makeTrouble()
 		}
 		w.run(w.now + w.between(milli/10, second))
+		if w.chance(0.04) { // some guests have been where they are for long
+			w.run(w.now + 12*second)
+		}
 	}
 	w.log("rest begins")
 	w.calm = true

@@ -279,9 +279,18 @@ func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map
 // on one day is taken.
 func (w *world) expectedPre(h *host, p placed, rows map[hoststate.Key]hoststate.Val) {
 	rows[hoststate.Key{Table: hoststate.TableRelayed, VNI: p.net.VNI, MAC: p.port.MAC, IP: p.nic.host.vtep}] = hoststate.Val{}
+	var at []int32
 	for _, x := range w.devicesOf(p.net, p.port) {
 		if l, ok := h.kernel.Link(x.name); ok && x.host == h {
-			portRows(rows, l.Index, p.port, hoststate.Watch)
+			at = append(at, l.Index)
+		}
+	}
+	// Of several one is open. Which, depends on what was said of them: one may
+	// be known to be empty.
+	for i, index := range at {
+		if _, open := h.kernel.Row(hoststate.Key{Table: hoststate.TablePort, Port: index}); open || i == len(at)-1 {
+			portRows(rows, index, p.port, hoststate.Watch)
+			break
 		}
 	}
 }
@@ -307,7 +316,11 @@ func (w *world) compare(h *host, all []placed) []string {
 		have[r.Key] = r.Val
 	}
 	for _, v := range h.kernel.VNIs() {
+		_, served := h.kernel.Link(v.VXLAN())
 		for _, r := range h.kernel.Rows(v) {
+			if !served && r.Key.Table == hoststate.TableMaster {
+				continue // somebody's entry in a bridge that leads nowhere
+			}
 			if r.Key.Table == hoststate.TableMaster && r.Val.Flags == 0 {
 				continue // the bridge's own learning, of a device that is nobody's port
 			}

@@ -13,10 +13,10 @@ import (
 // relays for it.
 
 // settled reports whether the guest has run behind that device for at least
-// age, and nothing was said of its leaving.
+// age. That a migration has begun changes nothing before it stops.
 func (x *nic) settled(age int64) bool {
 	v := x.vm
-	return v.runs == x && v.since+age <= x.host.w.now && x.since+age <= x.host.w.now && !v.moving
+	return v.runs == x && v.since+age <= x.host.w.now && x.since+age <= x.host.w.now
 }
 
 // only is the one VM that may have that MAC in a network; nil if there is none,
@@ -46,13 +46,16 @@ func (w *world) checkPlace(was, is value) {
 		w.fail("endpoint %s is expected where it is: %+v", e.MAC, *e)
 	}
 	h := w.hostOf(e.Host)
-	if !h.hadDevice(e, 20*second) {
+	old, had := was.rec.(*overlay.Endpoint)
+	stays := had && !was.gone && old.Host == e.Host // what else of it changes says nothing of its place
+	if !stays && !h.hadDevice(e, 20*second) {
 		w.fail("endpoint %s is bound to %s, where its guest has no device: %s", e.MAC, h.name, e.Cause)
 	}
 	v := w.only(e.Network, e.Port)
-	if old, ok := was.rec.(*overlay.Endpoint); !ok || was.gone || v == nil || old.Host == e.Host || old.Port != e.Port {
+	if !had || was.gone || v == nil || stays || old.Port != e.Port {
 		return
-	} else if v.runs != nil && v.runs.host.uid == old.Host && v.runs.settled(10*second) && v.runs.host.troubled < w.now {
+	}
+	if v.runs != nil && v.runs.host.uid == old.Host && v.runs.settled(10*second) && v.runs.host.troubled < w.now {
 		w.fail("endpoint %s is moved to %s, and its guest runs on %s: %s", e.MAC, h.name, v.runs.host.name, e.Cause)
 	}
 }
@@ -80,7 +83,7 @@ func (h *host) checkClaim(c agentcore.Claim) {
 		return
 	}
 	for _, x := range w.nics { // one that went a moment ago explains it
-		if x.host == h && x.mac == c.MAC && x.since+second < w.now {
+		if on, _ := w.portOf(x); x.host == h && x.mac == c.MAC && x.since+second < w.now && on != nil && on.UID == c.Network {
 			w.fail("%s claims %s, and its kernel has %v and %v", h.name, c.MAC, row, pass)
 		}
 	}

@@ -43,6 +43,9 @@ func (h *host) checkPoor(op hoststate.Op) {
 	if h.poor == nil {
 		return
 	}
+	if _, there := h.kernel.LinkAt(op.Row.Key.Port); op.Kind == hoststate.OpDel && op.Row.Key.Port != 0 && !there {
+		return // of a device that has gone
+	}
 	switch op.Kind {
 	case hoststate.OpDel, hoststate.OpDelLink:
 		h.w.fail("%s: %v, told by a manager at revision %d while the kernel holds %d", h.name, op, h.poor.At.N, h.reached().N)

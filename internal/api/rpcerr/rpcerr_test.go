@@ -14,7 +14,7 @@ func TestReads(t *testing.T) {
 	changes := map[string]bool{
 		"/culvert.api.v1alpha1.API/Put": true, "/culvert.api.v1alpha1.API/Delete": true, "/culvert.api.v1alpha1.API/CreateToken": true,
 		"/culvert.agent.v1.Agents/Attach": true, "/culvert.agent.v1.Joining/Join": true,
-		"/culvert.agent.v1.Local/AttachPort": true, "/culvert.agent.v1.Local/DetachPort": true,
+		"/culvert.agent.v1.Local/AttachPort": true, "/culvert.agent.v1.Local/DetachPort": true, "/culvert.agent.v1.Local/ReportGuest": true,
 	}
 	found := 0
 	for _, file := range []protoreflect.FileDescriptor{culvertv1.File_culvertv1_api_proto, culvertv1.File_culvertv1_agent_proto} {

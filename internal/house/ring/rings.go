@@ -71,7 +71,7 @@ var rings = []ring{
 		root: true, depth: 1, needs: slices.Concat(kernelTools, hypervisor)},
 	{name: "sim", what: "a manager and many agents in one thread, from a seed", budget: 3 * time.Minute, limit: 2 * time.Hour,
 		depth: 1},
-	{name: "stories", what: "whole labs: processes, namespaces, guests", budget: 6 * time.Minute, limit: 2 * time.Hour,
+	{name: "stories", what: "whole labs: processes, namespaces, guests", budget: 9 * time.Minute, limit: 2 * time.Hour,
 		root: true, depth: 2, flags: []string{"-p=1"}, needs: slices.Concat(kernelTools, hypervisor, guests)},
 }
 
