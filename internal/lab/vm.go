@@ -405,6 +405,25 @@ func notExact(hosts []*culvertv1.HostWait) []string {
 // awaitPorts waits until the ports are up where their VMs are, then until all
 // hosts hold the revision that says so.
 func awaitPorts(ctx context.Context, client culvertv1connect.APIClient, want map[string]VM) (revision string, hosts []*culvertv1.HostWait, err error) {
+	// A revision that was overtaken meanwhile concerns nobody: an endpoint that
+	// moves is bound by its source's word, and again by its destination's.
+	for range overtaken {
+		if revision, err = awaitUp(ctx, client, want); err != nil {
+			return "", nil, err
+		}
+		if hosts, err = awaitHosts(ctx, client, revision); err != nil || len(hosts) > 0 {
+			break
+		}
+	}
+	return revision, hosts, err
+}
+
+// overtaken bounds how often a revision is looked up anew.
+const overtaken = 10
+
+// awaitUp waits until the ports are up where they should be, and gives the
+// revision that says so.
+func awaitUp(ctx context.Context, client culvertv1connect.APIClient, want map[string]VM) (revision string, err error) {
 	missing := ""
 	err = pollEvery(ctx, 2*time.Millisecond, upLimit, func() (bool, error) {
 		res, err := client.List(ctx, &culvertv1.ListRequest{Kind: "port"})
@@ -427,14 +446,10 @@ func awaitPorts(ctx context.Context, client culvertv1connect.APIClient, want map
 		return missing == "", nil
 	})
 	if errors.Is(err, errTimeout) {
-		return "", nil, errors.Join(errPending, api.Refuse(api.CodePending, "the VM runs, but it is not connected everywhere yet",
+		return "", errors.Join(errPending, api.Refuse(api.CodePending, "the VM runs, but it is not connected everywhere yet",
 			"not up after "+upLimit.String()+":"+missing, ""))
 	}
-	if err != nil {
-		return "", nil, err
-	}
-	hosts, err = awaitHosts(ctx, client, revision)
-	return revision, hosts, err
+	return revision, err
 }
 
 // awaitHosts waits until no host is behind a revision. Hosts that are away do
