@@ -193,7 +193,10 @@ func realMigration(t *testing.T, d1, d2 *realDaemon) {
 	}
 	done := slowly(d2, d1, "192.0.2.2", "--postcopy", "--persistent")
 	l2.want("g", "incoming")
-	d1.virsh("migrate-postcopy", "g")
+	poll(t, "post-copy is begun", func() bool { // the source says no until its QEMU has begun to send
+		_, err := d1.tryVirsh("migrate-postcopy", "g")
+		return err == nil
+	})
 	l2.want("g", "running")
 	l1.want("g", "leaving gone")
 	if err := <-done; err != nil {
