@@ -218,17 +218,16 @@ func (c *Core) echoOver(host overlay.UID, p *pulse) {
 	}
 	switch {
 	case r.yes > 0 && !was:
-		c.noteEcho(host, true)
-		c.errand(ErrandHeard, host, "")
+		c.noteEcho(host, true, ErrandHeard)
+	case p.echoFails == muteAfter && was:
+		c.noteEcho(host, false, ErrandMute)
 	case p.echoFails == muteAfter:
-		if was {
-			c.noteEcho(host, false)
-		}
 		c.errand(ErrandMute, host, "")
 	}
 }
 
-func (c *Core) noteEcho(host overlay.UID, echo bool) {
+// noteEcho writes down whether a host answers, and says so once it stands.
+func (c *Core) noteEcho(host overlay.UID, echo bool, say ErrandKind) {
 	w := c.rows[Key{Kind: overlay.KindSession, UID: host}]
 	if w == nil || w.gone {
 		return
@@ -237,5 +236,5 @@ func (c *Core) noteEcho(host overlay.UID, echo bool) {
 	next.Echo = echo
 	t := c.begin()
 	t.put(&next)
-	t.commit(nil, nil)
+	t.commit(func(overlay.Rev) { c.errand(say, host, "") }, nil)
 }

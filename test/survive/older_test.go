@@ -96,12 +96,16 @@ func (r *rig) refusals(h string) int {
 	return strings.Count(r.log(h), "code="+string(api.CodeOlderStore))
 }
 
-// marked waits until every kernel is marked with what its agent has
-// acknowledged.
+// marked waits until the fleet is at rest: the manager has written down of each
+// host that it answers echo requests, which it asks of every new host, and each
+// kernel is marked with the fleet's newest revision.
 func (r *rig) marked() {
 	r.t.Helper()
-	r.await(10*time.Second, "all kernels marked", func() error {
-		hosts, err := r.hostStatus()
+	r.await(20*time.Second, "all kernels marked", func() error {
+		if n := strings.Count(r.log("m1"), "host answers echo requests"); n < len(r.hosts) {
+			return fmt.Errorf("the echo of %d hosts is known, want %d", n, len(r.hosts))
+		}
+		st, err := r.status()
 		if err != nil {
 			return err
 		}
@@ -116,7 +120,7 @@ func (r *rig) marked() {
 					marks = append(marks, hoststate.Row{Key: k}.String())
 				}
 			}
-			if want := "mark " + hosts[h].GetAppliedRevision(); len(marks) != 1 || marks[0] != want {
+			if want := "mark " + st.GetRevision(); len(marks) != 1 || marks[0] != want {
 				return fmt.Errorf("%s has %q, want %q", h, marks, want)
 			}
 		}
