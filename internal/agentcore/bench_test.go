@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -88,29 +89,47 @@ func onThread(tb testing.TB) time.Duration {
 
 // TestFigures measures what is promised: 100,000 entries of tables, a thousand
 // at a time, within 100 ms of processor time, and one endpoint within 5 us when
-// those are known. It fails if work is done twice or not at all, never for its
-// time: tests run on machines of all kinds.
+// those are known. The first pass of a process pays for its heap, too: the
+// kernel hands out each page when it is first touched, which costs more in some
+// virtual machines than all else. It fails if work is done twice or not at all,
+// never for its time: tests run on machines of all kinds.
 func TestFigures(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	const passes = 5
+	var all, one []time.Duration
+	rows := 0
+	for range passes {
+		var a, o time.Duration
+		rows, a, o = figures(t)
+		all, one = append(all, a), append(one, o)
+	}
+	first := all[0]
+	slices.Sort(all)
+	slices.Sort(one)
+	t.Logf("figure: %d rows of tables, 1000 at a time: %v, the first pass %v (goal 100ms); one endpoint moved when all are known: %v (goal 5us); medians of %d%s",
+		rows, all[passes/2].Round(time.Millisecond), first.Round(time.Millisecond), one[passes/2], passes, detector)
+}
+
+// figures is the processor time of all rows, and that of one endpoint after.
+func figures(t *testing.T) (rows int, all, one time.Duration) {
 	c, network := served(t)
-	const n, batch = 25_000, 250 // endpoints; each has four rows
+	const n, batch = 20_000, 200 // endpoints; each has five rows
 	items := entries(network, n, 1000)
 	var ops []hoststate.Op
 	var res []hoststate.Result
-	rows, done := 0, 0
+	done := 0
 	began := onThread(t)
 	for i := 0; i < n; i += batch {
 		c.Step(1, Items{Items: items[i : i+batch], UpTo: items[i+batch-1].Rev})
 		ops, res, done = settle(c, 1, ops, res)
 		rows += done
 	}
-	all := onThread(t) - began
-	if want := n*4 + 200; rows < want {
-		t.Errorf("%d operations, want %d at least: two FDB entries and two neighbours each, and 200 places in the list", rows, want)
+	all = onThread(t) - began
+	if want := n*5 + 200; rows != want {
+		t.Errorf("%d operations, want %d: a source, two FDB entries and two neighbours each, and 200 places in the list", rows, want)
 	}
-	const ones = 20_000
-	moved := entries(network, ones, 1000+n)
+	moved := entries(network, n, 1000+n)
 	for i := range moved { // each to the next host
 		e := moved[i].Rec.(*overlay.Endpoint)
 		e.Host[1] = byte((int(e.Host[1]) + 1) % 200)
@@ -120,8 +139,7 @@ func TestFigures(t *testing.T) {
 		c.Step(1, Items{Items: moved[i : i+1], UpTo: moved[i].Rev})
 		ops, res, _ = settle(c, 1, ops, res)
 	}
-	one := (onThread(t) - began) / ones
-	t.Logf("figure: %d rows of %d endpoints, %d at a time: %v (goal 100ms); one endpoint moved when all are known: %v (goal 5us)%s", rows, n, batch, all.Round(time.Millisecond), one, detector)
+	return rows, all, (onThread(t) - began) / n
 }
 
 // BenchmarkEntries is 100,000 endpoints in batches of 1,000, through read-back.

@@ -88,7 +88,7 @@ type Core struct {
 	delayed  []delayedRow
 	nextID   uint64
 	inflight flights
-	picks    []picked       // scratch of takeRows
+	picks    []*rowState    // scratch of takeRows
 	orders   []hoststate.Op // attach and detach, from the local API
 
 	tapNet    map[int32]*network // by ifindex of a port
@@ -284,8 +284,8 @@ func (c *Core) due() {
 			c.alarmAt(d.at)
 			continue
 		}
-		if rs := d.set.rows[d.key]; rs != nil && !rs.settled() {
-			d.set.enqueue(d.key, rs)
+		if rs := d.set.get(d.key); rs != nil && !rs.settled() {
+			d.set.enqueue(rs)
 		}
 	}
 	c.delayed = keep

@@ -329,8 +329,8 @@ func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have
 
 // pinned reports whether an entry on a VM's device stands that nobody wants.
 func (n *network) pinned() bool {
-	for k, rs := range n.rows.rows { // order-free: any will do
-		if k.Table == hoststate.TableMaster && !rs.wanted() && rs.present && rs.have.Port != 0 {
+	for rs := range n.rows.all() { // order-free: any will do
+		if rs.key.Table == hoststate.TableMaster && !rs.wanted() && rs.present && rs.have.Port != 0 {
 			return true
 		}
 	}

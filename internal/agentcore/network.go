@@ -366,8 +366,11 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 func (c *Core) owned(n *network, r *overlay.Endpoint) {
 	for _, a := range r.Addresses {
 		old, known := n.owner[a]
+		if known && old == r.MAC {
+			continue
+		}
 		n.owner[a] = r.MAC
-		if known && old != r.MAC && n.serving && n.log.complete {
+		if known && n.serving && n.log.complete {
 			c.orders = append(c.orders, hoststate.Op{
 				Kind: hoststate.OpAnnounce,
 				Row:  hoststate.Row{Key: hoststate.Key{Table: hoststate.TableNeigh, VNI: n.rec.VNI, IP: a}, Val: hoststate.Val{MAC: r.MAC}},
@@ -417,7 +420,7 @@ func (c *Core) replan(n *network, mac overlay.MAC) {
 func (c *Core) alter(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) {
 	rs := s.row(r.Key)
 	rs.wish(by, rev, r.Val)
-	c.changed(s, r.Key, rs)
+	c.changed(s, rs)
 }
 
 // planned is the input of the plan for one (network, MAC).

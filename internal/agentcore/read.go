@@ -26,7 +26,7 @@ func (c *Core) bell(b hoststate.Doorbell) {
 	if n == nil {
 		return
 	}
-	rs := n.rows.rows[b.Row.Key]
+	rs := n.rows.get(b.Row.Key)
 	switch {
 	case rs == nil || !rs.wanted():
 		if b.Deleted {
@@ -168,9 +168,9 @@ func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
 // compare takes what tables were read to hold. A difference in a row that was
 // held is somebody else's doing and counts as a repair.
 func (c *Core) compare(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelete bool, skip func(hoststate.Key, hoststate.Val) bool) {
-	var differ []hoststate.Key
-	for k, rs := range s.rows { // order-free: sorted below
-		v, present := have[k]
+	var differ []*rowState
+	for rs := range s.all() { // order-free: sorted below
+		v, present := have[rs.key]
 		if rs.busy {
 			continue // its read-back comes
 		}
@@ -179,10 +179,10 @@ func (c *Core) compare(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelet
 		switch {
 		case rs.settled():
 			if rs.open {
-				differ = append(differ, k)
+				differ = append(differ, rs)
 			}
 		default:
-			differ = append(differ, k)
+			differ = append(differ, rs)
 			if held {
 				c.stats.Repairs++
 			}
@@ -195,17 +195,21 @@ func (c *Core) compare(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelet
 			s.row(k)
 			c.stats.Repairs++
 		}
-		if rs := s.rows[k]; rs != nil && !rs.busy { // skip may have found out that it is wanted
+		if rs := s.get(k); rs != nil && !rs.busy { // skip may have found out that it is wanted
 			rs.known, rs.present, rs.have = true, true, v
-			differ = append(differ, k)
+			differ = append(differ, rs)
 		}
 	}
-	slices.SortFunc(differ, hoststate.Key.Compare)
-	for _, k := range differ {
-		if rs := s.rows[k]; rs != nil {
-			c.changed(s, k, rs)
+	sortRows(differ)
+	for _, rs := range differ {
+		if s.get(rs.key) == rs { // skip may have had it taken out
+			c.changed(s, rs)
 		}
 	}
+}
+
+func sortRows(rows []*rowState) {
+	slices.SortFunc(rows, func(a, b *rowState) int { return a.key.Compare(b.key) })
 }
 
 // unknown lists the keys that stand and of which a set knows nothing, sorted;
@@ -215,7 +219,7 @@ func unknown(s *rowSet, have map[hoststate.Key]hoststate.Val, mayDelete bool) (k
 		return nil
 	}
 	for k := range have { // order-free: sorted below
-		if s.rows[k] == nil {
+		if s.get(k) == nil {
 			keys = append(keys, k)
 		}
 	}
@@ -270,13 +274,13 @@ func (c *Core) settleDoubts(n *network) {
 		addresses[l.MAC] = true
 	}
 	for _, k := range sortedKeys(n.doubts) {
-		rs := n.rows.rows[k]
+		rs := n.rows.get(k)
 		if rs == nil && addresses[k.MAC] || rs != nil && !rs.wanted() {
 			delete(n.doubts, k)
 		}
 		if _, there := c.links[rs.port()]; rs != nil && !rs.wanted() && !rs.busy && !there {
 			rs.known, rs.present = true, false // it went with its port
-			c.changed(n.rows, k, rs)
+			c.changed(n.rows, rs)
 		}
 	}
 	if len(n.doubts) > 0 && n.doubtDue <= c.now {
@@ -360,13 +364,13 @@ func sameLink(a, b hoststate.Link) bool {
 
 // forgetHeld marks all rows of a network as unknown: its device is another.
 func (c *Core) forgetHeld(n *network) {
-	var keys []hoststate.Key
-	for k, rs := range n.rows.rows { // order-free: sorted below
+	var rows []*rowState
+	for rs := range n.rows.all() { // order-free: sorted below
 		rs.known, rs.present, rs.busy = false, false, false
-		keys = append(keys, k)
+		rows = append(rows, rs)
 	}
-	slices.SortFunc(keys, hoststate.Key.Compare)
-	for _, k := range keys {
-		c.changed(n.rows, k, n.rows.rows[k])
+	sortRows(rows)
+	for _, rs := range rows {
+		c.changed(n.rows, rs)
 	}
 }

@@ -17,23 +17,26 @@ type contribution struct {
 
 // rowState is one kernel row: what is wanted of it and what it was seen to be.
 type rowState struct {
+	key  hoststate.Key
+	next *rowState // in the chain of its set
+
 	// One address may belong to two endpoints for a moment; the newest wins.
 	// Rows of the replication list have one contributor an endpoint, which
 	// makes them many: they all want the same, so they are only counted.
 	// The first wish stands in the row itself: nearly all have one.
 	first contribution
-	has   bool
 	more  []contribution
-	count int
+	have  hoststate.Val
+	gen   uint64
+	count int32
+	has   bool
 
-	have    hoststate.Val
 	present bool
 	known   bool // present and have were read
 	busy    bool // in an operation
 	queued  bool
 	recheck bool // a doorbell rang while it was busy
 	open    bool // counted in the ledger
-	gen     uint64
 	tries   uint8
 }
 
@@ -97,37 +100,6 @@ func (r *rowState) settled() bool {
 	return r.present && r.have == r.want()
 }
 
-// rowSet is the rows of one network, or the host's global ones.
-type rowSet struct {
-	rows  map[hoststate.Key]*rowState
-	queue []picked
-	open  int        // rows that are in the ledger
-	term  int        // counts up when all rows are forgotten
-	fresh []rowState // where new rows come from, many at a time
-}
-
-func newRowSet() *rowSet { return &rowSet{rows: map[hoststate.Key]*rowState{}} }
-
-func (s *rowSet) row(k hoststate.Key) *rowState {
-	rs := s.rows[k]
-	if rs == nil {
-		if len(s.fresh) == 0 {
-			s.fresh = make([]rowState, min(max(len(s.rows), 8), 256))
-		}
-		rs, s.fresh = &s.fresh[0], s.fresh[1:]
-		s.rows[k] = rs
-	}
-	return rs
-}
-
-// enqueue puts a row that is not as it should be where NextOps finds it.
-func (s *rowSet) enqueue(k hoststate.Key, rs *rowState) {
-	if !rs.queued && !rs.busy {
-		rs.queued = true
-		s.queue = append(s.queue, picked{k, rs})
-	}
-}
-
 // add enters a wish for row r; remove takes it back.
 func (c *Core) add(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) {
 	rs := s.row(r.Key)
@@ -136,11 +108,11 @@ func (c *Core) add(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) 
 	} else {
 		rs.wish(by, rev, r.Val)
 	}
-	c.changed(s, r.Key, rs)
+	c.changed(s, rs)
 }
 
 func (c *Core) remove(s *rowSet, k hoststate.Key, by overlay.Key) {
-	rs := s.rows[k]
+	rs := s.get(k)
 	if rs == nil {
 		return
 	}
@@ -149,51 +121,51 @@ func (c *Core) remove(s *rowSet, k hoststate.Key, by overlay.Key) {
 	} else {
 		rs.unwish(by)
 	}
-	c.changed(s, k, rs)
+	c.changed(s, rs)
 }
 
 // changed looks anew at a row whose wish or state has changed.
-func (c *Core) changed(s *rowSet, k hoststate.Key, rs *rowState) {
+func (c *Core) changed(s *rowSet, rs *rowState) {
 	switch {
 	case rs.settled():
-		c.close(s, k, rs)
+		c.close(s, rs)
 	default:
 		if !rs.open {
 			rs.open, rs.gen = true, c.work.open()
 			s.open++
 		}
-		s.enqueue(k, rs)
+		s.enqueue(rs)
 	}
 }
 
 // close takes a settled row off the ledger, and out of memory if it is gone.
-func (c *Core) close(s *rowSet, k hoststate.Key, rs *rowState) {
+func (c *Core) close(s *rowSet, rs *rowState) {
 	if rs.open {
 		s.open--
 		rs.open, rs.tries = false, 0
 		c.work.done(rs.gen)
 	}
 	if !rs.wanted() && !rs.present && !rs.queued {
-		delete(s.rows, k)
+		s.remove(rs)
 	}
 }
 
 // drop forgets all rows of a set: its devices are gone, and the rows with them.
 func (c *Core) drop(s *rowSet) {
-	for _, rs := range s.rows { // order-free: only counts down
+	for rs := range s.all() { // order-free: only counts down
 		if rs.open {
 			rs.open = false
 			c.work.done(rs.gen)
 		}
 	}
-	s.rows, s.queue, s.open = map[hoststate.Key]*rowState{}, nil, 0
+	s.forget()
 	s.term++
 }
 
 // flight is what an operation under way is about.
 type flight struct {
 	set  *rowSet // nil for operations on devices
-	row  picked
+	row  *rowState
 	term int // of the set
 	net  overlay.UID
 	base bool
@@ -206,36 +178,32 @@ type delayedRow struct {
 	key hoststate.Key
 }
 
-// picked is a row that waits, or of which takeRows makes an operation.
-type picked struct {
-	key hoststate.Key
-	rs  *rowState
-}
-
 // takeRows appends at most max operations from the set's queue: first what is
 // to be written in the order of tables, then what is to be deleted in the
 // opposite order. While the tables are to be read, what nobody has looked at
 // is not deleted: what hangs on it may stand there, too, and goes first.
 func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete, unread bool, max int, buf []hoststate.Op) []hoststate.Op {
 	n := 0
-	var later []picked
+	var later []*rowState
 	picks := c.picks[:0]
 	for ; n < len(s.queue) && len(picks) < max; n++ {
-		k, rs := s.queue[n].key, s.queue[n].rs
+		rs := s.queue[n]
 		rs.queued = false
 		if rs.settled() {
-			c.close(s, k, rs)
+			c.close(s, rs)
 			continue
 		}
 		if !rs.wanted() && (!mayDelete || unread && !rs.known) {
 			rs.queued = true
-			later = append(later, picked{k, rs})
+			later = append(later, rs)
 			continue
 		}
 		rs.busy = true
-		picks = append(picks, picked{k, rs})
+		picks = append(picks, rs)
 	}
-	if s.queue = s.queue[n:]; len(later) > 0 {
+	if n == len(s.queue) && len(later) == 0 {
+		s.queue = s.queue[:0] // its room is used again
+	} else if s.queue = s.queue[n:]; len(later) > 0 {
 		s.queue = append(later, s.queue...)
 	}
 	c.picks = picks
@@ -244,13 +212,13 @@ func (c *Core) takeRows(s *rowSet, net overlay.UID, mayDelete, unread bool, max 
 
 // setOps appends what is to be written of the rows that were picked, in order:
 // a pass a table moves less than sorting would.
-func (c *Core) setOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
+func (c *Core) setOps(s *rowSet, net overlay.UID, picks []*rowState, buf []hoststate.Op) []hoststate.Op {
 	for _, t := range hoststate.WriteOrder {
-		for _, p := range picks {
-			if p.key.Table == t && p.rs.wanted() {
+		for _, rs := range picks {
+			if rs.key.Table == t && rs.wanted() {
 				buf = append(buf, hoststate.Op{
-					ID: c.fly(flight{set: s, row: p, term: s.term, net: net, kind: hoststate.OpSet}), Kind: hoststate.OpSet,
-					Row: hoststate.Row{Key: p.key, Val: p.rs.want()},
+					ID: c.fly(flight{set: s, row: rs, term: s.term, net: net, kind: hoststate.OpSet}), Kind: hoststate.OpSet,
+					Row: hoststate.Row{Key: rs.key, Val: rs.want()},
 				})
 			}
 		}
@@ -259,13 +227,13 @@ func (c *Core) setOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststat
 }
 
 // delOps appends what is to be deleted of the rows that were picked.
-func (c *Core) delOps(s *rowSet, net overlay.UID, picks []picked, buf []hoststate.Op) []hoststate.Op {
+func (c *Core) delOps(s *rowSet, net overlay.UID, picks []*rowState, buf []hoststate.Op) []hoststate.Op {
 	for _, t := range slices.Backward(hoststate.WriteOrder[:]) {
-		for _, p := range picks {
-			if p.key.Table == t && !p.rs.wanted() {
+		for _, rs := range picks {
+			if rs.key.Table == t && !rs.wanted() {
 				buf = append(buf, hoststate.Op{
-					ID: c.fly(flight{set: s, row: p, term: s.term, net: net, kind: hoststate.OpDel}), Kind: hoststate.OpDel,
-					Row: hoststate.Row{Key: p.key, Val: p.rs.have},
+					ID: c.fly(flight{set: s, row: rs, term: s.term, net: net, kind: hoststate.OpDel}), Kind: hoststate.OpDel,
+					Row: hoststate.Row{Key: rs.key, Val: rs.have},
 				})
 			}
 		}
@@ -330,7 +298,7 @@ func (c *Core) rowDone(f flight, r *hoststate.Result) {
 	if f.term != f.set.term {
 		return // its devices went meanwhile
 	}
-	key, rs := f.row.key, f.row.rs
+	rs := f.row
 	rs.busy = false
 	c.stats.Written++
 	switch {
@@ -348,25 +316,25 @@ func (c *Core) rowDone(f flight, r *hoststate.Result) {
 		c.wantRead(f.net)
 	}
 	if rs.settled() {
-		c.close(f.set, key, rs)
+		c.close(f.set, rs)
 		c.rowHeld(f)
 		return
 	}
 	if rs.known && rs.present == (f.kind == hoststate.OpSet) && (!rs.present || rs.have == r.Op.Row.Val) {
 		// Done as asked, and what is wanted changed meanwhile. Not a failure:
 		// a wait would let rows pass that must come after this one.
-		f.set.enqueue(key, rs)
+		f.set.enqueue(rs)
 		return
 	}
 	if r.Class == hoststate.ClassFull || r.Class == hoststate.ClassRefused {
 		c.stats.OpsRefused++
 		c.wantLinks() // a setting of the device may be why: IPv6 switched off rings no bell
-		c.problem("CV0206 the kernel refuses a " + key.Table.String() + " entry: " + r.Text)
+		c.problem("CV0206 the kernel refuses a " + rs.key.Table.String() + " entry: " + r.Text)
 	}
 	wait := 10 * millisecond << min(rs.tries, 9)
 	rs.tries = min(rs.tries+1, 20)
 	at := c.now + wait
-	c.delayed = append(c.delayed, delayedRow{at, f.set, key})
+	c.delayed = append(c.delayed, delayedRow{at, f.set, rs.key})
 	c.alarmAt(at)
 }
 

@@ -312,7 +312,7 @@ func (c *Core) guard(n *network, t *tap, rows []hoststate.Row) {
 // guardStands reports whether the kernel holds all that guard asked for.
 func (c *Core) guardStands(t *tap) bool {
 	for _, r := range t.guard {
-		if rs := c.global.rows[r.Key]; rs == nil || !rs.settled() {
+		if rs := c.global.get(r.Key); rs == nil || !rs.settled() {
 			return false
 		}
 	}

@@ -323,6 +323,6 @@ func (c *Core) bindingChanged(n *network, g *guest, e *endpoint) {
 // ready reports whether the kernel holds what a guest needs before anybody is
 // told of it: its pinned entry and what its port program lets through.
 func (c *Core) ready(n *network, g *guest) bool {
-	p := n.rows.rows[hoststate.Key{Table: hoststate.TableMaster, VNI: n.rec.VNI, MAC: g.mac}]
+	p := n.rows.get(hoststate.Key{Table: hoststate.TableMaster, VNI: n.rec.VNI, MAC: g.mac})
 	return g.tap.tuned && c.guardStands(g.tap) && p != nil && p.settled() && p.want().Port == g.tap.index
 }
