@@ -85,7 +85,7 @@ func TestConvergedFleetWritesNothing(t *testing.T) {
 	p, q := r.ping("vm1", address(vm2), 100*time.Millisecond), r.ping("vm2", address(vm1), 100*time.Millisecond)
 	r.marked()
 	for _, l := range ls {
-		l.marked()
+		l.fence(r)
 	}
 	r.hold(30 * time.Second)
 	for _, l := range ls {

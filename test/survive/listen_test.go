@@ -234,7 +234,7 @@ func (l *listener) nft(m netlink.Message) {
 		l.marks++
 		l.mu.Unlock()
 	default:
-		l.note("nftables message %d", msg)
+		l.note("%s", note(msg))
 	}
 }
 
@@ -261,6 +261,24 @@ func (l *listener) marked() int {
 	l.marks = 0
 	return n
 }
+
+// fence waits until all that was written before has been heard, by a table of
+// nobody's that comes and goes, and begins anew.
+func (l *listener) fence(r *rig) {
+	l.t.Helper()
+	r.mustIn(l.host, "nft", "add", "table", "ip", "fence")
+	r.mustIn(l.host, "nft", "delete", "table", "ip", "fence")
+	var heard []string
+	r.await(5*time.Second, l.host+" is heard", func() error {
+		if heard = append(heard, l.take()...); !slices.Contains(heard, note(unix.NFT_MSG_DELTABLE)) {
+			return errSilent
+		}
+		return nil
+	})
+	l.marked()
+}
+
+func note(msg uint16) string { return fmt.Sprintf("nftables message %d", msg) }
 
 // take hands out what was noted and begins anew.
 func (l *listener) take() []string {
