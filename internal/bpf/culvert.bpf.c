@@ -67,7 +67,9 @@ static __always_inline void hear(struct __sk_buff *skb, bool claimed, bool to_gu
 	struct port_state *st = state(skb->ifindex);
 	struct config *c = config();
 	struct heard *h;
-	__u32 n = skb->len;
+	// One byte less than is copied. The verifier of 6.1 learns from no test that
+	// a length is not zero; that it is one more than this it sees.
+	__u32 n = skb->len - 1;
 
 	if (!st || !c)
 		return;
@@ -75,16 +77,16 @@ static __always_inline void hear(struct __sk_buff *skb, bool claimed, bool to_gu
 		__sync_fetch_and_add(&st->drops[PUNT_LIMIT], 1);
 		return;
 	}
-	if (n > MAX_HEARD)
-		n = MAX_HEARD;
+	if (n > MAX_HEARD - 1)
+		n = MAX_HEARD - 1;
+	asm volatile("" : "+r"(n)); // else the two are made one, and tested otherwise
 	h->at = bpf_ktime_get_ns();
 	h->port = skb->ifindex;
 	h->length = skb->len;
-	h->copied = n;
+	h->copied = n + 1;
 	h->to_guest = to_guest;
 	h->dropped = dropped;
-	asm volatile("" : "+r"(n)); // the verifier must see the bound in the register that it checks
-	if (n < 1 || n > MAX_HEARD || bpf_skb_load_bytes(skb, 0, h->frame, n))
+	if (bpf_skb_load_bytes(skb, 0, h->frame, n + 1))
 		bpf_ringbuf_discard(h, 0);
 	else
 		bpf_ringbuf_submit(h, 0);
