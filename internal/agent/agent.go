@@ -116,7 +116,8 @@ type Agent struct {
 
 	looked chan struct{} // closed when the kernel was looked at
 
-	told     api.Report // the last report; loop only
+	told     api.Report     // the last report; loop only
+	seen     []overlay.Seen // what this stream was last told of ports; nil: nothing
 	reported time.Time
 }
 
@@ -349,15 +350,30 @@ func (a *Agent) tell() {
 
 // news says whether something happened that an operator waits for.
 func (a *Agent) news() bool {
-	return a.core.Stats().Repairs != a.told.Repairs || !slices.Equal(a.core.Problems(), a.told.Problems)
+	refused, more := a.core.Refused(api.MaxRefused)
+	return a.core.Stats().Repairs != a.told.Repairs || !slices.Equal(a.core.Problems(), a.told.Problems) ||
+		uint32(more) != a.told.RefusedMore || !slices.Equal(refused, a.told.Refused)
 }
 
 func (a *Agent) report() {
 	st := a.core.Stats()
-	a.told = api.Report{Problems: a.core.Problems(), Unclaimed: a.core.Unclaimed(), Repairs: st.Repairs, Strangers: st.Strangers}
+	refused, more := a.core.Refused(api.MaxRefused)
+	drops, unheard := a.core.Dropped()
+	a.told = api.Report{
+		Problems: a.core.Problems(), Unclaimed: a.core.Unclaimed(), Repairs: st.Repairs, Strangers: st.Strangers,
+		Drops: drops, Unread: a.ears.unread(unheard), Refused: refused, RefusedMore: uint32(more),
+	}
 	a.reported = a.cfg.Now()
 	r := a.told
+	// Of a thousand ports it is a hundred kilobytes, and as good as never new.
+	if seen := a.core.Seen(); a.seen == nil || !slices.EqualFunc(seen, a.seen, sameSeen) {
+		a.seen, r.Seen = seen, seen
+	}
 	a.out.report(&r)
+}
+
+func sameSeen(a, b overlay.Seen) bool {
+	return a.Network == b.Network && a.MAC == b.MAC && slices.Equal(a.Groups, b.Groups) && slices.Equal(a.Drops, b.Drops)
 }
 
 // bells gathers doorbells between two rounds of the loop. Beyond its bound

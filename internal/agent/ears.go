@@ -7,6 +7,7 @@ import (
 
 	"culvert/internal/agentcore"
 	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
 	"culvert/internal/packet"
 )
 
@@ -36,6 +37,9 @@ func (e *ears) hear(h hoststate.Heard) {
 	var drop packet.Drop
 	if x.Fact, drop = packet.Parse(dir, h.Frame, h.Length); drop == packet.Taken {
 		readDHCP(&x, dir, h)
+	}
+	if x.Fact.Kind == packet.GroupReport {
+		x.Groups = packet.Groups(nil, h.Frame, h.Length)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -67,6 +71,24 @@ func readDHCP(x *agentcore.Heard, dir packet.Direction, h hoststate.Heard) {
 			x.DHCP6 = &m
 		}
 	}
+}
+
+// unread counts the frames of which nothing came, by reason, and those that
+// were not handed up at all.
+func (e *ears) unread(unheard uint64) (out []overlay.Count) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for reason, n := range e.bad {
+		if n > 0 {
+			out = append(out, overlay.Count{Reason: packet.Drop(reason).String(), N: n})
+		}
+	}
+	for _, c := range []overlay.Count{{Reason: hoststate.DropPuntLimit.String(), N: unheard}, {Reason: "agent-busy", N: e.lost}} {
+		if c.N > 0 {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 func (e *ears) take() []agentcore.Heard {

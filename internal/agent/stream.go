@@ -89,7 +89,7 @@ func (a *Agent) stream(ctx context.Context) error {
 	session := d.Welcome.Session
 	a.log.Info("attached", "session", session, "epoch", d.Welcome.Epoch)
 	a.out.reset(session)
-	if !a.onLoop(ctx, func() { a.core.Step(a.now(), agentcore.Connected{Session: session}); a.report() }) {
+	if !a.onLoop(ctx, func() { a.core.Step(a.now(), agentcore.Connected{Session: session}); a.seen = nil; a.report() }) {
 		return ctx.Err()
 	}
 	defer a.onLoop(context.WithoutCancel(ctx), func() { a.core.Step(a.now(), agentcore.Disconnected{}) })
@@ -205,8 +205,12 @@ func (o outbox) put(u agentcore.Up) {
 	o.ring()
 }
 
+// report replaces a report that was not sent yet.
 func (o outbox) report(r *api.Report) {
 	o.mu.Lock()
+	if old := *o.rep; old != nil && r.Seen == nil {
+		r.Seen = old.Seen
+	}
 	*o.rep = r
 	o.mu.Unlock()
 	o.ring()

@@ -98,6 +98,7 @@ type Core struct {
 	claims    map[uint64]claimRef
 	was, will []hoststate.Row // scratch of replan
 	problems  map[string]Time // text -> since
+	drops     dropCounts
 	stats     Stats
 }
 
@@ -194,6 +195,7 @@ type Answered struct {
 	Accepted bool
 	Binding  overlay.Rev
 	Reason   string
+	Refused  []overlay.AddressRefusal // addresses that an accepted one may not have
 }
 
 // Read is the outcome of a NextRead. State is nil if it failed.
@@ -345,7 +347,10 @@ func (c *Core) dueGuest(n *network, g *guest) {
 	if g.due != 0 && g.due <= c.now {
 		c.expire(n, g)
 	}
-	for _, at := range []Time{g.retryAt, g.conflictEnd, g.due} {
+	if g.recheckAt != 0 && g.recheckAt <= c.now {
+		c.askAgain(n, g)
+	}
+	for _, at := range []Time{g.retryAt, g.conflictEnd, g.due, g.recheckAt} {
 		c.alarmAt(at)
 	}
 }

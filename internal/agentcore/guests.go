@@ -44,6 +44,9 @@ type guest struct {
 	retryAt  Time
 	refusal  string
 
+	refused   []overlay.AddressRefusal // of addrs, by the manager
+	recheckAt Time                     // when to ask for them again; 0: none were refused
+
 	notes map[netip.Addr]addrNote // of addrs
 	due   Time                    // when one of them ends; 0: none does
 
@@ -151,7 +154,8 @@ type Heard struct {
 	Port    int32 // ifindex
 	ToGuest bool
 	Fact    packet.Fact
-	DHCP4   *packet.DHCP4 // the whole message, if it is one; else nil
+	Groups  []packet.Membership // of a group report
+	DHCP4   *packet.DHCP4       // the whole message, if it is one; else nil
 	DHCP6   *packet.DHCP6
 	At      Time // when the program saw it
 }
@@ -178,7 +182,10 @@ func (c *Core) heard(e Heard) {
 		c.learn(n, t, e)
 	case g.mac == src && !e.ToGuest:
 		c.lives(n, g, e.At)
+	case g.mac != src && !e.ToGuest:
+		c.foreignMAC(n, t, src)
 	}
+	c.joined(t, e)
 	if g := n.guests[src]; g != nil && g.tap == t && !e.ToGuest {
 		c.asked(n, g, e)
 	}

@@ -30,15 +30,23 @@ func (c *Core) learn(n *network, t *tap, e Heard) {
 	if e.ToGuest {
 		mac = f.MAC
 	}
-	if _, declared := n.byMAC[mac]; declared || n.rec.Admission == overlay.AdmitDeclared || !n.log.complete || !mac.IsUnicast() ||
-		mac == overlay.ServerMAC { // which would be believed to be the gateway
+	if _, declared := n.byMAC[mac]; declared || n.rec.Admission == overlay.AdmitDeclared || !n.log.complete || !mac.IsUnicast() {
+		return
+	}
+	if mac == overlay.ServerMAC { // which would be believed to be the gateway
+		c.deny(t, mac, netip.Addr{}, "hosts speak to their guests with this MAC")
 		return
 	}
 	g := t.learned[mac]
 	if g == nil {
-		if e.ToGuest || len(t.learned) >= maxLearned {
+		if e.ToGuest {
 			return
 		}
+		if len(t.learned) >= maxLearned {
+			c.deny(t, mac, netip.Addr{}, "as many endpoints as a device may have are behind it")
+			return
+		}
+		t.allow(mac, netip.Addr{})
 		g = &guest{tap: t, mac: mac, evidence: overlay.EvidenceFrame}
 		if ep := n.eps[mac]; ep != nil && !ep.gone && ep.rec != nil && ep.rec.Port.IsZero() {
 			g.addrs = ep.rec.Addresses // it moved here, and has what it had
@@ -110,6 +118,7 @@ func (c *Core) addAddress(n *network, g *guest, a netip.Addr, ev overlay.Evidenc
 	if !have && len(g.addrs) >= maxLearnedAddrs {
 		old := slices.MinFunc(g.addrs, func(a, b netip.Addr) int { return cmp.Compare(g.notes[a].heard, g.notes[b].heard) })
 		if c.now-g.notes[old].heard < addrQuiet {
+			c.deny(g.tap, g.mac, a, "it has as many addresses as an endpoint may have")
 			return
 		}
 		c.dropAddress(n, g, old)
@@ -124,6 +133,7 @@ func (c *Core) addAddress(n *network, g *guest, a netip.Addr, ev overlay.Evidenc
 	if have {
 		return
 	}
+	g.tap.allow(g.mac, a)
 	g.addrs = slices.Insert(slices.Clone(g.addrs), i, a)
 	c.addressesChanged(n, g)
 }
@@ -198,7 +208,10 @@ func (c *Core) forgetLearned(n *network) {
 	for _, idx := range sortedTaps(n.taps) {
 		t := n.taps[idx]
 		macs := sortedMACs(t.learned)
-		t.learned = nil
+		t.learned, t.denied = nil, nil
+		if len(macs) > 0 {
+			t.groups = nil
+		}
 		for _, mac := range macs {
 			c.place(n, mac)
 		}

@@ -232,6 +232,7 @@ func (c *Core) readLinks(st *hoststate.State) {
 		c.stats.Repairs++
 	}
 	c.base, c.baseBusy, c.stats.Strangers = st.Base, false, st.Strangers
+	c.drops.take(st.Drops)
 	old := c.links
 	c.links = make(map[int32]hoststate.Link, len(st.Links))
 	for _, l := range st.Links {

@@ -38,6 +38,9 @@ type tap struct {
 	declared *guest                 // the declared port that it is; nil while unclaimed
 	learned  map[overlay.MAC]*guest // undeclared endpoints that were heard on it
 
+	groups map[member]bool // multicast groups that guests have joined
+	denied []denial        // see deny
+
 	answers  Time // when the next answer to its guests is due: a bucket
 	advertAt Time // when the next unsolicited advertisement is
 
@@ -173,6 +176,8 @@ func (c *Core) identify(n *network, t *tap) {
 		c.place(n, g.mac)
 	}
 	c.ask(n, t)
+	t.keepGroups(mac)
+	t.denied = nil
 	if !port.IsZero() {
 		t.declared = &guest{tap: t, mac: mac, port: port, evidence: ev}
 		c.place(n, mac)

@@ -200,7 +200,7 @@ func (c *Core) waits(n *network, g *guest, e *endpoint) bool {
 // already stays so.
 func (c *Core) mayClaim(n *network, g *guest) bool {
 	e := n.eps[g.mac]
-	if g.claimed || c.waits(n, g, e) || !g.owns(c.cfg.Self, e) || g.leaves(e) {
+	if g.claimed && (g.recheckAt == 0 || g.recheckAt > c.now) || c.waits(n, g, e) || !g.owns(c.cfg.Self, e) || g.leaves(e) {
 		return false
 	}
 	mine := e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self
@@ -285,7 +285,7 @@ func (c *Core) answered(e Answered) {
 	if g.claim != e.ID {
 		return
 	}
-	g.claim = 0
+	g.claim, g.refused, g.recheckAt = 0, nil, 0
 	switch {
 	case e.Accepted && ref.pre:
 		g.expected = true
@@ -293,12 +293,16 @@ func (c *Core) answered(e Answered) {
 		return
 	case e.Accepted:
 		g.claimed, g.back, g.refusal = true, false, e.Reason // some of its addresses may have been refused
+		if g.refused = e.Refused; len(g.refused) > 0 {
+			g.recheckAt = c.now + recheck
+			c.alarmAt(g.recheckAt)
+		}
 		if g.base.Less(e.Binding) {
 			g.base = e.Binding
 		}
 		return
 	}
-	g.refusal, g.waitFor = e.Reason, e.Binding
+	g.claimed, g.refusal, g.waitFor = false, e.Reason, e.Binding
 	if !e.Binding.IsZero() && e.Binding.Compare(g.base) <= 0 {
 		return // newer evidence came while the claim was under way
 	}
@@ -316,6 +320,9 @@ func (c *Core) bindingChanged(n *network, g *guest, e *endpoint) {
 		g.left = g.left || g.claimed
 		g.claimed = false
 		c.adoptGuest(n, g, e)
+	}
+	if !e.gone && e.rec.Host == c.cfg.Self && g.port.IsZero() && g.claimed && g.recheckAt == 0 && g.lacks(e.rec) {
+		g.recheckAt = c.now // somebody was declared to have it: why, the manager says
 	}
 	c.member(n, g.tap)
 }

@@ -99,12 +99,6 @@ type InventoryEnd struct{ Session uint64 }
 // Ack says that the kernel was seen to hold everything up to Rev.
 type Ack struct{ Rev overlay.Rev }
 
-// Report is what status shows of a host.
-type Report struct {
-	Problems, Unclaimed []string
-	Repairs, Strangers  uint64
-}
-
 // Down is one message of a manager. Exactly one part is set.
 type Down struct {
 	Welcome *Welcome
@@ -156,6 +150,7 @@ type Answer struct {
 	Accepted bool
 	Binding  overlay.Rev
 	Reason   string
+	Refused  []overlay.AddressRefusal // of an accepted endpoint
 }
 
 // text makes s fit for the wire: valid UTF-8, bounded, cut at a character.
@@ -213,10 +208,7 @@ func UpPB(u Up) *culvertv1.Up {
 	case u.Ack != nil:
 		return &culvertv1.Up{Body: &culvertv1.Up_Ack{Ack: &culvertv1.Ack{Rev: RevPB(u.Ack.Rev)}}}
 	case u.Report != nil:
-		r := u.Report
-		return &culvertv1.Up{Body: &culvertv1.Up_Report{Report: &culvertv1.Report{
-			Problems: lines(r.Problems), Unclaimed: lines(r.Unclaimed), Repairs: r.Repairs, Strangers: r.Strangers,
-		}}}
+		return &culvertv1.Up{Body: &culvertv1.Up_Report{Report: reportPB(u.Report)}}
 	case u.Breath:
 		return &culvertv1.Up{Body: &culvertv1.Up_Breath{Breath: &culvertv1.Breath{}}}
 	case u.ProbeResult != nil:
@@ -247,7 +239,7 @@ func DownPB(d Down) *culvertv1.Down {
 		as := &culvertv1.Answers{}
 		for i := range d.Answers {
 			a := &d.Answers[i]
-			as.Answers = append(as.Answers, &culvertv1.Answer{Id: a.ID, Accepted: a.Accepted, Binding: RevPB(a.Binding), Reason: text(a.Reason)})
+			as.Answers = append(as.Answers, &culvertv1.Answer{Id: a.ID, Accepted: a.Accepted, Binding: RevPB(a.Binding), Reason: text(a.Reason), Refused: addressRefusalsPB(a.Refused)})
 		}
 		return &culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: as}}
 	case d.Refused != nil:
@@ -368,11 +360,7 @@ func UpFromPB(pb *culvertv1.Up) (Up, error) {
 			d.refuse("acknowledged revision")
 		}
 	case *culvertv1.Up_Report:
-		r := b.Report
-		u.Report = &Report{
-			Problems: d.lines(r.GetProblems(), "problems"), Unclaimed: d.lines(r.GetUnclaimed(), "unclaimed devices"),
-			Repairs: r.GetRepairs(), Strangers: r.GetStrangers(),
-		}
+		u.Report = d.report(b.Report)
 	case *culvertv1.Up_Breath:
 		u.Breath = true
 	case *culvertv1.Up_ProbeResult:
@@ -435,6 +423,7 @@ func DownFromPB(pb *culvertv1.Down) (Down, error) {
 			for _, a := range b.Answers.GetAnswers() {
 				out.Answers = append(out.Answers, Answer{
 					ID: a.GetId(), Accepted: a.GetAccepted(), Binding: d.rev(a.GetBinding(), "binding"), Reason: d.text(a.GetReason(), "reason"),
+					Refused: d.addressRefusals(a.GetRefused()),
 				})
 			}
 		}

@@ -78,7 +78,12 @@ type HostFact struct {
 	Unclaimed []string
 	Repairs   uint64
 	Strangers uint64
-	Serves    []overlay.UID // networks, sorted
+	// What its agent counted and saw, see api.Report; nil if it said nothing.
+	Drops, Unread []overlay.Count
+	Refused       []overlay.Refused
+	RefusedMore   uint32
+	Seen          []overlay.Seen
+	Serves        []overlay.UID // networks, sorted
 }
 
 // TokenRequest asks for a token.

@@ -20,6 +20,7 @@ type renderer struct {
 
 	endpoints map[overlay.UID]uint32 // by host; nil until asked for
 	ports     map[overlay.UID]uint32 // by network and by tenant
+	seen      *seen                  // see there; nil until asked for
 }
 
 func (s *Server) renderer() *renderer { return s.rendererOf(s.b.View()) }
@@ -177,6 +178,7 @@ func (r *renderer) port(p *overlay.Port, rev overlay.Rev, gone bool) *culvertv1.
 			out.Status.State, out.Status.Reason = StateHostDead, "no host has entries that point to it; it may be started on another"
 		}
 	}
+	r.portSeen(p, out.Status)
 	if n.Blocked {
 		out.Status.State, out.Status.Reason = "blocked", "its network is being deleted"
 	}
@@ -198,6 +200,7 @@ func (r *renderer) host(h *overlay.Host, rev overlay.Rev) *culvertv1.Host {
 	}
 	out.Status.Problems, out.Status.Unclaimed = slices.Clone(f.Problems), slices.Clone(f.Unclaimed)
 	out.Status.Repairs, out.Status.Strangers = f.Repairs, f.Strangers
+	out.Status.Drops, out.Status.Unread, out.Status.Refusals = dropsOf(f.Drops), dropsOf(f.Unread), r.refusals(&f)
 	if r.endpoints == nil {
 		r.endpoints = map[overlay.UID]uint32{}
 		for it := range r.v.List(overlay.KindNetwork, overlay.UID{}) {

@@ -241,7 +241,7 @@ func row(r *culvertv1.Resource, now time.Time) []string {
 	case *culvertv1.Resource_Host:
 		st := body.Host.GetStatus()
 		return []string{title(body.Host.GetMetadata()), orDash(st.GetVtep()), st.GetState(), orDash(st.GetAppliedRevision()),
-			checked(st), fmt.Sprint(st.GetEndpoints()), fmt.Sprint(len(st.GetProblems()) + len(st.GetUnclaimed()))}
+			checked(st), fmt.Sprint(st.GetEndpoints()), fmt.Sprint(len(st.GetProblems()) + len(st.GetUnclaimed()) + len(st.GetRefusals()))}
 	case *culvertv1.Resource_Endpoint:
 		e, st := body.Endpoint, body.Endpoint.GetStatus()
 		return []string{title(e.GetMetadata()), st.GetNetwork(), st.GetMac(), orDash(strings.Join(st.GetAddresses(), " ")), orDash(st.GetHost()),

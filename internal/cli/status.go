@@ -111,6 +111,9 @@ func concerns(h *culvertv1.Host, revision string) []string {
 	for _, d := range st.GetUnclaimed() {
 		lines = append(lines, fmt.Sprintf("%s: device %s is in a bridge of ours and no port claims it: culvert attach PORT --dev %s", host, d, d))
 	}
+	for _, r := range st.GetRefusals() {
+		lines = append(lines, fmt.Sprintf("%s: refused: %s", host, r))
+	}
 	return lines
 }
 

@@ -35,16 +35,17 @@ const (
 	DropMalformed  DropReason = 12 // underlay: VXLAN header or inner frame is not one; to the guest: an advertisement to nobody
 	DropSource     DropReason = 13 // underlay: the VTEP may not send for that MAC
 	DropFragment   DropReason = 14 // underlay: a first fragment without the inner header
-	dropReasons               = 15
+	// DropReasons is how many values there are: counters are arrays of it.
+	DropReasons = 15
 )
 
 // String is the reason's word in metrics and dumps.
 func (d DropReason) String() string {
-	names := [dropReasons]string{
+	names := [DropReasons]string{
 		"none", "unclaimed", "source-mac", "source-ip", "server", "storm", "short", "own-address", "not-for-port", "punt-limit",
 		"unknown-vtep", "unserved-vni", "malformed", "foreign-source", "fragment",
 	}
-	if d < dropReasons {
+	if d < DropReasons {
 		return names[d]
 	}
 	return "unknown"

@@ -95,6 +95,7 @@ func (m *Manager) Hosts() []apiserver.HostFact {
 		if r, ok := m.reports[st.Host]; ok {
 			f.Problems = slices.Concat(f.Problems, r.Problems)
 			f.Unclaimed, f.Repairs, f.Strangers = r.Unclaimed, r.Repairs, r.Strangers
+			f.Drops, f.Unread, f.Refused, f.RefusedMore, f.Seen = r.Drops, r.Unread, r.Refused, r.RefusedMore, r.Seen
 			if st.Open {
 				f.Age = min(f.Age, now.Sub(r.At)) // a report is evidence that the agent still holds it
 			}

@@ -69,9 +69,8 @@ type Manager struct {
 
 // Report is what a host's agent last said of itself, for status.
 type Report struct {
-	Problems, Unclaimed []string
-	Repairs, Strangers  uint64
-	At                  time.Time
+	api.Report
+	At time.Time
 }
 
 // event is one thing for the core, with what runs on the loop after it.

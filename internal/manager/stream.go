@@ -280,9 +280,11 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 		}
 	case up.Report != nil:
 		s.m.mu.Lock()
-		s.m.reports[s.host] = Report{
-			Problems: up.Report.Problems, Unclaimed: up.Report.Unclaimed, Repairs: up.Report.Repairs, Strangers: up.Report.Strangers, At: s.m.cfg.Now(),
+		r := Report{*up.Report, s.m.cfg.Now()}
+		if r.Seen == nil {
+			r.Seen = s.m.reports[s.host].Seen
 		}
+		s.m.reports[s.host] = r
 		s.m.mu.Unlock()
 		if len(up.Report.Problems) > 0 { // one may be why it never acknowledges
 			return s.m.inLoop(ctx, s.m.noteStates)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"culvert/internal/api"
 	"culvert/internal/overlay"
 )
 
@@ -21,7 +22,7 @@ func (c *Core) claimed(e Claimed) {
 	}
 }
 
-func (c *Core) answer(cl hostClaim, ok bool, binding uint64, reason string) {
+func (c *Core) answer(cl hostClaim, ok bool, binding uint64, reason string, refused ...overlay.AddressRefusal) {
 	var rev overlay.Rev
 	if binding != 0 {
 		rev = overlay.Rev{Epoch: c.cfg.Epoch, N: binding}
@@ -31,7 +32,7 @@ func (c *Core) answer(cl hostClaim, ok bool, binding uint64, reason string) {
 	} else {
 		c.stats.ClaimsRefused++
 	}
-	c.reply(Reply{Host: cl.host, Session: cl.session, Claim: &ClaimAnswer{ID: cl.ID, Accepted: ok, Binding: rev, Reason: reason}})
+	c.reply(Reply{Host: cl.host, Session: cl.session, Claim: &ClaimAnswer{ID: cl.ID, Accepted: ok, Binding: rev, Reason: reason, Refused: refused}})
 }
 
 // claim decides on one claim (design 3.1). A claim is never answered while a
@@ -104,24 +105,24 @@ func (c *Core) mayNot(cl hostClaim) string {
 	h := c.host(cl.host)
 	nw := c.rows[Key{Kind: overlay.KindNetwork, UID: cl.Network}]
 	if h == nil || nw == nil || nw.gone || !nw.rec.(*overlay.Network).SelectsHost(h.Name) {
-		return "the network does not exist or does not select this host"
+		return because(api.CodeHostNotYours, "the network does not exist or does not select this host")
 	}
 	if nw.rec.(*overlay.Network).Blocked {
-		return "the network is being deleted"
+		return because(api.CodeBlocked, "the network is being deleted")
 	}
 	if cl.Port.IsZero() {
 		return c.mayNotLearn(cl, nw.rec.(*overlay.Network))
 	}
 	pw := c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}]
 	if pw == nil || pw.gone {
-		return "no such port is declared"
+		return because(api.CodeNotFound, "no such port is declared")
 	}
 	p := pw.rec.(*overlay.Port)
 	if p.Network != cl.Network || p.MAC != cl.MAC {
 		return fmt.Sprintf("port %s has MAC %s in another form than claimed", p.Name, p.MAC)
 	}
 	if len(p.Hosts) > 0 && !slices.Contains(p.Hosts, h.Name) {
-		return fmt.Sprintf("port %s may not be on host %s (spec.hosts)", p.Name, h.Name)
+		return because(api.CodeHostNotYours, "port %s may not be on host %s, see spec.hosts", p.Name, h.Name)
 	}
 	return ""
 }
@@ -135,7 +136,7 @@ func (c *Core) bind(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
 	if b != nil && b.Host == want.Host {
 		want.Pre, want.From = b.Pre, b.From
 		if b.Port == want.Port && b.Evidence >= want.Evidence && slices.Equal(b.Addresses, want.Addresses) {
-			c.answer(cl, true, at.N, refused)
+			c.answer(cl, true, at.N, reasonOf(refused), refused...)
 			return
 		}
 	}
@@ -146,7 +147,7 @@ func (c *Core) bind(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
 	t := c.begin()
 	t.put(want)
 	t.commit(
-		func(rev overlay.Rev) { c.answer(cl, true, rev.N, refused) },
+		func(rev overlay.Rev) { c.answer(cl, true, rev.N, reasonOf(refused), refused...) },
 		func() {},
 	)
 }

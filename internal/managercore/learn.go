@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"culvert/internal/api"
 	"culvert/internal/overlay"
 )
 
@@ -24,13 +25,27 @@ func (c *Core) mayNotLearn(cl hostClaim, n *overlay.Network) string {
 		return "an undeclared endpoint is not expected anywhere"
 	}
 	if k, declared := c.ix.macs[netMAC{n.UID, cl.MAC}]; declared {
-		return fmt.Sprintf("the MAC is port %s's", c.rows[k].rec.(*overlay.Port).Name)
+		return because(api.CodeMACInUse, "the MAC is port %s's", c.rows[k].rec.(*overlay.Port).Name)
 	}
 	k := Key{Kind: overlay.KindEndpoint, UID: n.UID, MAC: cl.MAC}
 	if max := limit(c.tenantOf(n).MaxPorts, overlay.DefaultMaxPorts); !c.ix.learned[n.UID][k] && c.ix.tports[n.Tenant]+len(c.ix.learned[n.UID]) >= max {
-		return fmt.Sprintf("the tenant's quota of %d ports is used up", max)
+		return because(api.CodeQuota, "the tenant's quota of %d ports is used up", max)
 	}
 	return ""
+}
+
+// because is a reason with the code of the rule behind it, as refusals end.
+func because(code api.Code, format string, args ...any) string {
+	return fmt.Sprintf(format, args...) + " (" + string(code) + ")"
+}
+
+// reasonOf is what is said to people of refused addresses.
+func reasonOf(refused []overlay.AddressRefusal) string {
+	var no []string
+	for _, r := range refused {
+		no = append(no, r.Address.String()+": "+r.Reason)
+	}
+	return strings.Join(no, "; ")
 }
 
 // tenantOf is the tenant of a live network.
@@ -40,38 +55,37 @@ func (c *Core) tenantOf(n *overlay.Network) *overlay.Tenant {
 
 // addressesOf is what an endpoint may have of what it is claimed to have, and
 // why not the rest: each address is refused by itself.
-func (c *Core) addressesOf(cl hostClaim, k Key) (addrs []netip.Addr, refused string) {
+func (c *Core) addressesOf(cl hostClaim, k Key) (addrs []netip.Addr, refused []overlay.AddressRefusal) {
 	if !cl.Port.IsZero() {
-		return c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}].rec.(*overlay.Port).Addresses, ""
+		return c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}].rec.(*overlay.Port).Addresses, nil
 	}
 	n := c.rows[Key{Kind: overlay.KindNetwork, UID: cl.Network}].rec.(*overlay.Network)
 	max := limit(c.tenantOf(n).MaxPortAddresses, overlay.DefaultMaxPortAddresses)
-	var no []string
 	for _, a := range cl.Addresses {
 		why := c.addressRefused(n, a, k)
 		if why == "" && len(addrs) >= max {
-			why = fmt.Sprintf("the tenant allows %d addresses a port", max)
+			why = because(api.CodeQuota, "the tenant allows %d addresses a port", max)
 		}
 		if why != "" {
-			no = append(no, a.String()+": "+why)
+			refused = append(refused, overlay.AddressRefusal{Address: a, Reason: why})
 			continue
 		}
 		addrs = append(addrs, a)
 	}
-	return addrs, strings.Join(no, "; ")
+	return addrs, refused
 }
 
 // addressRefused says why the endpoint of key k may not have an address; empty
 // if it may.
 func (c *Core) addressRefused(n *overlay.Network, a netip.Addr, k Key) string {
 	if o, used := c.ix.ips[netIP{n.UID, a}]; used && o != k {
-		return "it is " + c.ownerName(o) + "'s"
+		return because(api.CodeAddressInUse, "it is %s's", c.ownerName(o))
 	}
 	if slices.ContainsFunc(n.Subnets, func(s overlay.Subnet) bool { return s.Gateway == a }) {
-		return "it is the gateway's"
+		return because(api.CodeAddressInUse, "it is the gateway's")
 	}
 	if len(n.Subnets) > 0 && !a.IsLinkLocalUnicast() && subnetOf(n.Subnets, a) < 0 {
-		return "it is in no subnet of the network"
+		return because(api.CodeOutside, "it is in no subnet of the network")
 	}
 	return ""
 }

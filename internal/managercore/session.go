@@ -87,6 +87,7 @@ type ClaimAnswer struct {
 	Accepted bool
 	Binding  overlay.Rev // in force now; zero if there is none
 	Reason   string      // why not
+	Refused  []overlay.AddressRefusal
 }
 
 func (c *Core) host(uid overlay.UID) *overlay.Host {

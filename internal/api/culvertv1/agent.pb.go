@@ -1519,6 +1519,11 @@ type Report struct {
 	Unclaimed     []string               `protobuf:"bytes,2,rep,name=unclaimed,proto3" json:"unclaimed,omitempty"`
 	Repairs       uint64                 `protobuf:"varint,3,opt,name=repairs,proto3" json:"repairs,omitempty"`
 	Strangers     uint64                 `protobuf:"varint,4,opt,name=strangers,proto3" json:"strangers,omitempty"`
+	Drops         []*Count               `protobuf:"bytes,5,rep,name=drops,proto3" json:"drops,omitempty"`                                 // frames that the programs dropped, by reason
+	Unread        []*Count               `protobuf:"bytes,6,rep,name=unread,proto3" json:"unread,omitempty"`                               // frames that were handed up and not read, by reason
+	Refused       []*Refused             `protobuf:"bytes,7,rep,name=refused,proto3" json:"refused,omitempty"`                             // the first of them, see refused_more
+	RefusedMore   uint32                 `protobuf:"varint,8,opt,name=refused_more,json=refusedMore,proto3" json:"refused_more,omitempty"` // how many there are besides
+	Seen          *Seen                  `protobuf:"bytes,9,opt,name=seen,proto3" json:"seen,omitempty"`                                   // absent: as in the last report of this stream that has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1581,6 +1586,284 @@ func (x *Report) GetStrangers() uint64 {
 	return 0
 }
 
+func (x *Report) GetDrops() []*Count {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+func (x *Report) GetUnread() []*Count {
+	if x != nil {
+		return x.Unread
+	}
+	return nil
+}
+
+func (x *Report) GetRefused() []*Refused {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *Report) GetRefusedMore() uint32 {
+	if x != nil {
+		return x.RefusedMore
+	}
+	return 0
+}
+
+func (x *Report) GetSeen() *Seen {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+// Seen is what the host's ports were seen to do: those that there is something
+// to say of.
+type Seen struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*SeenPort            `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seen) Reset() {
+	*x = Seen{}
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seen) ProtoMessage() {}
+
+func (x *Seen) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seen.ProtoReflect.Descriptor instead.
+func (*Seen) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Seen) GetPorts() []*SeenPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type SeenPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Groups        [][]byte               `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"` // multicast addresses that the guest listens to
+	Drops         []*Count               `protobuf:"bytes,4,rep,name=drops,proto3" json:"drops,omitempty"`   // frames from and to it that were dropped, by reason
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeenPort) Reset() {
+	*x = SeenPort{}
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeenPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeenPort) ProtoMessage() {}
+
+func (x *SeenPort) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeenPort.ProtoReflect.Descriptor instead.
+func (*SeenPort) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SeenPort) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *SeenPort) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *SeenPort) GetGroups() [][]byte {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *SeenPort) GetDrops() []*Count {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+type Count struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Count) Reset() {
+	*x = Count{}
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Count) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Count) ProtoMessage() {}
+
+func (x *Count) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Count.ProtoReflect.Descriptor instead.
+func (*Count) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Count) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Count) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// Refused is something that a guest is denied for as long as it is listed.
+type Refused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Address       []byte                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // absent: not an address is denied, but to be here
+	Device        string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refused) Reset() {
+	*x = Refused{}
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refused) ProtoMessage() {}
+
+func (x *Refused) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refused.ProtoReflect.Descriptor instead.
+func (*Refused) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Refused) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *Refused) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Refused) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Refused) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Refused) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Down struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Body:
@@ -1597,7 +1880,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1892,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1905,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -1724,7 +2007,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2019,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2032,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Probe) GetId() uint64 {
@@ -1786,7 +2069,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2081,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2094,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1866,7 +2149,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +2161,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +2174,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -1937,7 +2220,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2232,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2245,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -1999,13 +2282,14 @@ type Answer struct {
 	Accepted      bool                   `protobuf:"varint,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
 	Binding       *Rev                   `protobuf:"bytes,3,opt,name=binding,proto3" json:"binding,omitempty"` // the binding in force: the claim's own, or the newer one
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`   // why not
+	Refused       []*AddressRefusal      `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty"` // addresses that an accepted endpoint may not have
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2301,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2314,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2061,6 +2345,65 @@ func (x *Answer) GetReason() string {
 	return ""
 }
 
+func (x *Answer) GetRefused() []*AddressRefusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+type AddressRefusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressRefusal) Reset() {
+	*x = AddressRefusal{}
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressRefusal) ProtoMessage() {}
+
+func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressRefusal.ProtoReflect.Descriptor instead.
+func (*AddressRefusal) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AddressRefusal) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *AddressRefusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Answers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Answers       []*Answer              `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"`
@@ -2070,7 +2413,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2425,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2438,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -2120,7 +2463,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2475,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2488,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Refusal) GetCode() string {
@@ -2197,7 +2540,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2552,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2565,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -2267,7 +2610,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2622,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2635,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -2441,12 +2784,33 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\fInventoryEnd\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\"/\n" +
 	"\x03Ack\x12(\n" +
-	"\x03rev\x18\x01 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\"z\n" +
+	"\x03rev\x18\x01 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\"\xde\x02\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bproblems\x18\x01 \x03(\tR\bproblems\x12\x1c\n" +
 	"\tunclaimed\x18\x02 \x03(\tR\tunclaimed\x12\x18\n" +
 	"\arepairs\x18\x03 \x01(\x04R\arepairs\x12\x1c\n" +
-	"\tstrangers\x18\x04 \x01(\x04R\tstrangers\"\x95\x02\n" +
+	"\tstrangers\x18\x04 \x01(\x04R\tstrangers\x12-\n" +
+	"\x05drops\x18\x05 \x03(\v2\x17.culvert.agent.v1.CountR\x05drops\x12/\n" +
+	"\x06unread\x18\x06 \x03(\v2\x17.culvert.agent.v1.CountR\x06unread\x123\n" +
+	"\arefused\x18\a \x03(\v2\x19.culvert.agent.v1.RefusedR\arefused\x12!\n" +
+	"\frefused_more\x18\b \x01(\rR\vrefusedMore\x12*\n" +
+	"\x04seen\x18\t \x01(\v2\x16.culvert.agent.v1.SeenR\x04seen\"8\n" +
+	"\x04Seen\x120\n" +
+	"\x05ports\x18\x01 \x03(\v2\x1a.culvert.agent.v1.SeenPortR\x05ports\"}\n" +
+	"\bSeenPort\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x16\n" +
+	"\x06groups\x18\x03 \x03(\fR\x06groups\x12-\n" +
+	"\x05drops\x18\x04 \x03(\v2\x17.culvert.agent.v1.CountR\x05drops\"5\n" +
+	"\x05Count\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x7f\n" +
+	"\aRefused\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\fR\aaddress\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\tR\x06device\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x95\x02\n" +
 	"\x04Down\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.culvert.agent.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05items\x18\x02 \x01(\v2\x17.culvert.agent.v1.ItemsH\x00R\x05items\x125\n" +
@@ -2473,12 +2837,16 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x10\n" +
 	"\x03sum\x18\x03 \x01(\fR\x03sum\x12*\n" +
-	"\x04sent\x18\x04 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"~\n" +
+	"\x04sent\x18\x04 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"\xba\x01\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
 	"\baccepted\x18\x02 \x01(\bR\baccepted\x120\n" +
 	"\abinding\x18\x03 \x01(\v2\x16.culvert.record.v1.RevR\abinding\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"=\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12:\n" +
+	"\arefused\x18\x05 \x03(\v2 .culvert.agent.v1.AddressRefusalR\arefused\"B\n" +
+	"\x0eAddressRefusal\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"=\n" +
 	"\aAnswers\x122\n" +
 	"\aanswers\x18\x01 \x03(\v2\x18.culvert.agent.v1.AnswerR\aanswers\"m\n" +
 	"\aRefusal\x12\x12\n" +
@@ -2525,7 +2893,7 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
@@ -2550,18 +2918,23 @@ var file_culvertv1_agent_proto_goTypes = []any{
 	(*InventoryEnd)(nil),        // 20: culvert.agent.v1.InventoryEnd
 	(*Ack)(nil),                 // 21: culvert.agent.v1.Ack
 	(*Report)(nil),              // 22: culvert.agent.v1.Report
-	(*Down)(nil),                // 23: culvert.agent.v1.Down
-	(*Probe)(nil),               // 24: culvert.agent.v1.Probe
-	(*Welcome)(nil),             // 25: culvert.agent.v1.Welcome
-	(*Items)(nil),               // 26: culvert.agent.v1.Items
-	(*LogEnd)(nil),              // 27: culvert.agent.v1.LogEnd
-	(*Answer)(nil),              // 28: culvert.agent.v1.Answer
-	(*Answers)(nil),             // 29: culvert.agent.v1.Answers
-	(*Refusal)(nil),             // 30: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),      // 31: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),     // 32: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                 // 33: culvert.record.v1.Rev
-	(*Item)(nil),                // 34: culvert.record.v1.Item
+	(*Seen)(nil),                // 23: culvert.agent.v1.Seen
+	(*SeenPort)(nil),            // 24: culvert.agent.v1.SeenPort
+	(*Count)(nil),               // 25: culvert.agent.v1.Count
+	(*Refused)(nil),             // 26: culvert.agent.v1.Refused
+	(*Down)(nil),                // 27: culvert.agent.v1.Down
+	(*Probe)(nil),               // 28: culvert.agent.v1.Probe
+	(*Welcome)(nil),             // 29: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 30: culvert.agent.v1.Items
+	(*LogEnd)(nil),              // 31: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 32: culvert.agent.v1.Answer
+	(*AddressRefusal)(nil),      // 33: culvert.agent.v1.AddressRefusal
+	(*Answers)(nil),             // 34: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 35: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 36: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 37: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 38: culvert.record.v1.Rev
+	(*Item)(nil),                // 39: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
 	15, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
@@ -2572,45 +2945,52 @@ var file_culvertv1_agent_proto_depIdxs = []int32{
 	22, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
 	13, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
 	14, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
-	33, // 8: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	38, // 8: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
 	16, // 9: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	33, // 10: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	38, // 10: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
 	16, // 11: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	33, // 12: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	38, // 12: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
 	18, // 13: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	33, // 14: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	25, // 15: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	26, // 16: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	29, // 17: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	30, // 18: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	24, // 19: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
-	34, // 20: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	33, // 21: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	27, // 22: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	33, // 23: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	33, // 24: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	28, // 25: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 26: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	31, // 27: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 28: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 29: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 30: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 31: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 32: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 33: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	23, // 34: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	32, // 35: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 36: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 37: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 38: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 39: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 40: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 41: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	34, // [34:42] is the sub-list for method output_type
-	26, // [26:34] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	38, // 14: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	25, // 15: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
+	25, // 16: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
+	26, // 17: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
+	23, // 18: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
+	24, // 19: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
+	25, // 20: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
+	29, // 21: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	30, // 22: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	34, // 23: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	35, // 24: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	28, // 25: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	39, // 26: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	38, // 27: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	31, // 28: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	38, // 29: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	38, // 30: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	33, // 31: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
+	32, // 32: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 33: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	36, // 34: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 35: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 36: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 37: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 38: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 39: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 40: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	27, // 41: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	37, // 42: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 43: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 44: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 45: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 46: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 47: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 48: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	41, // [41:49] is the sub-list for method output_type
+	33, // [33:41] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }
@@ -2629,7 +3009,7 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_Breath)(nil),
 		(*Up_ProbeResult)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[23].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[27].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
@@ -2642,7 +3022,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -914,8 +914,11 @@ type PortStatus struct {
 	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // declared, up, displaced
 	Since         string                 `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
-	Traffic       *Traffic               `protobuf:"bytes,7,opt,name=traffic,proto3" json:"traffic,omitempty"` // absent if nobody has measured it
-	Bridge        string                 `protobuf:"bytes,8,opt,name=bridge,proto3" json:"bridge,omitempty"`   // to plug the VM into, on any host
+	Traffic       *Traffic               `protobuf:"bytes,7,opt,name=traffic,proto3" json:"traffic,omitempty"`    // absent if nobody has measured it
+	Bridge        string                 `protobuf:"bytes,8,opt,name=bridge,proto3" json:"bridge,omitempty"`      // to plug the VM into, on any host
+	Groups        []string               `protobuf:"bytes,11,rep,name=groups,proto3" json:"groups,omitempty"`     // multicast addresses that the VM listens to, as it said
+	Drops         []*Drop                `protobuf:"bytes,12,rep,name=drops,proto3" json:"drops,omitempty"`       // frames from and to the VM that its host dropped
+	Refusals      []string               `protobuf:"bytes,13,rep,name=refusals,proto3" json:"refusals,omitempty"` // what it is denied, and who is denied its MAC or addresses
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1006,6 +1009,81 @@ func (x *PortStatus) GetBridge() string {
 	return ""
 }
 
+func (x *PortStatus) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *PortStatus) GetDrops() []*Drop {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+func (x *PortStatus) GetRefusals() []string {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+// Drop counts frames by the reason why they were dropped, or not read. The
+// reasons are stable names.
+type Drop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Frames        uint64                 `protobuf:"varint,2,opt,name=frames,proto3" json:"frames,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drop) Reset() {
+	*x = Drop{}
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drop) ProtoMessage() {}
+
+func (x *Drop) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drop.ProtoReflect.Descriptor instead.
+func (*Drop) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Drop) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Drop) GetFrames() uint64 {
+	if x != nil {
+		return x.Frames
+	}
+	return 0
+}
+
 // Traffic of a VM's device since it was plugged in, in bytes, seen by the VM.
 type Traffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1017,7 +1095,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1107,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1120,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Traffic) GetReceivedBytes() uint64 {
@@ -1072,7 +1150,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1162,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1175,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Host) GetApiVersion() string {
@@ -1143,7 +1221,7 @@ type HostSpec struct {
 
 func (x *HostSpec) Reset() {
 	*x = HostSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1233,7 @@ func (x *HostSpec) String() string {
 func (*HostSpec) ProtoMessage() {}
 
 func (x *HostSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1246,7 @@ func (x *HostSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostSpec.ProtoReflect.Descriptor instead.
 func (*HostSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
 }
 
 type HostStatus struct {
@@ -1182,13 +1260,16 @@ type HostStatus struct {
 	Unclaimed          []string               `protobuf:"bytes,7,rep,name=unclaimed,proto3" json:"unclaimed,omitempty"` // devices in our bridges that no port claims
 	Repairs            uint64                 `protobuf:"varint,8,opt,name=repairs,proto3" json:"repairs,omitempty"`
 	Strangers          uint64                 `protobuf:"varint,9,opt,name=strangers,proto3" json:"strangers,omitempty"`
+	Drops              []*Drop                `protobuf:"bytes,10,rep,name=drops,proto3" json:"drops,omitempty"`       // frames that the host's programs dropped
+	Unread             []*Drop                `protobuf:"bytes,11,rep,name=unread,proto3" json:"unread,omitempty"`     // frames of guests that say something and were not read; they went their way
+	Refusals           []string               `protobuf:"bytes,12,rep,name=refusals,proto3" json:"refusals,omitempty"` // what guests here are denied, until the cause goes
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1281,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1294,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HostStatus) GetVtep() string {
@@ -1279,6 +1360,27 @@ func (x *HostStatus) GetStrangers() uint64 {
 	return 0
 }
 
+func (x *HostStatus) GetDrops() []*Drop {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+func (x *HostStatus) GetUnread() []*Drop {
+	if x != nil {
+		return x.Unread
+	}
+	return nil
+}
+
+func (x *HostStatus) GetRefusals() []string {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
@@ -1291,7 +1393,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1405,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1418,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Endpoint) GetApiVersion() string {
@@ -1366,7 +1468,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1480,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1493,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EndpointStatus) GetNetwork() string {
@@ -1487,7 +1589,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1601,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1614,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Resource) GetBody() isResource_Body {
@@ -1681,7 +1783,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\x04 \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"\xe1\x01\n" +
+	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"\xc3\x02\n" +
 	"\n" +
 	"PortStatus\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x1c\n" +
@@ -1691,7 +1793,13 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x05since\x18\x05 \x01(\tR\x05since\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x123\n" +
 	"\atraffic\x18\a \x01(\v2\x19.culvert.v1alpha1.TrafficR\atraffic\x12\x16\n" +
-	"\x06bridge\x18\b \x01(\tR\x06bridge\"O\n" +
+	"\x06bridge\x18\b \x01(\tR\x06bridge\x12\x16\n" +
+	"\x06groups\x18\v \x03(\tR\x06groups\x12,\n" +
+	"\x05drops\x18\f \x03(\v2\x16.culvert.v1alpha1.DropR\x05drops\x12\x1a\n" +
+	"\brefusals\x18\r \x03(\tR\brefusals\"6\n" +
+	"\x04Drop\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06frames\x18\x02 \x01(\x04R\x06frames\"O\n" +
 	"\aTraffic\x12%\n" +
 	"\x0ereceived_bytes\x18\x01 \x01(\x04R\rreceivedBytes\x12\x1d\n" +
 	"\n" +
@@ -1704,7 +1812,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04spec\x18\x04 \x01(\v2\x1a.culvert.v1alpha1.HostSpecR\x04spec\x124\n" +
 	"\x06status\x18\x05 \x01(\v2\x1c.culvert.v1alpha1.HostStatusR\x06status\"\n" +
 	"\n" +
-	"\bHostSpec\"\xa3\x02\n" +
+	"\bHostSpec\"\x9d\x03\n" +
 	"\n" +
 	"HostStatus\x12\x12\n" +
 	"\x04vtep\x18\x01 \x01(\tR\x04vtep\x12\x14\n" +
@@ -1715,7 +1823,11 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\bproblems\x18\x06 \x03(\tR\bproblems\x12\x1c\n" +
 	"\tunclaimed\x18\a \x03(\tR\tunclaimed\x12\x18\n" +
 	"\arepairs\x18\b \x01(\x04R\arepairs\x12\x1c\n" +
-	"\tstrangers\x18\t \x01(\x04R\tstrangers\"\xb1\x01\n" +
+	"\tstrangers\x18\t \x01(\x04R\tstrangers\x12,\n" +
+	"\x05drops\x18\n" +
+	" \x03(\v2\x16.culvert.v1alpha1.DropR\x05drops\x12.\n" +
+	"\x06unread\x18\v \x03(\v2\x16.culvert.v1alpha1.DropR\x06unread\x12\x1a\n" +
+	"\brefusals\x18\f \x03(\tR\brefusals\"\xb1\x01\n" +
 	"\bEndpoint\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
@@ -1757,7 +1869,7 @@ func file_culvertv1_resource_proto_rawDescGZIP() []byte {
 	return file_culvertv1_resource_proto_rawDescData
 }
 
-var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_culvertv1_resource_proto_goTypes = []any{
 	(*Metadata)(nil),       // 0: culvert.v1alpha1.Metadata
 	(*Tenant)(nil),         // 1: culvert.v1alpha1.Tenant
@@ -1772,17 +1884,18 @@ var file_culvertv1_resource_proto_goTypes = []any{
 	(*Port)(nil),           // 10: culvert.v1alpha1.Port
 	(*PortSpec)(nil),       // 11: culvert.v1alpha1.PortSpec
 	(*PortStatus)(nil),     // 12: culvert.v1alpha1.PortStatus
-	(*Traffic)(nil),        // 13: culvert.v1alpha1.Traffic
-	(*Host)(nil),           // 14: culvert.v1alpha1.Host
-	(*HostSpec)(nil),       // 15: culvert.v1alpha1.HostSpec
-	(*HostStatus)(nil),     // 16: culvert.v1alpha1.HostStatus
-	(*Endpoint)(nil),       // 17: culvert.v1alpha1.Endpoint
-	(*EndpointStatus)(nil), // 18: culvert.v1alpha1.EndpointStatus
-	(*Resource)(nil),       // 19: culvert.v1alpha1.Resource
-	nil,                    // 20: culvert.v1alpha1.Metadata.LabelsEntry
+	(*Drop)(nil),           // 13: culvert.v1alpha1.Drop
+	(*Traffic)(nil),        // 14: culvert.v1alpha1.Traffic
+	(*Host)(nil),           // 15: culvert.v1alpha1.Host
+	(*HostSpec)(nil),       // 16: culvert.v1alpha1.HostSpec
+	(*HostStatus)(nil),     // 17: culvert.v1alpha1.HostStatus
+	(*Endpoint)(nil),       // 18: culvert.v1alpha1.Endpoint
+	(*EndpointStatus)(nil), // 19: culvert.v1alpha1.EndpointStatus
+	(*Resource)(nil),       // 20: culvert.v1alpha1.Resource
+	nil,                    // 21: culvert.v1alpha1.Metadata.LabelsEntry
 }
 var file_culvertv1_resource_proto_depIdxs = []int32{
-	20, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
+	21, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
 	0,  // 1: culvert.v1alpha1.Tenant.metadata:type_name -> culvert.v1alpha1.Metadata
 	2,  // 2: culvert.v1alpha1.Tenant.spec:type_name -> culvert.v1alpha1.TenantSpec
 	4,  // 3: culvert.v1alpha1.Tenant.status:type_name -> culvert.v1alpha1.TenantStatus
@@ -1795,22 +1908,25 @@ var file_culvertv1_resource_proto_depIdxs = []int32{
 	0,  // 10: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
 	11, // 11: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
 	12, // 12: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
-	13, // 13: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
-	0,  // 14: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
-	15, // 15: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
-	16, // 16: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
-	0,  // 17: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
-	18, // 18: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
-	1,  // 19: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
-	5,  // 20: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
-	10, // 21: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
-	14, // 22: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
-	17, // 23: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	14, // 13: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
+	13, // 14: culvert.v1alpha1.PortStatus.drops:type_name -> culvert.v1alpha1.Drop
+	0,  // 15: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
+	16, // 16: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
+	17, // 17: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
+	13, // 18: culvert.v1alpha1.HostStatus.drops:type_name -> culvert.v1alpha1.Drop
+	13, // 19: culvert.v1alpha1.HostStatus.unread:type_name -> culvert.v1alpha1.Drop
+	0,  // 20: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
+	19, // 21: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
+	1,  // 22: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
+	5,  // 23: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
+	10, // 24: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
+	15, // 25: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
+	18, // 26: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_resource_proto_init() }
@@ -1818,7 +1934,7 @@ func file_culvertv1_resource_proto_init() {
 	if File_culvertv1_resource_proto != nil {
 		return
 	}
-	file_culvertv1_resource_proto_msgTypes[19].OneofWrappers = []any{
+	file_culvertv1_resource_proto_msgTypes[20].OneofWrappers = []any{
 		(*Resource_Tenant)(nil),
 		(*Resource_Network)(nil),
 		(*Resource_Port)(nil),
@@ -1831,7 +1947,7 @@ func file_culvertv1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_resource_proto_rawDesc), len(file_culvertv1_resource_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
