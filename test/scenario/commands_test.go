@@ -35,6 +35,7 @@ const still = 1500 * time.Millisecond
 //	culvert ARGS...              the program; lab verbs get the story's lab
 //	exit N culvert ARGS...       it must end with that exit code
 //	eventually [-stdout RE] culvert ARGS...   again and again until it succeeds
+//	eventually -without RE culvert ARGS...    ... and does not print that
 //	golden HOST FILE [NETWORK]   the host's tables, read from its kernel, become FILE
 //	probe VM VM                  from here to the end nothing may get from one to the other
 //	pinging NAME VM TARGET [INTERVAL]   ping in the background, 1 ms apart
@@ -94,12 +95,13 @@ func (s *story) exit(ts *testscript.TestScript, neg bool, args []string) {
 
 func (s *story) eventually(ts *testscript.TestScript, neg bool, args []string) {
 	var re *regexp.Regexp
-	if len(args) > 1 && args[0] == "-stdout" {
+	without := len(args) > 1 && args[0] == "-without"
+	if without || len(args) > 1 && args[0] == "-stdout" {
 		re = regexp.MustCompile("(?m)" + args[1])
 		args = args[2:]
 	}
 	if neg || len(args) < 2 || args[0] != "culvert" {
-		ts.Fatalf("usage: eventually [-stdout RE] culvert ARGS...")
+		ts.Fatalf("usage: eventually [-stdout RE | -without RE] culvert ARGS...")
 	}
 	var out []byte
 	ok := s.poll(func() bool {
@@ -107,7 +109,7 @@ func (s *story) eventually(ts *testscript.TestScript, neg bool, args []string) {
 		cmd := exec.Command(program, s.argv(args[1:])...)
 		cmd.Env = append(os.Environ(), "CULVERT_CONFIG="+s.lab.ClientConfig(), "HOME="+ts.Getenv("HOME"))
 		out, err = cmd.CombinedOutput()
-		return err == nil && (re == nil || re.Match(out))
+		return err == nil && (re == nil || re.Match(out) != without)
 	})
 	fmt.Fprintf(ts.Stdout(), "%s", out)
 	if !ok {
