@@ -2,10 +2,16 @@ package agent
 
 import (
 	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	"culvert/internal/hoststate"
+	"culvert/internal/kernel/kerneltest"
 	"culvert/internal/overlay"
 	"culvert/internal/packet"
 )
@@ -53,4 +59,51 @@ func TestEarsReadWhatIsSaid(t *testing.T) {
 	if n := len(e.take()); n != maxHeard || e.lost != 5 {
 		t.Errorf("%d are kept and %d lost, want %d and 5", n, e.lost, maxHeard)
 	}
+}
+
+// TestEarsHearGroups: what a group report joins is read from it, and what
+// nothing comes of is counted by its reason.
+func TestEarsHearGroups(t *testing.T) {
+	report, err := hex.DecodeString("01005e010203020000000001080046000020000040000102e9ce0a000005ef010203940400001600f8faef010203") // IGMPv2, joins 239.1.2.3
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEars()
+	e.hear(hoststate.Heard{Port: 3, Frame: report, Length: len(report)})
+	broken := slices.Clone(report)
+	broken[len(broken)-1] ^= 1
+	for range 3 {
+		e.hear(hoststate.Heard{Port: 3, Frame: broken, Length: len(broken)})
+	}
+	got := e.take()
+	if len(got) != 1 || len(got[0].Groups) != 1 || got[0].Groups[0] != (packet.Membership{Group: netip.MustParseAddr("239.1.2.3"), Join: true}) {
+		t.Fatalf("heard %+v, want one report of one group", got)
+	}
+	e.lost = 2
+	if got := fmt.Sprint(e.unread(7)); got != "[{igmp-checksum 3} {punt-limit 7} {agent-busy 2}]" {
+		t.Errorf("unread are %s", got)
+	}
+}
+
+// TestReportTellsPortsOnce: what is seen of ports is in the first report of a
+// stream, stays in one that was not sent, and comes again when it is new.
+func TestReportTellsPortsOnce(t *testing.T) {
+	a := New(&modelKernel{m: kerneltest.New()}, silentManagers{}, Config{Cluster: "c", Host: self, Name: "h1", VTEP: netip.MustParseAddr("192.0.2.1"), UDPPort: 4789, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	told := func(want bool, when string) {
+		t.Helper()
+		a.report()
+		if got := (*a.out.rep).Seen != nil; got != want {
+			t.Errorf("%s: ports are told: %v, want %v", when, got, want)
+		}
+	}
+	told(true, "at first")
+	told(true, "before that was sent")
+	*a.out.rep = nil
+	told(false, "nothing is new")
+	*a.out.rep = nil
+	a.seen = append(a.seen, overlay.Seen{MAC: overlay.MAC{2}})
+	told(true, "a port went")
+	*a.out.rep = nil
+	a.seen = nil // as a new stream does
+	told(true, "in a new stream")
 }

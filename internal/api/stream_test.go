@@ -227,7 +227,11 @@ func genDown(t *rapid.T) Down {
 	case 1:
 		out := []Answer{}
 		for range rapid.IntRange(0, 4).Draw(t, "answers") {
-			out = append(out, Answer{ID: rapid.Uint64().Draw(t, "id"), Accepted: rapid.Bool().Draw(t, "accepted"), Binding: genRev(t, "binding"), Reason: genText(t, "reason")})
+			a := Answer{ID: rapid.Uint64().Draw(t, "id"), Accepted: rapid.Bool().Draw(t, "accepted"), Binding: genRev(t, "binding"), Reason: genText(t, "reason")}
+			for range rapid.IntRange(0, 3).Draw(t, "refused") {
+				a.Refused = append(a.Refused, overlay.AddressRefusal{Address: genAddr(t, "refused"), Reason: genText(t, "why")})
+			}
+			out = append(out, a)
 		}
 		return Down{Answers: out}
 	case 2:
@@ -315,6 +319,7 @@ func TestStreamRefusals(t *testing.T) {
 		f(h)
 		return &culvertv1.Up{Body: &culvertv1.Up_Hello{Hello: h}}
 	}
+	report := func(r *culvertv1.Report) *culvertv1.Up { return &culvertv1.Up{Body: &culvertv1.Up_Report{Report: r}} }
 	for name, c := range map[string]struct {
 		up   *culvertv1.Up
 		want string
@@ -340,6 +345,12 @@ func TestStreamRefusals(t *testing.T) {
 		"result, no number":  {&culvertv1.Up{Body: &culvertv1.Up_ProbeResult{ProbeResult: &culvertv1.ProbeResult{Answered: true}}}, "result of a probe"},
 		"result both ways":   {&culvertv1.Up{Body: &culvertv1.Up_ProbeResult{ProbeResult: &culvertv1.ProbeResult{Id: 1, Answered: true, Unable: true}}}, "result of a probe"},
 		"too many problems":  {&culvertv1.Up{Body: &culvertv1.Up_Report{Report: &culvertv1.Report{Problems: make([]string, MaxReportLines+1)}}}, "number of problems"},
+		"too many refusals":  {report(&culvertv1.Report{Refused: make([]*culvertv1.Refused, MaxRefused+1)}), "number of refusals"},
+		"refused address":    {report(&culvertv1.Report{Refused: []*culvertv1.Refused{{Network: make([]byte, 16), Address: []byte{1}}}}), "refus"},
+		"too many reasons":   {report(&culvertv1.Report{Drops: make([]*culvertv1.Count, maxCounts+1)}), "number of drops"},
+		"too many ports":     {report(&culvertv1.Report{Seen: &culvertv1.Seen{Ports: make([]*culvertv1.SeenPort, MaxReportLines+1)}}), "number of ports"},
+		"too many groups":    {report(&culvertv1.Report{Seen: &culvertv1.Seen{Ports: []*culvertv1.SeenPort{{Network: uid, Mac: []byte{2, 0, 0, 0, 0, 1}, Groups: make([][]byte, MaxGroups+1)}}}}), "number of groups"},
+		"no group":           {report(&culvertv1.Report{Seen: &culvertv1.Seen{Ports: []*culvertv1.SeenPort{{Network: uid, Mac: []byte{2, 0, 0, 0, 0, 1}, Groups: [][]byte{{10, 0, 0, 1}}}}}}), "group"},
 	} {
 		if u, err := UpFromPB(c.up); !errors.Is(err, ErrMessage) || !strings.Contains(err.Error(), c.want) || !cmp.Equal(u, Up{}, sameValues) {
 			t.Errorf("%s: got %+v, %v; want a refusal with %q", name, u, err, c.want)

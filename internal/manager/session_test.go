@@ -3,6 +3,7 @@ package manager
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"testing"
 
 	"culvert/internal/agent"
@@ -244,5 +245,35 @@ func TestOlderStoreServesNoNewerAgent(t *testing.T) {
 	refused(t, err, api.CodeOlderStore)
 	if at := s.m.View().At; before.Less(at) {
 		t.Errorf("a refused stream moved the store from %s to %s", before, at)
+	}
+}
+
+// What an agent tells of its ports stands until it tells otherwise: it does not
+// say it again with every report.
+func TestWhatWasSeenStands(t *testing.T) {
+	t.Parallel()
+	s := serveManager(t)
+	st, _ := s.mustAttach(s.agentLeaf("h1"))
+	seen := overlay.Seen{Network: overlay.UID{7}, MAC: overlay.MAC{2}, Groups: []netip.Addr{netip.MustParseAddr("239.1.1.1")}, Drops: []overlay.Count{{Reason: "storm", N: 3}}}
+	refused := overlay.Refused{Network: overlay.UID{7}, MAC: overlay.MAC{2}, Device: "tap0", Reason: "it is the gateway's"}
+	for i, r := range []api.Report{
+		{Repairs: 1, Seen: []overlay.Seen{seen}, Drops: seen.Drops, Refused: []overlay.Refused{refused}, RefusedMore: 4},
+		{Repairs: 2},
+		{Repairs: 3, Seen: []overlay.Seen{}},
+	} {
+		r.Problems = []string{"one"} // so that it is published at once
+		say(t, st, api.Up{Report: &r})
+		s.eventually("the report", func() error {
+			for _, f := range s.m.Hosts() {
+				if f.Repairs != r.Repairs {
+					continue
+				}
+				if want := 1 - i/2; len(f.Seen) != want || len(f.Drops) != len(r.Drops) || len(f.Refused) != len(r.Refused) || f.RefusedMore != r.RefusedMore {
+					t.Errorf("report %d: %+v, want %d ports", i, f, want)
+				}
+				return nil
+			}
+			return errors.New("it is not there")
+		})
 	}
 }

@@ -131,6 +131,9 @@ func TestUndeclaredEndpoints(t *testing.T) {
 			t.Errorf("refused are %q, want %q among them", a.Reason, why)
 		}
 	}
+	if len(a.Refused) != 3 || a.Refused[0].Address != one.Addresses[0] || a.Refused[0].Reason != "it is the gateway's (CV0132)" || a.Refused[2].Reason != "it is in no subnet of the network (CV0131)" {
+		t.Errorf("refused are %v, want each by itself with the code of its rule", a.Refused)
+	}
 	// The first owner keeps it, and is named.
 	two := heard(2, "10.1.0.9")
 	if a := r.say(h2, s2, two); !a.Accepted || !strings.Contains(a.Reason, "10.1.0.9: it is 02:00:00:00:00:01 on h1's") || len(r.endpoint(p.Network, two.MAC).Addresses) != 0 {
