@@ -80,7 +80,7 @@ type dropCounts struct {
 }
 
 func (d *dropCounts) take(now map[hoststate.DropKey]uint64) {
-	for k, n := range d.last { // order-free: sums
+	for k, n := range d.last { // order-free: what is summed up
 		if now[k] < n && k.Reason < hoststate.DropReasons {
 			d.past[k.Reason] += n
 		}
@@ -93,7 +93,7 @@ func (d *dropCounts) take(now map[hoststate.DropKey]uint64) {
 // as old as the last look at the links.
 func (c *Core) Dropped() (drops []overlay.Count, unheard uint64) {
 	sums := c.drops.past
-	for k, n := range c.drops.last { // order-free: sums
+	for k, n := range c.drops.last { // order-free: what is summed up
 		if k.Reason < hoststate.DropReasons {
 			sums[k.Reason] += n
 		}
