@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// archive is an initramfs in the making: a cpio archive of format newc
+// Archive is an initramfs in the making: a cpio archive of format newc
 // (kernel: Documentation/driver-api/early-userspace/buffer-format.rst). Equal
 // contents give equal bytes: names are sorted, times and owners are 0.
-type archive struct{ entries map[string]entry }
+type Archive struct{ entries map[string]entry }
 
 type entry struct {
 	mode uint32 // as in stat(2)
@@ -23,9 +23,9 @@ const (
 	modeFile = 0o100000
 )
 
-// add puts a file in, with the directories above it. The name has no leading
+// Add puts a file in, with the directories above it. The name has no leading
 // slash.
-func (a *archive) add(name string, perm uint32, data []byte) {
+func (a *Archive) Add(name string, perm uint32, data []byte) {
 	if a.entries == nil {
 		a.entries = map[string]entry{}
 	}
@@ -35,8 +35,8 @@ func (a *archive) add(name string, perm uint32, data []byte) {
 	a.entries[name] = entry{modeFile | perm, data}
 }
 
-// bytes is the archive.
-func (a *archive) bytes() []byte {
+// Bytes is the archive.
+func (a *Archive) Bytes() []byte {
 	names := make([]string, 0, len(a.entries))
 	for n := range a.entries {
 		names = append(names, n)

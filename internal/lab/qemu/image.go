@@ -119,18 +119,18 @@ func static(path string) bool {
 // its NIC and an init of ours. It is the same for all guests, and the same
 // bytes for the same image.
 func (m Image) Initramfs() ([]byte, error) {
-	var a archive
+	var a Archive
 	for _, d := range []string{"proc/", "sys/", "dev/", "tmp/"} {
-		a.add(d+".keep", 0o644, nil)
+		a.Add(d+".keep", 0o644, nil)
 	}
-	a.add("init", 0o755, initScript)
-	a.add("etc/dhcp.sh", 0o755, dhcpScript)
+	a.Add("init", 0o755, initScript)
+	a.Add("etc/dhcp.sh", 0o755, dhcpScript)
 	b, err := os.ReadFile(m.Busybox)
 	if err != nil {
 		return nil, fmt.Errorf("guest's programs: %w", err)
 	}
-	a.add("bin/busybox", 0o755, b)
-	order, err := loadOrder(m.Modules, needed)
+	a.Add("bin/busybox", 0o755, b)
+	order, err := m.ModuleFiles(needed)
 	if err != nil {
 		return nil, fmt.Errorf("guest's modules: %w", err)
 	}
@@ -141,12 +141,17 @@ func (m Image) Initramfs() ([]byte, error) {
 			return nil, fmt.Errorf("guest's modules: %w", err)
 		}
 		name := "lib/modules/" + path.Base(file)
-		a.add(name, 0o644, b)
+		a.Add(name, 0o644, b)
 		list.WriteString("/" + name + "\n")
 	}
-	a.add("etc/modules", 0o644, []byte(list.String()))
-	return a.bytes(), nil
+	a.Add("etc/modules", 0o644, []byte(list.String()))
+	return a.Bytes(), nil
 }
+
+// ModuleFiles lists the files of the kernel's modules of these names, and of
+// what they depend on, in the order in which they can be loaded. Those that are
+// built in are left out.
+func (m Image) ModuleFiles(names []string) ([]string, error) { return loadOrder(m.Modules, names) }
 
 // loadOrder lists the files of the named modules and of what they depend on,
 // each after what it needs. The dependencies are read from the modules

@@ -44,10 +44,10 @@ func unpack(t *testing.T, b []byte) map[string]string {
 }
 
 func TestArchive(t *testing.T) {
-	var a archive
-	a.add("bin/busybox", 0o755, []byte("12345"))
-	a.add("init", 0o755, []byte("#!"))
-	b := a.bytes()
+	var a Archive
+	a.Add("bin/busybox", 0o755, []byte("12345"))
+	a.Add("init", 0o755, []byte("#!"))
+	b := a.Bytes()
 	want := map[string]string{"bin": "40755 2 ", "bin/busybox": "100755 1 12345", "init": "100755 1 #!"}
 	got := unpack(t, b)
 	for name := range want { // order-free: each is compared by itself
@@ -58,10 +58,10 @@ func TestArchive(t *testing.T) {
 	if len(got) != len(want) || len(b)%512 != 0 {
 		t.Errorf("%d entries in %d bytes", len(got), len(b))
 	}
-	var again archive
-	again.add("init", 0o755, []byte("#!"))
-	again.add("bin/busybox", 0o755, []byte("12345"))
-	if !bytes.Equal(b, again.bytes()) {
+	var again Archive
+	again.Add("init", 0o755, []byte("#!"))
+	again.Add("bin/busybox", 0o755, []byte("12345"))
+	if !bytes.Equal(b, again.Bytes()) {
 		t.Error("the same files in another order gave other bytes")
 	}
 }
