@@ -286,6 +286,12 @@ func parsePort(p *culvertv1.Port) (overlay.Doc, error) {
 	if d.Port.Addresses, err = parseAddresses("spec.addresses", s.GetAddresses()); err != nil {
 		return overlay.Doc{}, err
 	}
+	if d.Port.Shared, err = parseAddresses("spec.sharedAddresses", s.GetSharedAddresses()); err != nil {
+		return overlay.Doc{}, err
+	}
+	if have := len(d.Port.Shared); have > overlay.MaxShared {
+		return overlay.Doc{}, &overlay.FieldError{Field: "spec.sharedAddresses", Value: fmt.Sprintf("%d addresses", have), Allowed: fmt.Sprintf("at most %d", overlay.MaxShared)}
+	}
 	if !vmText(s.GetVm()) {
 		return overlay.Doc{}, &overlay.FieldError{Field: "spec.vm", Value: s.GetVm(), Allowed: fmt.Sprintf("at most %d bytes of printable text", maxVMBytes)}
 	}

@@ -41,6 +41,7 @@ var meanings = map[string]string{
 	"Port.spec.addresses[]":               "addresses in the network's subnets; default one a subnet is allocated",
 	"Port.spec.vm":                        "name of the VM",
 	"Port.spec.hosts[]":                   "hosts that it may appear on; default all of the network",
+	"Port.spec.sharedAddresses[]":         "addresses that it may hold besides its own, as other ports may (VRRP); at most 8",
 }
 
 var metaMeanings = map[string]string{

@@ -89,8 +89,12 @@ type Claim struct {
 	// Pre: the endpoint is expected here (RFC 8394, pre-associate), or with
 	// Leave not any more.
 	Pre bool
-	// Addresses of an undeclared endpoint, sorted.
+	// Addresses of an undeclared endpoint, sorted; of a declared one, shared
+	// addresses that it has announced.
 	Addresses []netip.Addr
+	// Heard is up to where the agent had the log when the shared addresses were
+	// announced.
+	Heard overlay.Rev
 }
 
 // InventoryEnd says that every endpoint of the host was claimed in Session.
@@ -199,7 +203,7 @@ func UpPB(u Up) *culvertv1.Up {
 			cs.Claims = append(cs.Claims, &culvertv1.Claim{
 				Id: c.ID, Network: uidBytes(c.Network), Mac: macBytes(c.MAC), Port: uidBytes(c.Port),
 				Base: RevPB(c.Base), Evidence: uint32(c.Evidence), Leave: c.Leave,
-				Pre: c.Pre, Addresses: addrsBytes(c.Addresses),
+				Pre: c.Pre, Addresses: addrsBytes(c.Addresses), Heard: RevPB(c.Heard),
 			})
 		}
 		return &culvertv1.Up{Body: &culvertv1.Up_Claims{Claims: cs}}
@@ -394,7 +398,7 @@ func (d *streamDecoder) claims(pb *culvertv1.Claims) *Claims {
 			ID: c.GetId(), Network: d.uid(c.GetNetwork(), "claim's network", true), MAC: d.mac(c.GetMac(), "claim's MAC", true),
 			Port: d.uid(c.GetPort(), "claim's port", false), Base: d.rev(c.GetBase(), "claim's base"),
 			Evidence: overlay.Evidence(c.GetEvidence()), Leave: c.GetLeave(),
-			Pre: c.GetPre(), Addresses: d.addrs(c.GetAddresses(), "claim's addresses"),
+			Pre: c.GetPre(), Addresses: d.addrs(c.GetAddresses(), "claim's addresses"), Heard: d.rev(c.GetHeard(), "claim's announcement"),
 		})
 	}
 	return out

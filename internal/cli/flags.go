@@ -239,7 +239,9 @@ type portFlags struct {
 	labelFlag
 	net, mac, vm string
 	ips, hosts   []string
+	shared       []string
 	anyHost      bool
+	noShared     bool
 }
 
 func (p *portFlags) define(f *pflag.FlagSet, set bool) {
@@ -249,15 +251,17 @@ func (p *portFlags) define(f *pflag.FlagSet, set bool) {
 	}
 	f.StringVar(&p.mac, "mac", "", "MAC of the VM's card (default: allocated)")
 	f.StringArrayVar(&p.ips, "ip", nil, "address of the VM (repeatable; default: one a subnet is allocated)")
+	f.StringArrayVar(&p.shared, "shared-address", nil, "address that it may hold besides its own, as other ports may (repeatable)")
 	f.StringVar(&p.vm, "vm", "", "name of the VM, for people and the hypervisor")
 	f.StringArrayVar(&p.hosts, "host", nil, "host that it may appear on (repeatable; default: all of the network)")
 	if set {
 		f.BoolVar(&p.anyHost, "any-host", false, "let it appear on any host of the network")
+		f.BoolVar(&p.noShared, "no-shared-address", false, "let it hold its own addresses only")
 	}
 }
 
 func (p *portFlags) any(f *pflag.FlagSet) bool {
-	return given(f, "label", "mac", "ip", "vm", "host", "any-host")
+	return given(f, "label", "mac", "ip", "vm", "host", "any-host", "shared-address", "no-shared-address")
 }
 
 func (p *portFlags) network() string { return p.net }
@@ -280,6 +284,17 @@ func (p *portFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 			}
 		}
 		body.Spec.Addresses = p.ips
+	}
+	if p.noShared {
+		body.Spec.SharedAddresses = nil
+	}
+	if f.Changed("shared-address") {
+		for _, a := range p.shared {
+			if _, err := overlay.ParseAddr("--shared-address", a); err != nil {
+				return err
+			}
+		}
+		body.Spec.SharedAddresses = p.shared
 	}
 	if f.Changed("vm") {
 		body.Spec.Vm = p.vm

@@ -118,7 +118,7 @@ func (m *Manager) Facts() apiserver.Facts {
 	f := apiserver.Facts{Cluster: m.cfg.Cluster, Managers: 1, ManagersUp: 1, Counters: m.counts.copy()}
 	if st := m.stats.Load(); st != nil {
 		for name, n := range map[string]uint64{
-			"claims_refused": st.ClaimsRefused, "claims_void": st.ClaimsVoid, "endpoints_withdrawn": st.Withdrawn, "endpoints_handed_over": st.HandedOver, "defects": st.Defects,
+			"claims_refused": st.ClaimsRefused, "claims_void": st.ClaimsVoid, "endpoints_withdrawn": st.Withdrawn, "endpoints_handed_over": st.HandedOver, "shared_addresses_moved": st.SharedMoved, "defects": st.Defects,
 			"hosts_died": st.HostsDied, "hosts_returned": st.HostsReturned, "death_brakes": st.Brakes,
 		} {
 			if n > 0 {

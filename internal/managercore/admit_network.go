@@ -91,7 +91,7 @@ func (a *admission) narrows(d *overlay.Doc, old *overlay.Network) *api.Refusal {
 	for _, k := range a.sortedPorts(old.UID) {
 		rec, _ := a.get(k)
 		p := rec.(*overlay.Port)
-		for _, ad := range p.Addresses {
+		for _, ad := range slices.Concat(p.Addresses, p.Shared) {
 			if subnetOf(spec.Subnets, ad) < 0 {
 				return api.Refuse(api.CodeOutside, title(d)+" was not changed", fmt.Sprintf("port %s has %s, which no wanted subnet holds as a port's address", p.Name, ad),
 					"change the port first: culvert port set "+p.Name+" --ip ADDRESS", p.Name+"  "+ad.String())
@@ -126,7 +126,7 @@ func (a *admission) sortedPorts(network overlay.UID) []Key {
 	return sorted(a.c.ix.ports[network])
 }
 
-func sorted(set map[Key]bool) []Key {
+func sorted[V any](set map[Key]V) []Key {
 	keys := make([]Key, 0, len(set))
 	for k := range set { // order-free: sorted below
 		keys = append(keys, k)
@@ -228,6 +228,7 @@ func (a *admission) deletePort(d *overlay.Doc, p *overlay.Port) {
 		ep.Cause, ep.Since = gone.Cause, int64(a.c.now)
 		a.bury(&ep)
 	}
+	a.sharing(&gone, gone.Cause, true)
 }
 
 func (a *admission) deleteNetwork(d *overlay.Doc, n *overlay.Network, withPorts bool) *api.Refusal {

@@ -27,6 +27,7 @@ func (a *admission) free(docs []overlay.Doc) {
 		for _, ad := range p.Addresses {
 			a.c.ix.freeIP(netIP{p.Network, ad}, k)
 		}
+		a.c.ix.unshare(p, k)
 	}
 }
 
@@ -42,6 +43,7 @@ func (a *admission) hold(k Key, p *overlay.Port) {
 	for _, ad := range p.Addresses {
 		set(a.c.ix.ips, netIP{p.Network, ad}, k)
 	}
+	a.c.ix.share(p, k)
 }
 
 func (a *admission) putPort(d *overlay.Doc) *api.Refusal {
@@ -79,7 +81,7 @@ func (a *admission) newPort(d *overlay.Doc, t *overlay.Tenant, n *overlay.Networ
 	if have, max := a.c.ix.tports[t.UID], limit(t.MaxPorts, overlay.DefaultMaxPorts); have >= max {
 		return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("tenant %s has %d ports and its quota is %d", t.Name, have, max), "raise it: culvert tenant set "+t.Name+" --max-ports N")
 	}
-	p := &overlay.Port{Meta: a.newMeta(d, t.UID), Network: n.UID, WantMAC: d.Port.MAC, WantAddresses: d.Port.Addresses, VM: d.Port.VM, Hosts: d.Port.Hosts}
+	p := &overlay.Port{Meta: a.newMeta(d, t.UID), Network: n.UID, WantMAC: d.Port.MAC, WantAddresses: d.Port.Addresses, VM: d.Port.VM, Hosts: d.Port.Hosts, Shared: d.Port.Shared}
 	p.MAC = p.WantMAC
 	if p.MAC.IsZero() {
 		p.MAC = a.allocateMAC(n, p.UID)
@@ -100,10 +102,10 @@ func (a *admission) newPort(d *overlay.Doc, t *overlay.Tenant, n *overlay.Networ
 	return nil
 }
 
-// takeFromLearned takes a declared port's addresses from undeclared endpoints
+// takeFromLearned takes a declared port's addresses, shared ones too, from undeclared endpoints
 // that were heard to use them: what is declared wins.
 func (a *admission) takeFromLearned(p *overlay.Port) {
-	for _, ad := range p.Addresses {
+	for _, ad := range slices.Concat(p.Addresses, p.Shared) {
 		rec, ok := a.get(a.c.ix.ips[netIP{p.Network, ad}])
 		ep, learned := rec.(*overlay.Endpoint)
 		if !ok || !learned || ep.MAC == p.MAC {
@@ -119,7 +121,7 @@ func (a *admission) takeFromLearned(p *overlay.Port) {
 func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Port) *api.Refusal {
 	k, spec := KeyOf(old), d.Port
 	want := *old
-	want.WantAddresses, want.VM, want.Hosts = spec.Addresses, spec.VM, spec.Hosts
+	want.WantAddresses, want.VM, want.Hosts, want.Shared = spec.Addresses, spec.VM, spec.Hosts, spec.Shared
 	if !spec.MAC.IsZero() && spec.MAC != old.MAC {
 		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", fmt.Sprintf("its MAC is %s and cannot become %s", old.MAC, spec.MAC), "delete the port and create it anew")
 	}
@@ -135,7 +137,7 @@ func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Por
 	if len(spec.Addresses) == 0 || slices.Equal(spec.Addresses, old.Addresses) {
 		want.WantAddresses = old.WantAddresses
 	}
-	same := slices.Equal(want.Addresses, old.Addresses) && want.VM == old.VM && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
+	same := slices.Equal(want.Addresses, old.Addresses) && want.VM == old.VM && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(want.Shared, old.Shared) && slices.Equal(d.Labels, old.Labels)
 	if no := a.sameOrSet(d, same, old); no != nil {
 		return no
 	}
@@ -147,11 +149,14 @@ func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Por
 	a.takeFromLearned(&want)
 	a.tx.put(&want)
 	a.did("changed", &want)
-	if rec, ok := a.get(Key{Kind: overlay.KindEndpoint, UID: n.UID, MAC: old.MAC}); ok && !slices.Equal(want.Addresses, old.Addresses) {
+	if rec, ok := a.get(Key{Kind: overlay.KindEndpoint, UID: n.UID, MAC: old.MAC}); ok {
 		ep := *rec.(*overlay.Endpoint)
-		ep.Addresses, ep.Cause, ep.Since = want.Addresses, want.Cause, int64(a.c.now)
-		a.tx.put(&ep)
+		ep.Addresses, ep.Cause, ep.Since = withShared(&want, both(ep.Addresses, want.Shared)), want.Cause, int64(a.c.now)
+		if !slices.Equal(ep.Addresses, rec.(*overlay.Endpoint).Addresses) {
+			a.tx.put(&ep)
+		}
 	}
+	a.sharing(&want, want.Cause, false)
 	return nil
 }
 
@@ -177,7 +182,7 @@ func (a *admission) checkPort(d *overlay.Doc, n *overlay.Network, p *overlay.Por
 			return api.Refuse(api.CodeAddressInUse, title(d)+" was not written", fmt.Sprintf("%s is port %s's", ad, a.portName(o)), "give another --ip, or take it from that port first")
 		}
 	}
-	return nil
+	return a.checkShared(d, n, p)
 }
 
 func (a *admission) portName(k Key) string {
@@ -244,7 +249,7 @@ func (c *Core) lowestFree(network overlay.UID, s overlay.Subnet) (netip.Addr, bo
 		if !s.Usable(ad) {
 			return netip.Addr{}, false
 		}
-		if _, used := c.ix.ips[netIP{network, ad}]; !used && ad != s.Gateway {
+		if _, used := c.ix.ips[netIP{network, ad}]; !used && ad != s.Gateway && c.ix.shared[netIP{network, ad}] == nil {
 			c.ix.hints[hk] = ad // everything below is taken; unset lowers it again
 			return ad, true
 		}

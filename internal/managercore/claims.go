@@ -45,7 +45,7 @@ func (c *Core) claim(cl hostClaim) {
 	}
 	k := Key{Kind: overlay.KindEndpoint, UID: cl.Network, MAC: cl.MAC}
 	w := c.rows[k]
-	if w != nil && w.busy > 0 {
+	if w != nil && w.busy > 0 || c.contended(cl) {
 		c.deferred = append(c.deferred, cl)
 		return
 	}
@@ -118,7 +118,7 @@ func (c *Core) mayNot(cl hostClaim) string {
 		return because(api.CodeNotFound, "no such port is declared")
 	}
 	p := pw.rec.(*overlay.Port)
-	if p.Network != cl.Network || p.MAC != cl.MAC {
+	if _, declared := c.ix.macs[netMAC{cl.Network, cl.MAC}]; p.Network != cl.Network || p.MAC != cl.MAC && (declared || !cl.MAC.IsVirtual() || len(p.Shared) == 0 || cl.Pre) {
 		return fmt.Sprintf("port %s has MAC %s in another form than claimed", p.Name, p.MAC)
 	}
 	if len(p.Hosts) > 0 && !slices.Contains(p.Hosts, h.Name) {
@@ -128,7 +128,7 @@ func (c *Core) mayNot(cl hostClaim) string {
 }
 
 func (c *Core) bind(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
-	addrs, refused := c.addressesOf(cl, k)
+	addrs, from, refused := c.addressesOf(cl, k, b)
 	want := &overlay.Endpoint{
 		Network: cl.Network, MAC: cl.MAC, Port: cl.Port, Host: cl.host, Addresses: addrs, Evidence: cl.Evidence,
 		Cause: "agent of " + c.hostName(cl.host) + ": " + cl.Evidence.String() + " seen", Since: int64(c.now),
@@ -145,6 +145,7 @@ func (c *Core) bind(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
 		want.Cause = "moved from " + c.hostName(b.Host) + ", " + want.Cause
 	}
 	t := c.begin()
+	t.giveUp(from, "announced by "+want.MAC.String()+" on "+c.hostName(want.Host))
 	t.put(want)
 	t.commit(
 		func(rev overlay.Rev) { c.answer(cl, true, rev.N, reasonOf(refused), refused...) },

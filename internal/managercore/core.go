@@ -42,6 +42,9 @@ type row struct {
 	// placed is the number of the revision since which an endpoint is where it
 	// is: what else changed of it since is no news against a claim.
 	placed uint64
+	// gained is the number of the revision since which it has the addresses that
+	// it has, or more: what was announced before takes none from it.
+	gained uint64
 }
 
 // Core is the state machine. It has one owner.
@@ -85,7 +88,8 @@ type Stats struct {
 	Transactions uint64
 	ClaimsAccepted, ClaimsRefused, ClaimsVoid,
 	Withdrawn, Released uint64
-	HandedOver uint64 // endpoints that left for where they were expected
+	HandedOver  uint64 // endpoints that left for where they were expected
+	SharedMoved uint64 // shared addresses that went from one endpoint to another
 	// Defects counts contradictions: a claim based on a binding that this
 	// store has never had, a revision that went back.
 	Defects uint64
@@ -263,6 +267,9 @@ func (c *Core) adopt(r StoredRecord) {
 		l := c.net(rec.Network)
 		if old := l.Get(k); old == nil || old.Gone || r.Gone || old.Rec.(*overlay.Endpoint).Host != rec.Host {
 			w.placed = r.N
+		}
+		if old := l.Get(k); old == nil || old.Gone || len(both(rec.Addresses, old.Rec.(*overlay.Endpoint).Addresses)) < len(rec.Addresses) {
+			w.gained = r.N
 		}
 		l.put(newItem(rec, rev, r.Gone))
 	case *overlay.Floor:

@@ -37,6 +37,8 @@ type indexes struct {
 	byNet    map[overlay.UID]map[Key]bool // endpoints of a network, tombstones too
 	allPorts map[overlay.UID]map[Key]bool // ports of a network, tombstones too
 	learned  map[overlay.UID]map[Key]bool // live undeclared endpoints of a network
+	virtual  map[overlay.UID]map[Key]bool // live endpoints of ports, with a virtual router's MAC, of a network
+	shared   map[netIP]map[Key]bool       // live ports that share an address
 	// hints: by network and prefix, an address below which none is free. Only
 	// a shortcut: it never changes which address is the lowest free one.
 	hints map[netIP]netip.Addr
@@ -47,8 +49,8 @@ func newIndexes() indexes {
 		names: map[nameKey]Key{}, vnis: map[overlay.VNI]overlay.UID{}, macs: map[netMAC]Key{}, ips: map[netIP]Key{},
 		ports: map[overlay.UID]map[Key]bool{}, networks: map[overlay.UID]int{}, tports: map[overlay.UID]int{},
 		byHost: map[overlay.UID]map[Key]bool{}, preAt: map[overlay.UID]map[Key]bool{}, byNet: map[overlay.UID]map[Key]bool{}, allPorts: map[overlay.UID]map[Key]bool{},
-		learned: map[overlay.UID]map[Key]bool{},
-		hints:   map[netIP]netip.Addr{},
+		learned: map[overlay.UID]map[Key]bool{}, virtual: map[overlay.UID]map[Key]bool{}, shared: map[netIP]map[Key]bool{},
+		hints: map[netIP]netip.Addr{},
 	}
 }
 
@@ -101,6 +103,7 @@ func (x *indexes) add(k Key, w *row) {
 			for _, a := range r.Addresses {
 				set(x.ips, netIP{r.Network, a}, k)
 			}
+			x.share(r, k)
 			addTo(x.ports, r.Network, k)
 			x.tports[r.Tenant]++
 		}
@@ -113,6 +116,8 @@ func (x *indexes) add(k Key, w *row) {
 				for _, a := range r.Addresses {
 					set(x.ips, netIP{r.Network, a}, k)
 				}
+			} else if r.MAC.IsVirtual() {
+				addTo(x.virtual, r.Network, k)
 			}
 			for _, h := range r.Pre {
 				addTo(x.preAt, h, k)
@@ -146,6 +151,7 @@ func (x *indexes) remove(k Key, w *row) {
 			for _, a := range r.Addresses {
 				x.freeIP(netIP{r.Network, a}, k)
 			}
+			x.unshare(r, k)
 			removeFrom(x.ports, r.Network, k)
 			x.tports[r.Tenant]--
 		}
@@ -158,6 +164,8 @@ func (x *indexes) remove(k Key, w *row) {
 				for _, a := range r.Addresses {
 					x.freeIP(netIP{r.Network, a}, k)
 				}
+			} else if r.MAC.IsVirtual() {
+				removeFrom(x.virtual, r.Network, k)
 			}
 			for _, h := range r.Pre {
 				removeFrom(x.preAt, h, k)
@@ -172,6 +180,11 @@ func (x *indexes) freeIP(at netIP, k Key) {
 		return
 	}
 	delete(x.ips, at)
+	x.lowerHints(at)
+}
+
+// lowerHints lowers every hint above an address that is free now.
+func (x *indexes) lowerHints(at netIP) {
 	for hk, h := range x.hints { // order-free: each hint by itself
 		if hk.net == at.net && at.ip.Compare(h) < 0 && at.ip.Is4() == h.Is4() {
 			x.hints[hk] = at.ip

@@ -53,11 +53,17 @@ func (c *Core) tenantOf(n *overlay.Network) *overlay.Tenant {
 	return c.rows[Key{Kind: overlay.KindTenant, UID: n.Tenant}].rec.(*overlay.Tenant)
 }
 
-// addressesOf is what an endpoint may have of what it is claimed to have, and
-// why not the rest: each address is refused by itself.
-func (c *Core) addressesOf(cl hostClaim, k Key) (addrs []netip.Addr, refused []overlay.AddressRefusal) {
+// addressesOf is what an endpoint may have of what it is claimed to have, which
+// of it others have to give up, and why not the rest: each address is refused
+// by itself. b is its present binding; nil if there is none.
+func (c *Core) addressesOf(cl hostClaim, k Key, b *overlay.Endpoint) (addrs []netip.Addr, from map[Key][]netip.Addr, refused []overlay.AddressRefusal) {
 	if !cl.Port.IsZero() {
-		return c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}].rec.(*overlay.Port).Addresses, nil
+		p := c.rows[Key{Kind: overlay.KindPort, UID: cl.Port}].rec.(*overlay.Port)
+		addrs, from, refused = c.sharedOf(cl, k, p, b)
+		if cl.MAC != p.MAC {
+			return overlay.SortAddrs(addrs), from, refused
+		}
+		return withShared(p, addrs), from, refused
 	}
 	n := c.rows[Key{Kind: overlay.KindNetwork, UID: cl.Network}].rec.(*overlay.Network)
 	max := limit(c.tenantOf(n).MaxPortAddresses, overlay.DefaultMaxPortAddresses)
@@ -72,7 +78,7 @@ func (c *Core) addressesOf(cl hostClaim, k Key) (addrs []netip.Addr, refused []o
 		}
 		addrs = append(addrs, a)
 	}
-	return addrs, refused
+	return addrs, nil, refused
 }
 
 // addressRefused says why the endpoint of key k may not have an address; empty
@@ -80,6 +86,9 @@ func (c *Core) addressesOf(cl hostClaim, k Key) (addrs []netip.Addr, refused []o
 func (c *Core) addressRefused(n *overlay.Network, a netip.Addr, k Key) string {
 	if o, used := c.ix.ips[netIP{n.UID, a}]; used && o != k {
 		return because(api.CodeAddressInUse, "it is %s's", c.ownerName(o))
+	}
+	if c.ix.shared[netIP{n.UID, a}] != nil {
+		return "declared ports share it"
 	}
 	if slices.ContainsFunc(n.Subnets, func(s overlay.Subnet) bool { return s.Gateway == a }) {
 		return because(api.CodeAddressInUse, "it is the gateway's")

@@ -63,8 +63,12 @@ type Claim struct {
 	// Pre: the endpoint is expected here (RFC 8394, pre-associate), or with
 	// Leave not any more.
 	Pre bool
-	// Addresses of an undeclared endpoint, sorted.
+	// Addresses of an undeclared endpoint, sorted; of a declared one, shared
+	// addresses that it has announced.
 	Addresses []netip.Addr
+	// Heard is up to where the agent had the log when the shared addresses were
+	// announced.
+	Heard overlay.Rev
 }
 
 // Claimed carries claims of one session, in the order of the stream.

@@ -165,6 +165,20 @@ type Port struct {
 	Addresses     []netip.Addr // in force, sorted
 	VM            string       // name of the VM, for people and the hypervisor's hook
 	Hosts         []string     // names of hosts it may appear on, sorted; empty means all
+	// Shared are addresses that it may hold besides its own, as other ports may
+	// that declare them (VRRP, RFC 9568), sorted; at most MaxShared. Who holds
+	// one is decided by who announced it last, and stands in the endpoint.
+	Shared []netip.Addr
+}
+
+// MaxShared bounds the shared addresses of a port.
+const MaxShared = 8
+
+// IsVirtual reports whether m is a virtual router's address (RFC 9568 section
+// 7.3: 00:00:5e:00:01 for IPv4, :02 for IPv6, then the router's number): of
+// nobody's card, and sent from by whichever port holds a shared address.
+func (m MAC) IsVirtual() bool {
+	return m[0] == 0 && m[1] == 0 && m[2] == 0x5e && m[3] == 0 && (m[4] == 1 || m[4] == 2) && m[5] != 0
 }
 
 // Host is a machine with an agent and a VTEP.

@@ -41,5 +41,6 @@ type PortSpec struct {
 	MAC       MAC          // zero: allocate
 	Addresses []netip.Addr // sorted; empty: allocate one a subnet
 	VM        string
-	Hosts     []string // sorted; empty: all that the network selects
+	Hosts     []string     // sorted; empty: all that the network selects
+	Shared    []netip.Addr // sorted; see Port
 }

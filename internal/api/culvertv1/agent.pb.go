@@ -1271,7 +1271,8 @@ type Claim struct {
 	Evidence      uint32                 `protobuf:"varint,6,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	Leave         bool                   `protobuf:"varint,7,opt,name=leave,proto3" json:"leave,omitempty"`
 	Pre           bool                   `protobuf:"varint,8,opt,name=pre,proto3" json:"pre,omitempty"`            // pre-association (RFC 8394): it is expected here; with leave: not any more
-	Addresses     [][]byte               `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"` // of an undeclared endpoint, as it was heard to have
+	Addresses     [][]byte               `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"` // of an undeclared endpoint, as it was heard to have; of a declared one, shared ones that it announced
+	Heard         *Rev                   `protobuf:"bytes,10,opt,name=heard,proto3" json:"heard,omitempty"`        // of shared addresses: the log, when they were announced
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1365,6 +1366,13 @@ func (x *Claim) GetPre() bool {
 func (x *Claim) GetAddresses() [][]byte {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Claim) GetHeard() *Rev {
+	if x != nil {
+		return x.Heard
 	}
 	return nil
 }
@@ -2767,7 +2775,7 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x04sent\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"S\n" +
 	"\bInterest\x12/\n" +
 	"\x03add\x18\x01 \x03(\v2\x1d.culvert.agent.v1.LogPositionR\x03add\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\fR\x06remove\"\xe5\x01\n" +
+	"\x06remove\x18\x02 \x03(\fR\x06remove\"\x93\x02\n" +
 	"\x05Claim\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\fR\anetwork\x12\x10\n" +
@@ -2777,7 +2785,9 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\bevidence\x18\x06 \x01(\rR\bevidence\x12\x14\n" +
 	"\x05leave\x18\a \x01(\bR\x05leave\x12\x10\n" +
 	"\x03pre\x18\b \x01(\bR\x03pre\x12\x1c\n" +
-	"\taddresses\x18\t \x03(\fR\taddresses\"S\n" +
+	"\taddresses\x18\t \x03(\fR\taddresses\x12,\n" +
+	"\x05heard\x18\n" +
+	" \x01(\v2\x16.culvert.record.v1.RevR\x05heard\"S\n" +
 	"\x06Claims\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12/\n" +
 	"\x06claims\x18\x02 \x03(\v2\x17.culvert.agent.v1.ClaimR\x06claims\"(\n" +
@@ -2950,47 +2960,48 @@ var file_culvertv1_agent_proto_depIdxs = []int32{
 	38, // 10: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
 	16, // 11: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
 	38, // 12: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	18, // 13: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	38, // 14: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	25, // 15: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
-	25, // 16: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
-	26, // 17: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
-	23, // 18: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
-	24, // 19: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
-	25, // 20: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
-	29, // 21: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	30, // 22: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	34, // 23: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	35, // 24: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	28, // 25: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
-	39, // 26: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	38, // 27: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	31, // 28: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	38, // 29: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	38, // 30: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	33, // 31: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
-	32, // 32: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 33: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	36, // 34: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 35: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 36: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 37: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 38: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 39: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 40: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	27, // 41: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	37, // 42: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 43: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 44: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 45: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 46: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 47: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 48: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	41, // [41:49] is the sub-list for method output_type
-	33, // [33:41] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	38, // 13: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
+	18, // 14: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	38, // 15: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	25, // 16: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
+	25, // 17: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
+	26, // 18: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
+	23, // 19: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
+	24, // 20: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
+	25, // 21: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
+	29, // 22: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	30, // 23: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	34, // 24: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	35, // 25: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	28, // 26: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	39, // 27: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	38, // 28: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	31, // 29: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	38, // 30: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	38, // 31: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	33, // 32: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
+	32, // 33: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 34: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	36, // 35: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 36: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 37: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 38: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 39: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 40: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 41: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	27, // 42: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	37, // 43: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 44: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 45: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 46: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 47: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 48: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 49: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	42, // [42:50] is the sub-list for method output_type
+	34, // [34:42] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }

@@ -574,6 +574,7 @@ type PortRecord struct {
 	Addresses     [][]byte               `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Vm            string                 `protobuf:"bytes,7,opt,name=vm,proto3" json:"vm,omitempty"`
 	Hosts         []string               `protobuf:"bytes,8,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Shared        [][]byte               `protobuf:"bytes,9,rep,name=shared,proto3" json:"shared,omitempty"` // addresses that other ports may hold, too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -660,6 +661,13 @@ func (x *PortRecord) GetVm() string {
 func (x *PortRecord) GetHosts() []string {
 	if x != nil {
 		return x.Hosts
+	}
+	return nil
+}
+
+func (x *PortRecord) GetShared() [][]byte {
+	if x != nil {
+		return x.Shared
 	}
 	return nil
 }
@@ -1406,7 +1414,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\vRouteRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
-	"\x03via\x18\x03 \x01(\fR\x03via\"\xf1\x01\n" +
+	"\x03via\x18\x03 \x01(\fR\x03via\"\x89\x02\n" +
 	"\n" +
 	"PortRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +
@@ -1416,7 +1424,8 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x0ewant_addresses\x18\x05 \x03(\fR\rwantAddresses\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\fR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\a \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\b \x03(\tR\x05hosts\"\x86\x01\n" +
+	"\x05hosts\x18\b \x03(\tR\x05hosts\x12\x16\n" +
+	"\x06shared\x18\t \x03(\fR\x06shared\"\x86\x01\n" +
 	"\n" +
 	"HostRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x12\n" +

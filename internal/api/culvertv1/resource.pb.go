@@ -831,14 +831,15 @@ func (x *Port) GetStatus() *PortStatus {
 }
 
 type PortSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
-	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`             // empty: allocated
-	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // empty: one a subnet is allocated
-	Vm            string                 `protobuf:"bytes,4,opt,name=vm,proto3" json:"vm,omitempty"`
-	Hosts         []string               `protobuf:"bytes,5,rep,name=hosts,proto3" json:"hosts,omitempty"` // names; empty: all that the network selects
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Network         string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Mac             string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`             // empty: allocated
+	Addresses       []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // empty: one a subnet is allocated
+	Vm              string                 `protobuf:"bytes,4,opt,name=vm,proto3" json:"vm,omitempty"`
+	Hosts           []string               `protobuf:"bytes,5,rep,name=hosts,proto3" json:"hosts,omitempty"`                                            // names; empty: all that the network selects
+	SharedAddresses []string               `protobuf:"bytes,6,rep,name=shared_addresses,json=sharedAddresses,proto3" json:"shared_addresses,omitempty"` // that it may hold besides its own, as other ports may
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *PortSpec) Reset() {
@@ -902,6 +903,13 @@ func (x *PortSpec) GetVm() string {
 func (x *PortSpec) GetHosts() []string {
 	if x != nil {
 		return x.Hosts
+	}
+	return nil
+}
+
+func (x *PortSpec) GetSharedAddresses() []string {
+	if x != nil {
+		return x.SharedAddresses
 	}
 	return nil
 }
@@ -1777,13 +1785,14 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x12.\n" +
 	"\x04spec\x18\x04 \x01(\v2\x1a.culvert.v1alpha1.PortSpecR\x04spec\x124\n" +
-	"\x06status\x18\x05 \x01(\v2\x1c.culvert.v1alpha1.PortStatusR\x06status\"z\n" +
+	"\x06status\x18\x05 \x01(\v2\x1c.culvert.v1alpha1.PortStatusR\x06status\"\xa5\x01\n" +
 	"\bPortSpec\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\x04 \x01(\tR\x02vm\x12\x14\n" +
-	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"\xc3\x02\n" +
+	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12)\n" +
+	"\x10shared_addresses\x18\x06 \x03(\tR\x0fsharedAddresses\"\xc3\x02\n" +
 	"\n" +
 	"PortStatus\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x1c\n" +
