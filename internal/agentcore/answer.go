@@ -78,7 +78,7 @@ func (c *Core) asked(n *network, g *guest, e Heard) {
 	case packet.NeighborSolicit, packet.NeighborProbe:
 		if n.serves(f.Target) {
 			c.send(g.tap, packet.AnswerND(f.Src, overlay.ServerMAC, f.Target, f.IP, routerLifetime > 0))
-		} else if mac, ok := n.has(f.Target); ok && mac != g.mac && f.Kind == packet.NeighborProbe {
+		} else if mac, ok := n.has(f.Target); ok && mac != g.mac && f.Kind == packet.NeighborProbe && n.shareOf(g, f.Target) == nil {
 			// The proxy's answer to duplicate address detection goes to no
 			// address, and some guests take what is another's.
 			c.send(g.tap, packet.AnswerND(f.Src, mac, f.Target, netip.Addr{}, false))
@@ -88,7 +88,7 @@ func (c *Core) asked(n *network, g *guest, e Heard) {
 			c.send(g.tap, advertisement(n, g.tap, f.Src, f.IP))
 		}
 	}
-	if p := n.ports[g.port]; p != nil && !p.gone && n.tells() {
+	if p := n.ports[g.port]; p != nil && !p.gone && p.rec.MAC == g.mac && n.tells() {
 		c.leases(n, g, p.rec, e)
 	}
 }

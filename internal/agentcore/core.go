@@ -104,17 +104,18 @@ type Core struct {
 
 // Stats counts what an operator wants to see, and what must never happen.
 type Stats struct {
-	Repairs    uint64 // rows or devices that somebody else had changed
-	Written    uint64 // rows set or deleted
-	Overflows  uint64 // doorbells lost
-	SumWrong   uint64 // a log's sum differed from the manager's: cured by a full pass
-	Stale      uint64 // items older than what was known
-	Reads      uint64
-	OpsRefused uint64
-	Strangers  uint64
-	Announced  uint64
-	Answers    uint64 // frames sent to guests that asked, and advertisements
-	Unanswered uint64 // ... that were one too many
+	Repairs       uint64 // rows or devices that somebody else had changed
+	Written       uint64 // rows set or deleted
+	Overflows     uint64 // doorbells lost
+	SumWrong      uint64 // a log's sum differed from the manager's: cured by a full pass
+	Stale         uint64 // items older than what was known
+	Reads         uint64
+	OpsRefused    uint64
+	Strangers     uint64
+	Announced     uint64
+	Answers       uint64 // frames sent to guests that asked, and advertisements
+	Unanswered    uint64 // ... that were one too many
+	SharesDelayed uint64 // changes of shared addresses that waited because a port made too many
 }
 
 type hostEntry struct {
@@ -347,6 +348,7 @@ func (c *Core) dueGuest(n *network, g *guest) {
 	if g.due != 0 && g.due <= c.now {
 		c.expire(n, g)
 	}
+	c.dueShares(n, g)
 	if g.recheckAt != 0 && g.recheckAt <= c.now {
 		c.askAgain(n, g)
 	}

@@ -47,6 +47,8 @@ type guest struct {
 	refused   []overlay.AddressRefusal // of addrs, by the manager
 	recheckAt Time                     // when to ask for them again; 0: none were refused
 
+	shares []*shared // of a declared port
+
 	notes map[netip.Addr]addrNote // of addrs
 	due   Time                    // when one of them ends; 0: none does
 
@@ -180,9 +182,13 @@ func (c *Core) heard(e Heard) {
 	switch g := t.declared; {
 	case g == nil:
 		c.learn(n, t, e)
-	case g.mac == src && !e.ToGuest:
+	case e.ToGuest:
+	case g.mac == src:
 		c.lives(n, g, e.At)
-	case g.mac != src && !e.ToGuest:
+		c.announces(n, g, e)
+	case src.IsVirtual() && n.shares(g):
+		c.virtual(n, t, e)
+	default:
 		c.foreignMAC(n, t, src)
 	}
 	c.joined(t, e)

@@ -207,13 +207,13 @@ func (c *Core) relearn(n *network, t *tap, k hoststate.Key, v hoststate.Val) boo
 func (c *Core) forgetLearned(n *network) {
 	for _, idx := range sortedTaps(n.taps) {
 		t := n.taps[idx]
-		macs := sortedMACs(t.learned)
-		t.learned, t.denied = nil, nil
-		if len(macs) > 0 {
-			t.groups = nil
-		}
-		for _, mac := range macs {
-			c.place(n, mac)
+		t.denied = nil
+		for _, mac := range sortedMACs(t.learned) {
+			if t.learned[mac].port.IsZero() {
+				t.groups = nil
+				delete(t.learned, mac)
+				c.place(n, mac)
+			}
 		}
 		c.member(n, t)
 	}

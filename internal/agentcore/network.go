@@ -28,6 +28,7 @@ type network struct {
 	claiming int
 	awaits   overlay.Rev
 	owner    map[netip.Addr]overlay.MAC // who had each address last, to notice a change
+	shared   map[netip.Addr]int         // how many live ports share each address that any does
 	log      logState
 
 	subscribed bool // its log is wanted
@@ -88,7 +89,7 @@ func (c *Core) net(uid overlay.UID) *network {
 	if n == nil {
 		n = &network{
 			uid: uid, ports: map[overlay.UID]*portEntry{}, byName: map[string]overlay.UID{}, byMAC: map[overlay.MAC]overlay.UID{},
-			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, pre: map[overlay.MAC]bool{}, guests: map[overlay.MAC]*guest{}, owner: map[netip.Addr]overlay.MAC{}, taps: map[int32]*tap{}, rows: newRowSet(), doubts: map[hoststate.Key]bool{},
+			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, pre: map[overlay.MAC]bool{}, guests: map[overlay.MAC]*guest{}, owner: map[netip.Addr]overlay.MAC{}, shared: map[netip.Addr]int{}, taps: map[int32]*tap{}, rows: newRowSet(), doubts: map[hoststate.Key]bool{},
 		}
 		c.nets[uid], c.order = n, nil
 	}
@@ -266,6 +267,7 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 // rows an endpoint has.
 func (c *Core) clear(n *network) {
 	n.ports, n.byName, n.byMAC = map[overlay.UID]*portEntry{}, map[string]overlay.UID{}, map[overlay.MAC]overlay.UID{}
+	n.shared = map[netip.Addr]int{}
 	for _, idx := range sortedTaps(n.taps) {
 		c.identify(n, n.taps[idx])
 	}
@@ -289,6 +291,7 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 	key := overlay.Key{Kind: overlay.KindPort, UID: r.UID}
 	if p.rec != nil && !p.gone {
 		n.log.sum.Sub(key, p.rev)
+		n.countShared(p.rec, -1)
 		if n.byName[p.rec.Name] == r.UID {
 			delete(n.byName, p.rec.Name)
 		}
@@ -299,6 +302,7 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 	p.rec, p.rev, p.gone = r, it.Rev, it.Gone
 	if !it.Gone {
 		n.log.sum.Add(key, it.Rev)
+		n.countShared(r, 1)
 		n.byName[r.Name], n.byMAC[r.MAC] = r.UID, r.UID
 	}
 	for _, idx := range sortedTaps(n.taps) {
@@ -311,6 +315,7 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 			}
 		case g.port == r.UID:
 			c.identify(n, t)
+			c.unshare(n, t)
 			c.member(n, t) // its addresses may be others
 		}
 	}
@@ -354,7 +359,7 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 	c.owesLess(n)
 	c.replan(n, r.MAC)
 	if !it.Gone {
-		c.owned(n, r)
+		c.owned(n, r, it.Rev)
 	}
 	if g := n.guests[r.MAC]; g != nil {
 		c.bindingChanged(n, g, e)
@@ -363,13 +368,16 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 
 // owned notices that an address has another MAC than before and tells the
 // guests here, because the proxy lets no gratuitous ARP across.
-func (c *Core) owned(n *network, r *overlay.Endpoint) {
+func (c *Core) owned(n *network, r *overlay.Endpoint, rev overlay.Rev) {
 	for _, a := range r.Addresses {
 		old, known := n.owner[a]
 		if known && old == r.MAC {
 			continue
 		}
 		n.owner[a] = r.MAC
+		if n.shared[a] > 0 {
+			c.sharesMoved(n, a, r.MAC, rev)
+		}
 		if known && n.serving && n.log.complete {
 			c.orders = append(c.orders, hoststate.Op{
 				Kind: hoststate.OpAnnounce,

@@ -155,7 +155,7 @@ func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
 	}
 	t := n.taps[v.Port]
 	if t == nil || t.declared != nil {
-		return false
+		return t != nil && c.revirtual(n, t, k, v)
 	}
 	_, declared := n.byMAC[k.MAC]
 	if declared {

@@ -36,13 +36,14 @@ type tap struct {
 	emptyAt Time
 
 	declared *guest                 // the declared port that it is; nil while unclaimed
-	learned  map[overlay.MAC]*guest // undeclared endpoints that were heard on it
+	learned  map[overlay.MAC]*guest // undeclared endpoints that were heard on it, and virtual MACs of its port
 
 	groups map[member]bool // multicast groups that guests have joined
 	denied []denial        // see deny
 
 	answers  Time // when the next answer to its guests is due: a bucket
 	advertAt Time // when the next unsolicited advertisement is
+	changes  Time // of shared addresses: a bucket
 
 	isMember bool
 	guard    []hoststate.Row // what was asked for of its port program
@@ -186,6 +187,7 @@ func (c *Core) identify(n *network, t *tap) {
 		}
 		c.weigh(n, t)
 	}
+	c.unshare(n, t)
 	c.member(n, t)
 	c.touch(n)
 }
@@ -263,7 +265,8 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 		p.Flags |= hoststate.CheckIP // it has what it was leased, and nothing else
 	}
 	for _, g := range t.guests() {
-		if n.guests[g.mac] != g {
+		virtual := g != t.declared && !g.port.IsZero()
+		if n.guests[g.mac] != g || virtual && len(p.MACs) == 0 {
 			continue
 		}
 		e := n.eps[g.mac]
@@ -275,10 +278,10 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 			continue
 		}
 		p.MACs = append(p.MACs, g.mac)
-		if d := n.ports[g.port]; d != nil && !d.gone {
-			p.Addrs = append(p.Addrs, d.rec.Addresses...)
-		} else {
+		if d := n.portOf(g); d == nil {
 			p.Addrs = append(p.Addrs, g.addrs...)
+		} else if !virtual {
+			p.Addrs = append(p.Addrs, d.Addresses...) // and none that it shares: others may claim them towards it
 		}
 	}
 	if len(p.MACs) == 0 {

@@ -75,6 +75,9 @@ func (c *Core) connected(e Connected) {
 		for _, t := range n.taps { // order-free: each by itself
 			for _, g := range t.guests() { // also one that another device has taken the place of
 				g.claim, g.claimed, g.expected, g.waitFor, g.retryAt = 0, false, false, overlay.Rev{}, 0
+				for _, s := range g.shares {
+					s.claim = 0
+				}
 			}
 		}
 		for _, e := range n.eps { // order-free: each by itself
@@ -189,6 +192,9 @@ func (c *Core) claim(n *network, g *guest, u *Up, cl Claim) {
 	c.claims[g.claim] = claimRef{net: n.uid, mac: g.mac, guest: g, pre: cl.Pre}
 	n.claiming++
 	cl.ID, cl.Network, cl.MAC, cl.Port = g.claim, n.uid, g.mac, g.port
+	if !cl.Pre {
+		c.tellShares(g, &cl)
+	}
 	u.Claims = append(u.Claims, cl)
 }
 
@@ -204,7 +210,7 @@ func (c *Core) waits(n *network, g *guest, e *endpoint) bool {
 // already stays so.
 func (c *Core) mayClaim(n *network, g *guest) bool {
 	e := n.eps[g.mac]
-	if g.claimed && (g.recheckAt == 0 || g.recheckAt > c.now) || c.waits(n, g, e) || !g.owns(c.cfg.Self, e) || g.leaves(e) {
+	if g.claimed && !g.tells(c.now) && (g.recheckAt == 0 || g.recheckAt > c.now) || c.waits(n, g, e) || !g.owns(c.cfg.Self, e) || g.leaves(e) {
 		return false
 	}
 	mine := e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self
@@ -290,6 +296,7 @@ func (c *Core) answered(e Answered) {
 		return
 	}
 	g.claim, g.refused, g.recheckAt = 0, nil, 0
+	c.sharesAnswered(g, e)
 	switch {
 	case e.Accepted && ref.pre:
 		g.expected = true
