@@ -99,14 +99,18 @@ func (c *Core) announces(n *network, g *guest, e Heard) {
 		s.at = c.now
 	}
 	mac, held := n.has(s.addr)
+	knows := n.log.sent
+	if held { // a message may have told who has it, and the next one that it was all
+		knows = later(knows, n.eps[mac].rev)
+	}
 	switch {
 	case held && mac == g.mac:
-		s.heard, s.doubtAt = n.log.sent, 0
+		s.heard, s.doubtAt = knows, 0
 		return
 	case held && !tells, n.log.sent.Less(s.told):
 		return
 	}
-	s.heard, s.doubtAt = n.log.sent, 0
+	s.heard, s.doubtAt = knows, 0
 	if s.pending {
 		return
 	}

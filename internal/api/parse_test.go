@@ -24,7 +24,7 @@ func good() (*culvertv1.Tenant, *culvertv1.Network, *culvertv1.Port) {
 				Dhcp: "host", Dns: []string{"fd00:20::2", "10.20.0.2"}, Lease: 600, Routes: []*culvertv1.Route{{Prefix: "0.0.0.0/0", Via: "10.20.0.9"}},
 				Subnets: []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}, {Prefix: "fd00:20::/64", Gateway: "fd00:20::fe"}}}},
 		&culvertv1.Port{ApiVersion: Version, Kind: "Port", Metadata: &culvertv1.Metadata{Name: "vm1"},
-			Spec: &culvertv1.PortSpec{Network: "blue", Mac: "52:54:00:12:34:56", Addresses: []string{"fd00:20::5", "10.20.0.5"}, Vm: "web 1", Hosts: []string{"h1"}}}
+			Spec: &culvertv1.PortSpec{Network: "blue", Mac: "52:54:00:12:34:56", Addresses: []string{"fd00:20::5", "10.20.0.5"}, Vm: "web 1", Hosts: []string{"h1"}, SharedAddresses: []string{"10.20.0.100"}}}
 }
 
 func TestParseAccepts(t *testing.T) {
@@ -38,7 +38,7 @@ func TestParseAccepts(t *testing.T) {
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
 				{Prefix: netip.MustParsePrefix("fd00:20::/64"), Gateway: netip.MustParseAddr("fd00:20::fe")}}}},
 		{Kind: overlay.KindPort, Tenant: "default", Name: "vm1", Port: overlay.PortSpec{Network: "blue", MAC: overlay.MAC{0x52, 0x54, 0, 0x12, 0x34, 0x56}, VM: "web 1", Hosts: []string{"h1"},
-			Addresses: []netip.Addr{netip.MustParseAddr("10.20.0.5"), netip.MustParseAddr("fd00:20::5")}}},
+			Addresses: []netip.Addr{netip.MustParseAddr("10.20.0.5"), netip.MustParseAddr("fd00:20::5")}, Shared: []netip.Addr{netip.MustParseAddr("10.20.0.100")}}},
 	}
 	for i, r := range []*culvertv1.Resource{Wrap(tenant), Wrap(network), Wrap(port)} {
 		got, err := ParseResource(r)
@@ -190,6 +190,10 @@ func TestParseRefuses(t *testing.T) {
 			p.Spec.Addresses[1] = "fd00:20:0::5"
 		}},
 		{"spec.addresses", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) { p.Spec.Addresses = addrs(257) }},
+		{"spec.sharedAddresses[0]", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) {
+			p.Spec.SharedAddresses = []string{"10.20.0.0/24"}
+		}},
+		{"spec.sharedAddresses", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) { p.Spec.SharedAddresses = addrs(9) }},
 		{"spec.vm", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) { p.Spec.Vm = "a\nb" }},
 		{"spec.vm", func(_ *culvertv1.Tenant, _ *culvertv1.Network, p *culvertv1.Port) {
 			p.Spec.Vm = strings.Repeat("v", 256)
@@ -267,7 +271,7 @@ func TestRenderReadsBack(t *testing.T) {
 	nd.Seen, pd.Seen = rev, rev
 	n := &overlay.Network{Meta: overlay.Meta{Name: "blue"}, WantVNI: nd.Network.VNI, VNI: 7, Subnets: nd.Network.Subnets, WantMTU: nd.Network.MTU, MTU: 1400,
 		DF: nd.Network.DF, Flood: nd.Network.Flood, Hosts: nd.Network.Hosts, Tell: nd.Network.Tell}
-	p := &overlay.Port{Meta: overlay.Meta{Name: "vm1"}, WantMAC: pd.Port.MAC, MAC: pd.Port.MAC, WantAddresses: pd.Port.Addresses, Addresses: pd.Port.Addresses, VM: pd.Port.VM, Hosts: pd.Port.Hosts}
+	p := &overlay.Port{Meta: overlay.Meta{Name: "vm1"}, WantMAC: pd.Port.MAC, MAC: pd.Port.MAC, WantAddresses: pd.Port.Addresses, Addresses: pd.Port.Addresses, VM: pd.Port.VM, Hosts: pd.Port.Hosts, Shared: pd.Port.Shared}
 	for _, tt := range []struct {
 		res  *culvertv1.Resource
 		want overlay.Doc

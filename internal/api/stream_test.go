@@ -114,6 +114,9 @@ func genUp(t *rapid.T) Up {
 			if rapid.Bool().Draw(t, "has addresses") {
 				c.Addresses = overlay.SortAddrs([]netip.Addr{genAddr(t, "first"), genAddr(t, "second")})
 			}
+			if rapid.Bool().Draw(t, "announced") {
+				c.Heard = genRev(t, "heard")
+			}
 			cs.Claims = append(cs.Claims, c)
 		}
 		return Up{Claims: cs}
@@ -180,7 +183,7 @@ func genRecord(t *rapid.T) overlay.Record {
 		}
 	case 2:
 		meta.Tenant = genUID(t, "tenant")
-		return &overlay.Port{Meta: meta, Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Addresses: genAddrs(t), VM: genText(t, "vm")}
+		return &overlay.Port{Meta: meta, Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Addresses: genAddrs(t), VM: genText(t, "vm"), Shared: genAddrs(t)}
 	}
 	e := &overlay.Endpoint{
 		Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Port: genUID(t, "port"), Host: genUID(t, "host"), Addresses: genAddrs(t),

@@ -285,6 +285,9 @@ func (p *portFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 		}
 		body.Spec.Addresses = p.ips
 	}
+	if p.noShared && f.Changed("shared-address") {
+		return &overlay.FieldError{Field: "--no-shared-address", Value: "true", Allowed: "no --shared-address beside it"}
+	}
 	if p.noShared {
 		body.Spec.SharedAddresses = nil
 	}

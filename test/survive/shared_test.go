@@ -115,10 +115,11 @@ func (r *sharing) held(addr string, mac overlay.MAC, at string) error {
 }
 
 // handOver has the addresses handed to and fro, and says how long each move
-// took from the announcement to the last host's kernel.
+// took from the announcement to the last host's kernel, and to the first answer
+// to a third VM.
 func (r *sharing) handOver(times int, take, leave func(vm string), mac func(vm string) overlay.MAC, addrs ...string) {
 	r.t.Helper()
-	var took []time.Duration
+	var took, seen []time.Duration
 	late := 0
 	for range times {
 		to, from := "vm1", "vm2"
@@ -137,21 +138,46 @@ func (r *sharing) handOver(times int, take, leave func(vm string), mac func(vm s
 			}
 			return nil
 		})
-		if took = append(took, d); err != nil {
+		took = append(took, d)
+		for _, a := range addrs {
+			if err == nil {
+				err = r.answered("vm3", netip.MustParseAddr(a), start)
+			}
+		}
+		if seen = append(seen, time.Since(start)); err == nil && seen[len(seen)-1] > time.Second {
+			err = fmt.Errorf("answered after %s", seen[len(seen)-1])
+		}
+		if err != nil {
 			late++
-			r.t.Errorf("move %d to %s is not in every host's kernel within a second: %v", r.moves, to, err)
+			r.t.Errorf("move %d to %s is not in every host's kernel, or not answered there, within a second: %v", r.moves, to, err)
 		}
 		if late > 3 {
 			r.t.FailNow()
 		}
 	}
-	slices.Sort(took)
-	r.t.Logf("%d moves of %v: %d within 1 s, median %s, most %s", times, addrs, times-late, took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+	line := func(d []time.Duration) string {
+		slices.Sort(d)
+		return fmt.Sprintf("median %s, most %s", d[len(d)/2].Round(time.Millisecond), d[len(d)-1].Round(time.Millisecond))
+	}
+	r.t.Logf("%d moves of %v: %d within 1 s; in every kernel: %s; answered to a third VM: %s", times, addrs, times-late, line(took), line(seen))
+}
+
+// answered pings an address from a VM until it answers, a second after start at
+// the latest.
+func (r *sharing) answered(from string, to netip.Addr, start time.Time) error {
+	_, err := poll(r.ctx, start, time.Second, func() error {
+		res, err := lab.Ping(r.ctx, lab.NSOfVM(r.name, from), lab.PingOptions{Target: to, Count: 1, Interval: 10 * time.Millisecond, Wait: 30 * time.Millisecond})
+		if err == nil && res.Received == 0 {
+			err = fmt.Errorf("%s does not answer %s", to, from)
+		}
+		return err
+	})
+	return err
 }
 
 // Two VMs hand addresses of both families to and fro by announcing them, as
 // keepalived does: a hundred of a hundred moves are in every host's kernel
-// within a second, and a third VM's pings follow.
+// within a second, and answered a third VM.
 func TestSharedAddressesFollowTheirAnnouncements(t *testing.T) {
 	t.Parallel()
 	r := newSharing(t)
@@ -163,17 +189,7 @@ func TestSharedAddressesFollowTheirAnnouncements(t *testing.T) {
 	}
 	own := func(vm string) overlay.MAC { return r.macs[vm] }
 	r.handOver(1, take, leave, own, shared4, shared6)
-	pings := []*pinging{r.ping("vm3", netip.MustParseAddr(shared4), 20*time.Millisecond), r.ping("vm3", netip.MustParseAddr(shared6), 20*time.Millisecond)}
 	r.handOver(100, take, leave, own, shared4, shared6)
-	r.hold(500 * time.Millisecond)
-	for _, p := range pings {
-		p.stop()
-		res := p.end(t)
-		t.Logf("ping %s at 50 a second meanwhile: %d sent, %d lost, the longest gap %d", p.to, res.Sent, len(res.Lost), res.LongestGap())
-		if res.Received == 0 || res.LongestGap() > 50 {
-			t.Errorf("ping %s: %d back of %d, the longest gap %d, want 50 at most", p.to, res.Received, res.Sent, res.LongestGap())
-		}
-	}
 
 	// An announcement of who may not have it moves nothing.
 	r.say("vm3", announce(r.macs["vm3"], shared4, shared6)...)
@@ -217,15 +233,7 @@ func TestVirtualRouterMovesWithItsMAC(t *testing.T) {
 	leave := func(vm string) { r.mustIn(vm, "sh", "-c", "ip addr flush dev vrrp; ip link set vrrp down") }
 	virtual := func(string) overlay.MAC { return mac }
 	r.handOver(1, take, leave, virtual, shared4)
-	p := r.ping("vm3", netip.MustParseAddr(shared4), 20*time.Millisecond)
 	r.handOver(100, take, leave, virtual, shared4)
-	r.hold(500 * time.Millisecond)
-	p.stop()
-	res := p.end(t)
-	t.Logf("ping %s at 50 a second meanwhile: %d sent, %d lost, the longest gap %d", p.to, res.Sent, len(res.Lost), res.LongestGap())
-	if res.Received == 0 || res.LongestGap() > 50 {
-		t.Errorf("ping %s: %d back of %d, the longest gap %d, want 50 at most", p.to, res.Received, res.Sent, res.LongestGap())
-	}
 	// An agent without memory finds it in its kernel.
 	r.forget("h1")
 	r.connected()
