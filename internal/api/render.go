@@ -103,11 +103,11 @@ type EndpointNames struct {
 }
 
 // RenderEndpoint shows an endpoint. Its name is that of its port, or its MAC if
-// it is undeclared. since is RFC
-// 3339 in UTC, made by the caller, who may know a clock.
+// it is undeclared, or a virtual router's, which its port has beside its own.
+// since is RFC 3339 in UTC, made by the caller, who may know a clock.
 func RenderEndpoint(e *overlay.Endpoint, names EndpointNames, rev overlay.Rev, since string) *culvertv1.Endpoint {
 	name := names.Port
-	if name == "" {
+	if name == "" || e.MAC.IsVirtual() {
 		name = e.MAC.String()
 	}
 	return &culvertv1.Endpoint{ApiVersion: Version, Kind: "Endpoint",
