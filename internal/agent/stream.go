@@ -150,6 +150,9 @@ func (a *Agent) down(d api.Down) error {
 		}
 		a.log.Debug("told by the manager", "items", len(d.Items.Items), "up_to", d.Items.UpTo.String())
 		a.core.Step(a.now(), itemsOf(d.Items))
+	case d.Ask != nil:
+		q := d.Ask
+		a.core.Step(a.now(), agentcore.Ask{ID: q.ID, Network: q.Network, MAC: q.MAC, Address: q.Address, Within: agentcore.Time(q.Within)})
 	case d.Answers != nil:
 		a.log.Debug("answered by the manager", "claims", len(d.Answers))
 		for _, x := range d.Answers {
@@ -281,6 +284,16 @@ func sendUp(st Stream, session uint64, u agentcore.Up) error {
 	}
 	if u.InventoryEnd {
 		if err := st.Send(api.Up{InventoryEnd: &api.InventoryEnd{Session: session}}); err != nil {
+			return err
+		}
+	}
+	for _, k := range u.Seeks {
+		if err := st.Send(api.Up{Seek: &api.Seek{Network: k.Network, Address: k.Address}}); err != nil {
+			return err
+		}
+	}
+	for _, f := range u.Findings {
+		if err := st.Send(api.Up{ProbeResult: &api.ProbeResult{ID: f.ID, Answered: f.Answered, Unable: f.Unable}}); err != nil {
 			return err
 		}
 	}

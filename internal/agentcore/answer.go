@@ -75,6 +75,7 @@ func (c *Core) asked(n *network, g *guest, e Heard) {
 			}
 			c.send(g.tap, packet.AnswerARP(f.Src, overlay.ServerMAC, f.Target, to))
 		}
+		c.seekFor(n, g, f)
 	case packet.NeighborSolicit, packet.NeighborProbe:
 		if n.serves(f.Target) {
 			c.send(g.tap, packet.AnswerND(f.Src, overlay.ServerMAC, f.Target, f.IP, routerLifetime > 0))
@@ -83,6 +84,7 @@ func (c *Core) asked(n *network, g *guest, e Heard) {
 			// address, and some guests take what is another's.
 			c.send(g.tap, packet.AnswerND(f.Src, mac, f.Target, netip.Addr{}, false))
 		}
+		c.seekFor(n, g, f)
 	case packet.RouterSolicit:
 		if n.advertises() {
 			c.send(g.tap, advertisement(n, g.tap, f.Src, f.IP))

@@ -99,6 +99,9 @@ type Core struct {
 	was, will []hoststate.Row // scratch of replan
 	problems  map[string]Time // text -> since
 	drops     dropCounts
+	seeks     []Seek
+	questions []question
+	findings  []Finding
 	stats     Stats
 }
 
@@ -116,6 +119,9 @@ type Stats struct {
 	Answers       uint64 // frames sent to guests that asked, and advertisements
 	Unanswered    uint64 // ... that were one too many
 	SharesDelayed uint64 // changes of shared addresses that waited because a port made too many
+	Sought        uint64 // addresses that the manager was asked to find
+	Unsought      uint64 // ... and that were one too many
+	Asked         uint64 // questions to guests, whether they have an address
 }
 
 type hostEntry struct {
@@ -156,7 +162,7 @@ func New(cfg Config) *Core {
 func (c *Core) Stats() Stats { return c.stats }
 
 // Event is one of Items, Connected, Disconnected, Answered, Read, Applied,
-// Bell, Heard, Guests, Order and Tick.
+// Bell, Heard, Guests, Ask, Order and Tick.
 type Event interface{ event() }
 
 // Item is one entry of a log.
@@ -197,6 +203,7 @@ type Answered struct {
 	Binding  overlay.Rev
 	Reason   string
 	Refused  []overlay.AddressRefusal // addresses that an accepted one may not have
+	Disputed bool                     // another, who answers, has the MAC
 }
 
 // Read is the outcome of a NextRead. State is nil if it failed.
@@ -254,6 +261,8 @@ func (c *Core) Step(now Time, e Event) (wake Time) {
 		c.heard(e)
 	case Guests:
 		c.hypervisor(e)
+	case Ask:
+		c.askFor(e)
 	case Order:
 		c.orders = append(c.orders, e.Op)
 	case Tick:
@@ -294,6 +303,7 @@ func (c *Core) due() {
 	c.delayed = keep
 	c.endRelays()
 	c.advertsDue()
+	c.askNow()
 	for _, n := range c.sortedNets() {
 		c.dueNet(n)
 	}

@@ -52,6 +52,13 @@ type guest struct {
 	notes map[netip.Addr]addrNote // of addrs
 	due   Time                    // when one of them ends; 0: none does
 
+	// barred: another, who answers, has its MAC elsewhere. Not before barUntil
+	// is it claimed again, on a new sign of life.
+	barred   bool
+	barUntil Time
+	wait     Time   // how long it was shut out last
+	shown    string // the problem that says so; empty: none
+
 	conflict    string // the problem that the guest reported; empty: none
 	conflictEnd Time
 }
@@ -99,7 +106,7 @@ func (g *guest) owns(self overlay.UID, e *endpoint) bool {
 	if e.gone || e.rec == nil || e.rec.Host == self {
 		return true
 	}
-	return g.arrived && !g.base.Less(e.rev)
+	return g.arrived && !g.barred && !g.base.Less(e.rev)
 }
 
 // follow carries a sign of life over a change of the record that says nothing
@@ -179,6 +186,7 @@ func (c *Core) heard(e Heard) {
 			c.identify(n, t)
 		}
 	}
+	c.answersFor(n, e)
 	switch g := t.declared; {
 	case g == nil:
 		c.learn(n, t, e)

@@ -60,7 +60,9 @@ func (c *Core) learn(n *network, t *tap, e Heard) {
 		c.member(n, t)
 		c.touch(n)
 	}
-	c.lives(n, g, e.At)
+	if !g.barred || g.barUntil <= c.now {
+		c.lives(n, g, e.At)
+	}
 	if f.MAC == mac {
 		c.learnAddresses(n, g, e)
 	}
@@ -180,6 +182,7 @@ func (c *Core) expire(n *network, g *guest) {
 func (c *Core) unlearnElsewhere(n *network, t *tap, mac overlay.MAC) {
 	for _, idx := range sortedTaps(n.taps) {
 		if o := n.taps[idx]; o != t && o.learned[mac] != nil {
+			c.unshown(o.learned[mac])
 			delete(o.learned, mac)
 			c.member(n, o)
 		}
@@ -211,6 +214,7 @@ func (c *Core) forgetLearned(n *network) {
 		for _, mac := range sortedMACs(t.learned) {
 			if t.learned[mac].port.IsZero() {
 				t.groups = nil
+				c.unshown(t.learned[mac])
 				delete(t.learned, mac)
 				c.place(n, mac)
 			}

@@ -29,6 +29,8 @@ type network struct {
 	awaits   overlay.Rev
 	owner    map[netip.Addr]overlay.MAC // who had each address last, to notice a change
 	shared   map[netip.Addr]int         // how many live ports share each address that any does
+	sought   map[netip.Addr]sought      // in vain: see seek
+	turn     int                        // of askAll
 	log      logState
 
 	subscribed bool // its log is wanted
@@ -357,6 +359,7 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 		delete(n.pre, r.MAC)
 	}
 	c.owesLess(n)
+	c.freed(n, &was, e)
 	c.replan(n, r.MAC)
 	if !it.Gone {
 		c.owned(n, r, it.Rev)

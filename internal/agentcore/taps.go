@@ -44,6 +44,7 @@ type tap struct {
 	answers  Time // when the next answer to its guests is due: a bucket
 	advertAt Time // when the next unsolicited advertisement is
 	changes  Time // of shared addresses: a bucket
+	seeks    Time // when the next search for its guests is: a bucket
 
 	isMember bool
 	guard    []hoststate.Row // what was asked for of its port program
@@ -233,6 +234,7 @@ func (c *Core) tapWent(n *network, t *tap) {
 	c.guard(n, t, nil)
 	for _, g := range gone {
 		c.endConflict(g)
+		c.unshown(g)
 		c.place(n, g.mac)
 	}
 	c.touch(n)
@@ -279,7 +281,11 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 		}
 		p.MACs = append(p.MACs, g.mac)
 		if d := n.portOf(g); d == nil {
-			p.Addrs = append(p.Addrs, g.addrs...)
+			addrs, fewer := g.allowed(c.cfg.Self, e)
+			p.Addrs = append(p.Addrs, addrs...)
+			if fewer {
+				p.Flags |= hoststate.CheckIP // of what it was refused others are told nothing
+			}
 		} else if !virtual {
 			p.Addrs = append(p.Addrs, d.Addresses...) // and none that it shares: others may claim them towards it
 		}

@@ -40,11 +40,13 @@ type Up struct {
 	Claims       []Claim
 	InventoryEnd bool
 	Ack          overlay.Rev // zero: nothing new
+	Seeks        []Seek
+	Findings     []Finding
 }
 
 // Empty reports whether there is nothing to tell.
 func (u *Up) Empty() bool {
-	return len(u.Add) == 0 && len(u.Remove) == 0 && len(u.Claims) == 0 && !u.InventoryEnd && u.Ack.IsZero()
+	return len(u.Add) == 0 && len(u.Remove) == 0 && len(u.Claims) == 0 && !u.InventoryEnd && u.Ack.IsZero() && len(u.Seeks)+len(u.Findings) == 0
 }
 
 type claimRef struct {
@@ -63,6 +65,7 @@ func (c *Core) FleetPosition() overlay.Rev { return c.fleet.sent }
 
 func (c *Core) connected(e Connected) {
 	c.session, c.inventory, c.poor = e.Session, false, false
+	c.forgetSearches()
 	c.ackSent = overlay.Rev{}
 	c.claims = map[uint64]claimRef{}
 	c.fleet.named = nil
@@ -153,6 +156,7 @@ func (c *Core) NextUp() Up {
 	if c.ackSent.Less(c.held) {
 		c.ackSent, u.Ack = c.held, c.held
 	}
+	c.saySearches(&u)
 	return u
 }
 
@@ -210,6 +214,9 @@ func (c *Core) waits(n *network, g *guest, e *endpoint) bool {
 // already stays so.
 func (c *Core) mayClaim(n *network, g *guest) bool {
 	e := n.eps[g.mac]
+	if g.barred && !g.claimed && !c.waits(n, g, e) && !g.owns(c.cfg.Self, e) {
+		return g.arrived && !g.base.Less(e.rev) && g.tap.state == hoststate.StateForwarding // its port stays shut
+	}
 	if g.claimed && !g.tells(c.now) && (g.recheckAt == 0 || g.recheckAt > c.now) || c.waits(n, g, e) || !g.owns(c.cfg.Self, e) || g.leaves(e) {
 		return false
 	}
@@ -303,6 +310,7 @@ func (c *Core) answered(e Answered) {
 		g.waitFor, g.refusal = e.Binding, "" // the log says so, too
 		return
 	case e.Accepted:
+		c.unbar(g)
 		g.claimed, g.back, g.refusal = true, false, e.Reason // some of its addresses may have been refused
 		if g.refused = e.Refused; len(g.refused) > 0 {
 			g.recheckAt = c.now + recheck
@@ -311,6 +319,11 @@ func (c *Core) answered(e Answered) {
 		if g.base.Less(e.Binding) {
 			g.base = e.Binding
 		}
+		c.member(n, g.tap) // refused addresses are none that it may use
+		return
+	}
+	if e.Disputed {
+		c.bar(n, g, e.Reason)
 		return
 	}
 	g.claimed, g.refusal, g.waitFor = false, e.Reason, e.Binding
@@ -323,6 +336,9 @@ func (c *Core) answered(e Answered) {
 
 // bindingChanged looks at a guest here whose binding has changed.
 func (c *Core) bindingChanged(n *network, g *guest, e *endpoint) {
+	if e.gone || e.rec.Host == c.cfg.Self {
+		c.unbar(g)
+	}
 	if e.gone && g.base.Less(e.rev) {
 		// Nobody has it, and it is here: that is evidence enough, and new.
 		g.arrived, g.base, g.claimed, g.retryAt = true, e.rev, false, 0

@@ -3,10 +3,8 @@ package api
 import (
 	"errors"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -45,6 +43,7 @@ type Up struct {
 	Report       *Report
 	Breath       bool // the host lives
 	ProbeResult  *ProbeResult
+	Seek         *Seek
 }
 
 // Hello is the first message of a stream.
@@ -110,6 +109,7 @@ type Down struct {
 	Answers []Answer
 	Refused *Refusal // the stream ends after it
 	Probe   *Probe
+	Ask     *Ask
 }
 
 // Welcome answers a Hello.
@@ -155,30 +155,7 @@ type Answer struct {
 	Binding  overlay.Rev
 	Reason   string
 	Refused  []overlay.AddressRefusal // of an accepted endpoint
-}
-
-// text makes s fit for the wire: valid UTF-8, bounded, cut at a character.
-func text(s string) string {
-	s = strings.ToValidUTF8(s, "?")
-	if len(s) <= MaxStreamText {
-		return s
-	}
-	n := MaxStreamText - len("...")
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n] + "..."
-}
-
-func lines(in []string) []string {
-	var out []string
-	for i, s := range in {
-		if i == MaxReportLines-1 && len(in) > MaxReportLines {
-			return append(out, "and "+strconv.Itoa(len(in)-i)+" more")
-		}
-		out = append(out, text(s))
-	}
-	return out
+	Disputed bool                     // another, who answers, has the MAC
 }
 
 // UpPB is u on the wire; nil if no part is set.
@@ -217,6 +194,8 @@ func UpPB(u Up) *culvertv1.Up {
 		return &culvertv1.Up{Body: &culvertv1.Up_Breath{Breath: &culvertv1.Breath{}}}
 	case u.ProbeResult != nil:
 		return probeResultPB(u.ProbeResult)
+	case u.Seek != nil:
+		return seekPB(u.Seek)
 	}
 	return nil
 }
@@ -243,13 +222,15 @@ func DownPB(d Down) *culvertv1.Down {
 		as := &culvertv1.Answers{}
 		for i := range d.Answers {
 			a := &d.Answers[i]
-			as.Answers = append(as.Answers, &culvertv1.Answer{Id: a.ID, Accepted: a.Accepted, Binding: RevPB(a.Binding), Reason: text(a.Reason), Refused: addressRefusalsPB(a.Refused)})
+			as.Answers = append(as.Answers, &culvertv1.Answer{Id: a.ID, Accepted: a.Accepted, Binding: RevPB(a.Binding), Reason: text(a.Reason), Refused: addressRefusalsPB(a.Refused), Disputed: a.Disputed})
 		}
 		return &culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: as}}
 	case d.Refused != nil:
 		return &culvertv1.Down{Body: &culvertv1.Down_Refused{Refused: d.Refused.PB()}}
 	case d.Probe != nil:
 		return probePB(d.Probe)
+	case d.Ask != nil:
+		return askPB(d.Ask)
 	}
 	return nil
 }
@@ -369,6 +350,8 @@ func UpFromPB(pb *culvertv1.Up) (Up, error) {
 		u.Breath = true
 	case *culvertv1.Up_ProbeResult:
 		u.ProbeResult = d.probeResult(b.ProbeResult)
+	case *culvertv1.Up_Seek:
+		u.Seek = d.seek(b.Seek)
 	default:
 		d.refuse("kind of message")
 	}
@@ -427,7 +410,7 @@ func DownFromPB(pb *culvertv1.Down) (Down, error) {
 			for _, a := range b.Answers.GetAnswers() {
 				out.Answers = append(out.Answers, Answer{
 					ID: a.GetId(), Accepted: a.GetAccepted(), Binding: d.rev(a.GetBinding(), "binding"), Reason: d.text(a.GetReason(), "reason"),
-					Refused: d.addressRefusals(a.GetRefused()),
+					Refused: d.addressRefusals(a.GetRefused()), Disputed: a.GetDisputed(),
 				})
 			}
 		}
@@ -437,6 +420,8 @@ func DownFromPB(pb *culvertv1.Down) (Down, error) {
 		}
 	case *culvertv1.Down_Probe:
 		out.Probe = d.probe(b.Probe)
+	case *culvertv1.Down_Ask:
+		out.Ask = d.ask(b.Ask)
 	default:
 		d.refuse("kind of message")
 	}

@@ -49,6 +49,9 @@ func downOverWire(pb *culvertv1.Down) (Down, error) {
 	return DownFromPB(&back)
 }
 
+// make16 is the bytes of some UID.
+func make16() []byte { return append(make([]byte, 15), 1) }
+
 func genUID(t *rapid.T, label string) overlay.UID {
 	u := overlay.UID(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, label))
 	u[0] |= 1 // never zero
@@ -85,7 +88,7 @@ func genPositions(t *rapid.T, label string) []Position {
 }
 
 func genUp(t *rapid.T) Up {
-	switch rapid.IntRange(0, 7).Draw(t, "kind") {
+	switch rapid.IntRange(0, 8).Draw(t, "kind") {
 	case 0:
 		h := &Hello{Least: rapid.Uint32Range(1, 3).Draw(t, "least"), Version: genText(t, "version"), BootID: genText(t, "boot"), VTEP: genAddr(t, "vtep"), Logs: genPositions(t, "logs")}
 		h.Protocol = h.Least + rapid.Uint32Range(0, 3).Draw(t, "protocol")
@@ -130,6 +133,8 @@ func genUp(t *rapid.T) Up {
 		r := &ProbeResult{ID: rapid.Uint64Range(1, 1<<60).Draw(t, "probe"), Answered: rapid.Bool().Draw(t, "answered")}
 		r.Unable = !r.Answered && rapid.Bool().Draw(t, "unable")
 		return Up{ProbeResult: r}
+	case 7:
+		return Up{Seek: &Seek{Network: genUID(t, "network"), Address: genAddr(t, "address")}}
 	}
 	r := &Report{Repairs: rapid.Uint64().Draw(t, "repairs"), Strangers: rapid.Uint64().Draw(t, "strangers")}
 	for range rapid.IntRange(0, 3).Draw(t, "problems") {
@@ -224,13 +229,13 @@ func genAddrs(t *rapid.T) []netip.Addr {
 }
 
 func genDown(t *rapid.T) Down {
-	switch rapid.IntRange(0, 4).Draw(t, "kind") {
+	switch rapid.IntRange(0, 5).Draw(t, "kind") {
 	case 0:
 		return Down{Welcome: &Welcome{Breath: time.Duration(rapid.IntRange(0, 60_000).Draw(t, "breath")) * time.Millisecond, Protocol: 1, Session: rapid.Uint64Range(1, 1<<50).Draw(t, "session"), Epoch: rapid.Uint32Range(1, 9).Draw(t, "epoch"), Cluster: genText(t, "cluster")}}
 	case 1:
 		out := []Answer{}
 		for range rapid.IntRange(0, 4).Draw(t, "answers") {
-			a := Answer{ID: rapid.Uint64().Draw(t, "id"), Accepted: rapid.Bool().Draw(t, "accepted"), Binding: genRev(t, "binding"), Reason: genText(t, "reason")}
+			a := Answer{ID: rapid.Uint64().Draw(t, "id"), Accepted: rapid.Bool().Draw(t, "accepted"), Binding: genRev(t, "binding"), Reason: genText(t, "reason"), Disputed: rapid.Bool().Draw(t, "disputed")}
 			for range rapid.IntRange(0, 3).Draw(t, "refused") {
 				a.Refused = append(a.Refused, overlay.AddressRefusal{Address: genAddr(t, "refused"), Reason: genText(t, "why")})
 			}
@@ -244,6 +249,12 @@ func genDown(t *rapid.T) Down {
 			ID: rapid.Uint64Range(1, 1<<60).Draw(t, "probe"), VTEP: genAddr(t, "vtep"),
 			Within: time.Duration(rapid.IntRange(1, 60_000).Draw(t, "within")) * time.Millisecond,
 		}}
+	case 4:
+		a := &Ask{Network: genUID(t, "network"), Address: genAddr(t, "address")}
+		if rapid.Bool().Draw(t, "one") {
+			a.ID, a.MAC, a.Within = rapid.Uint64Range(1, 1<<60).Draw(t, "question"), genMAC(t, "mac"), time.Duration(rapid.IntRange(1, 60_000).Draw(t, "within"))*time.Millisecond
+		}
+		return Down{Ask: a}
 	}
 	it := &Items{}
 	for range rapid.IntRange(0, 3).Draw(t, "begins") {
@@ -345,6 +356,7 @@ func TestStreamRefusals(t *testing.T) {
 		"inventory of none":  {&culvertv1.Up{Body: &culvertv1.Up_InventoryEnd{InventoryEnd: &culvertv1.InventoryEnd{}}}, "session number"},
 		"empty ack":          {&culvertv1.Up{Body: &culvertv1.Up_Ack{Ack: &culvertv1.Ack{}}}, "acknowledged revision"},
 		"too many claims":    {&culvertv1.Up{Body: &culvertv1.Up_Claims{Claims: &culvertv1.Claims{Session: 1, Claims: make([]*culvertv1.Claim, MaxStreamClaims+1)}}}, "number of claims"},
+		"search for nothing": {&culvertv1.Up{Body: &culvertv1.Up_Seek{Seek: &culvertv1.Seek{Network: make16()}}}, "address to search"},
 		"result, no number":  {&culvertv1.Up{Body: &culvertv1.Up_ProbeResult{ProbeResult: &culvertv1.ProbeResult{Answered: true}}}, "result of a probe"},
 		"result both ways":   {&culvertv1.Up{Body: &culvertv1.Up_ProbeResult{ProbeResult: &culvertv1.ProbeResult{Id: 1, Answered: true, Unable: true}}}, "result of a probe"},
 		"too many problems":  {&culvertv1.Up{Body: &culvertv1.Up_Report{Report: &culvertv1.Report{Problems: make([]string, MaxReportLines+1)}}}, "number of problems"},
@@ -394,13 +406,16 @@ func TestStreamRefusals(t *testing.T) {
 		"route to nowhere": {told(func(n *culvertv1.NetworkRecord) {
 			n.Routes = []*culvertv1.RouteRecord{{Address: []byte{10, 0, 0, 0}, Bits: 8}}
 		}), "route"},
-		"breath too rare":  {&culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{Protocol: 1, Session: 1, Epoch: 1, BreathMs: 60_001}}}, "time between breaths"},
-		"probe of nobody":  {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Id: 1, WithinMs: 5}}}, "VTEP to probe"},
-		"probe, no number": {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Vtep: []byte{192, 0, 2, 1}, WithinMs: 5}}}, "probe without number or time"},
-		"probe, no time":   {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Id: 1, Vtep: []byte{192, 0, 2, 1}}}}, "probe without number or time"},
-		"short sum":        {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Ends: []*culvertv1.LogEnd{{Sum: []byte{1}, Sent: rev}}}}}, "sum of an end"},
-		"too many items":   {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Items: make([]*culvertv1.Item, MaxStreamItems+1)}}}, "number of items"},
-		"too many answers": {&culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: &culvertv1.Answers{Answers: make([]*culvertv1.Answer, MaxStreamClaims+1)}}}, "number of answers"},
+		"breath too rare":             {&culvertv1.Down{Body: &culvertv1.Down_Welcome{Welcome: &culvertv1.Welcome{Protocol: 1, Session: 1, Epoch: 1, BreathMs: 60_001}}}, "time between breaths"},
+		"question without an address": {&culvertv1.Down{Body: &culvertv1.Down_Ask{Ask: &culvertv1.Ask{Network: make16()}}}, "address to ask for"},
+		"question without number":     {&culvertv1.Down{Body: &culvertv1.Down_Ask{Ask: &culvertv1.Ask{Network: make16(), Address: []byte{192, 0, 2, 1}, Mac: []byte{2, 0, 0, 0, 0, 1}, WithinMs: 5}}}, "question after an address"},
+		"question to nobody":          {&culvertv1.Down{Body: &culvertv1.Down_Ask{Ask: &culvertv1.Ask{Id: 1, Network: make16(), Address: []byte{192, 0, 2, 1}, WithinMs: 5}}}, "question after an address"},
+		"probe of nobody":             {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Id: 1, WithinMs: 5}}}, "VTEP to probe"},
+		"probe, no number":            {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Vtep: []byte{192, 0, 2, 1}, WithinMs: 5}}}, "probe without number or time"},
+		"probe, no time":              {&culvertv1.Down{Body: &culvertv1.Down_Probe{Probe: &culvertv1.Probe{Id: 1, Vtep: []byte{192, 0, 2, 1}}}}, "probe without number or time"},
+		"short sum":                   {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Ends: []*culvertv1.LogEnd{{Sum: []byte{1}, Sent: rev}}}}}, "sum of an end"},
+		"too many items":              {&culvertv1.Down{Body: &culvertv1.Down_Items{Items: &culvertv1.Items{Items: make([]*culvertv1.Item, MaxStreamItems+1)}}}, "number of items"},
+		"too many answers":            {&culvertv1.Down{Body: &culvertv1.Down_Answers{Answers: &culvertv1.Answers{Answers: make([]*culvertv1.Answer, MaxStreamClaims+1)}}}, "number of answers"},
 	} {
 		if d, err := DownFromPB(c.down); !errors.Is(err, ErrMessage) || !strings.Contains(err.Error(), c.want) || !cmp.Equal(d, Down{}, sameValues) {
 			t.Errorf("%s: got %+v, %v; want a refusal with %q", name, d, err, c.want)

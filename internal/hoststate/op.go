@@ -52,7 +52,8 @@ const (
 	OpAnnounce OpKind = 12
 	// OpSend sends Frame out of the bridge port Index, to the guest behind it
 	// alone. ClassGone if that is no bridge's port. No kernel state changes, and
-	// a frame that the port does not take is lost.
+	// a frame that the port does not take is lost. With Past it goes past the
+	// port's program and queue: also behind a port that passes nothing.
 	OpSend OpKind = 13
 )
 
@@ -76,6 +77,7 @@ type Op struct {
 	Name  string // OpAttach, OpDetach
 	Alias string // OpAttach
 	Frame string // OpSend: from the Ethernet header on; a string, for operations are compared
+	Past  bool   // OpSend
 }
 
 // Class is what an error means to the core, whatever the kernel called it.

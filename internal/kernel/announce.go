@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -47,7 +48,7 @@ func (k *Kernel) announce(r hoststate.Row) error {
 		return fmt.Errorf("ports of %s: %w", r.Key.VNI.Bridge(), err)
 	}
 	slices.SortFunc(ports, cmp.Compare)
-	return k.sendOut(ports, frame)
+	return k.sendOut(ports, frame, false)
 }
 
 // Bounds of a frame that is sent to a guest, in bytes: an Ethernet header, and
@@ -59,7 +60,7 @@ const (
 
 // sendFrame sends a frame to the guest behind a VM port. That it is one is looked
 // up again: an ifindex that was free may be another device's by now.
-func (k *Kernel) sendFrame(port int32, frame string) error {
+func (k *Kernel) sendFrame(port int32, frame string, past bool) error {
 	if len(frame) < minSent || len(frame) > maxSent {
 		return fmt.Errorf("frame of %d bytes: %w", len(frame), unix.EINVAL)
 	}
@@ -70,11 +71,14 @@ func (k *Kernel) sendFrame(port int32, frame string) error {
 	if l.Kind != hoststate.LinkOther || l.Master == 0 {
 		return fmt.Errorf("device %d is no bridge's port: %w", port, errAbsent)
 	}
-	return k.sendOut([]int32{port}, []byte(frame))
+	return k.sendOut([]int32{port}, []byte(frame), past)
 }
 
-// sendOut sends one frame out of each port.
-func (k *Kernel) sendOut(ports []int32, frame []byte) error {
+// sendOut sends one frame out of each port. past: straight to the driver, past
+// the queue and the programs before it (packet(7), PACKET_QDISC_BYPASS;
+// net/core/dev.c __dev_direct_xmit runs no egress hook), so that a device that
+// passes nothing can be asked who is behind it.
+func (k *Kernel) sendOut(ports []int32, frame []byte, past bool) error {
 	if len(ports) == 0 {
 		return nil
 	}
@@ -88,6 +92,9 @@ func (k *Kernel) sendOut(ports []int32, frame []byte) error {
 		return fmt.Errorf("packet socket: %w", err)
 	}
 	var all error
+	if past {
+		all = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1))
+	}
 	for _, i := range ports {
 		err := unix.Sendto(fd, frame, unix.MSG_DONTWAIT, &unix.SockaddrLinklayer{Ifindex: int(i), Halen: 6})
 		switch {

@@ -219,6 +219,23 @@ func TestAnnounceTellsLocalMembersOnly(t *testing.T) {
 	}
 }
 
+// TestSendPastThePort: who is behind a device that passes nothing can be asked.
+func TestSendPastThePort(t *testing.T) {
+	t.Parallel()
+	h := newRig(t, 1).hosts[0]
+	open, un, other := h.vm("vm1", macN(1)), h.plug("un1", macN(8)), h.plug("un2", macN(9))
+	ask := packet.AskARP(packet.Broadcast, overlay.ServerMAC, netip.IPv4Unspecified(), netip.MustParseAddr("10.1.0.9"))
+	for _, g := range []*guest{open, un} {
+		h.apply(hoststate.Op{Kind: hoststate.OpSend, Index: g.port, Frame: string(ask), Past: true})
+	}
+	said := func(f netnstest.Frame) bool { return !f.Outgoing && bytes.Equal(f.Data, ask) }
+	for g, want := range map[*guest]int{open: 1, un: 1, other: 0} {
+		if n := g.Count(100*time.Millisecond, said); n != want {
+			t.Errorf("%s heard the question %d times, want %d", g.dev, n, want)
+		}
+	}
+}
+
 // TestSendReachesOneGuest: a frame comes to the guest that it is for, as it is,
 // once; and to nobody if the guest's port is not open.
 func TestSendReachesOneGuest(t *testing.T) {

@@ -198,7 +198,7 @@ func (k *Kernel) applyOne(o hoststate.Op) error {
 	case hoststate.OpAnnounce:
 		return k.announce(o.Row)
 	case hoststate.OpSend:
-		return k.sendFrame(o.Index, o.Frame)
+		return k.sendFrame(o.Index, o.Frame, o.Past)
 	}
 	return fmt.Errorf("operation %s: %w", o.Kind, unix.EOPNOTSUPP)
 }

@@ -39,6 +39,10 @@ func (m *Manager) runErrands() {
 			m.sendProbe(e)
 			continue
 		}
+		if e.Kind == managercore.ErrandAsk {
+			m.sendAsk(e)
+			continue
+		}
 		news = true
 		name := ""
 		if h := m.core.View().Host(e.Host); h != nil {
@@ -90,6 +94,29 @@ func (m *Manager) sendProbe(e managercore.Errand) {
 	s.ring()
 }
 
+func (m *Manager) sendAsk(e managercore.Errand) {
+	s := m.streamOf(e)
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	if len(s.asks) < maxProbes {
+		a := e.Ask
+		s.asks = append(s.asks, api.Ask{ID: a.ID, Network: a.Network, MAC: a.MAC, Address: a.Address, Within: time.Duration(a.Within)})
+	}
+	s.mu.Unlock()
+	s.ring()
+}
+
+// takeAsks is after which addresses this host is to be asked now.
+func (s *stream) takeAsks() []api.Ask {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	as := s.asks
+	s.asks = nil
+	return as
+}
+
 // takeProbes is what is to be asked of this host now.
 func (s *stream) takeProbes() []api.Probe {
 	s.mu.Lock()
@@ -99,8 +126,11 @@ func (s *stream) takeProbes() []api.Probe {
 	return ps
 }
 
-// alive feeds the core with a breath or with the word of a witness.
+// alive feeds the core with a breath, the word of a witness, or a search.
 func (s *stream) alive(ctx context.Context, up api.Up) error {
+	if k := up.Seek; k != nil {
+		return s.m.send(ctx, managercore.Seek{Host: s.host, Session: s.session, Network: k.Network, Address: k.Address})
+	}
 	if r := up.ProbeResult; r != nil {
 		return s.m.send(ctx, managercore.ProbeDone{Host: s.host, Session: s.session, ID: r.ID, Answered: r.Answered, Unable: r.Unable})
 	}

@@ -47,6 +47,7 @@ type stream struct {
 	remove  []overlay.UID
 	answers []api.Answer
 	probes  []api.Probe
+	asks    []api.Ask
 	wake    chan struct{} // of capacity 1
 }
 
@@ -289,7 +290,7 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 		if len(up.Report.Problems) > 0 { // one may be why it never acknowledges
 			return s.m.inLoop(ctx, s.m.noteStates)
 		}
-	case up.Breath || up.ProbeResult != nil:
+	case up.Breath || up.ProbeResult != nil || up.Seek != nil:
 		return s.alive(ctx, up)
 	}
 	return nil
@@ -354,10 +355,15 @@ func itemsOf(b managercore.Batch) *api.Items {
 	return out
 }
 
-// sendShort sends what does not wait for the logs: probes, then answers.
+// sendShort sends what does not wait for the logs: probes and questions, then answers.
 func (s *stream) sendShort(st culvertv1connect.AgentsAttachServerStream) error {
 	for _, p := range s.takeProbes() {
 		if err := st.Send(api.DownPB(api.Down{Probe: &p})); err != nil {
+			return err
+		}
+	}
+	for _, a := range s.takeAsks() {
+		if err := st.Send(api.DownPB(api.Down{Ask: &a})); err != nil {
 			return err
 		}
 	}

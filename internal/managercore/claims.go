@@ -89,6 +89,9 @@ func (c *Core) claim(cl hostClaim) {
 		c.answer(cl, false, at.N, reason)
 		return
 	}
+	if b != nil && !mine && c.doubled(cl, k, b, at) {
+		return
+	}
 	s.claimed[k] = true
 	c.bind(cl, k, b, at)
 }
@@ -129,6 +132,9 @@ func (c *Core) mayNot(cl hostClaim) string {
 
 func (c *Core) bind(cl hostClaim, k Key, b *overlay.Endpoint, at overlay.Rev) {
 	addrs, from, refused := c.addressesOf(cl, k, b)
+	for _, a := range addrs {
+		delete(c.searches[cl.Network], a) // it was found
+	}
 	want := &overlay.Endpoint{
 		Network: cl.Network, MAC: cl.MAC, Port: cl.Port, Host: cl.host, Addresses: addrs, Evidence: cl.Evidence,
 		Cause: "agent of " + c.hostName(cl.host) + ": " + cl.Evidence.String() + " seen", Since: int64(c.now),

@@ -15,6 +15,8 @@
 package managercore
 
 import (
+	"net/netip"
+
 	"github.com/tidwall/btree"
 
 	"culvert/internal/api"
@@ -81,6 +83,12 @@ type Core struct {
 	deaths             map[overlay.UID]Time // of late
 	brakedAt           Time                 // when there were too many last; 0: the brake is off
 	errands            []Errand
+
+	searches  map[overlay.UID]map[netip.Addr]search // by network
+	disputes  map[netIP]*dispute
+	questions map[uint64]netIP // of disputes, by number
+	doubles   map[Key]*double
+	doubleIDs map[uint64]Key
 }
 
 // Stats counts what must never happen, or is worth seeing.
@@ -96,6 +104,12 @@ type Stats struct {
 
 	HostsDied, HostsReturned uint64
 	Brakes                   uint64 // times that verdicts were stopped
+
+	// Searches were begun; spared: nobody has the address, as was found a short
+	// time before; refused: too many at once.
+	Searches, SearchesSpared, SearchesRefused uint64
+	// Disputes are questions to two guests of one address.
+	Disputes, AddressesTaken uint64
 }
 
 // New makes a core that knows nothing; its first event must be Loaded.
@@ -121,6 +135,8 @@ func (c *Core) reset() {
 	c.quaran, c.deferred, c.pruning = nil, nil, map[overlay.UID]bool{}
 	c.pulses, c.asked, c.deaths, c.errands = map[overlay.UID]*pulse{}, map[uint64]overlay.UID{}, map[overlay.UID]Time{}, nil
 	c.lookedAt, c.nextLook, c.brakedAt = 0, 0, 0
+	c.searches, c.disputes, c.questions = map[overlay.UID]map[netip.Addr]search{}, map[netIP]*dispute{}, map[uint64]netIP{}
+	c.doubles, c.doubleIDs = map[Key]*double{}, map[uint64]Key{}
 	c.publish()
 }
 
@@ -131,7 +147,7 @@ func (c *Core) View() *View { return c.view }
 func (c *Core) Stats() Stats { return c.stats }
 
 // Event is one of Loaded, Stored, TxnDone, Lost, Asked, Opened, Claimed,
-// InventoryEnded, Subscribed, Acked, Closed, Breath, ProbeDone and Tick.
+// InventoryEnded, Subscribed, Acked, Closed, Breath, ProbeDone, Seek and Tick.
 type Event interface{ event() }
 
 // Stored record: what the store says of one key.
@@ -209,6 +225,8 @@ func (c *Core) Step(now Time, e Event) *View {
 		c.breath(e)
 	case ProbeDone:
 		c.probeDone(e)
+	case Seek:
+		c.seek(e)
 	case Tick:
 		c.look()
 	}
@@ -356,6 +374,7 @@ func (c *Core) dropped(k Key) {
 	case *overlay.Network:
 		c.fleet.drop(k)
 		delete(c.nets, rec.UID)
+		delete(c.searches, rec.UID)
 		c.dirty[rec.UID] = true
 	case *overlay.Port:
 		if l := c.nets[rec.Network]; l != nil {

@@ -69,6 +69,9 @@ func (c *Core) addressesOf(cl hostClaim, k Key, b *overlay.Endpoint) (addrs []ne
 	max := limit(c.tenantOf(n).MaxPortAddresses, overlay.DefaultMaxPortAddresses)
 	for _, a := range cl.Addresses {
 		why := c.addressRefused(n, a, k)
+		if o, used := c.ix.ips[netIP{n.UID, a}]; used && o != k && o.Kind == overlay.KindEndpoint && c.rows[o].rec.(*overlay.Endpoint).Port.IsZero() {
+			why = c.disputed(n, a, o, k, cl.host)
+		}
 		if why == "" && len(addrs) >= max {
 			why = because(api.CodeQuota, "the tenant allows %d addresses a port", max)
 		}

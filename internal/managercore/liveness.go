@@ -90,6 +90,7 @@ const (
 	ErrandReleased ErrandKind = 5 // ... and go on
 	ErrandMute     ErrandKind = 6 // it gives no echo, and cannot be judged
 	ErrandHeard    ErrandKind = 7 // it does again, or for the first time
+	ErrandAsk      ErrandKind = 8 // send Ask on the stream; no news
 )
 
 // Errand is something that the driver is to do at once, or to log. An errand
@@ -99,6 +100,7 @@ type Errand struct {
 	Host    overlay.UID // zero with ErrandBraked and ErrandReleased
 	Session uint64      // whose stream; 0: none
 	Probe   Probe
+	Ask     Ask
 	Text    string // why, for the log
 }
 

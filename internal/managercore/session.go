@@ -92,6 +92,7 @@ type ClaimAnswer struct {
 	Binding  overlay.Rev // in force now; zero if there is none
 	Reason   string      // why not
 	Refused  []overlay.AddressRefusal
+	Disputed bool // another, who answers, has the MAC
 }
 
 func (c *Core) host(uid overlay.UID) *overlay.Host {
@@ -134,6 +135,7 @@ func (c *Core) open(e Opened) {
 		func(rev overlay.Rev) { c.reply(Reply{ID: id, Rev: rev, Session: next.N}) },
 		func() { c.reply(Reply{ID: id, Refusal: unknownOutcome()}) },
 	)
+	c.unasked(e.Host)
 }
 
 // current is the session if it is the host's newest and open, else nil.
@@ -148,6 +150,7 @@ func (c *Core) closed(e Closed) {
 	if s := c.sessions[e.Host]; s != nil && s.n == e.Session {
 		s.open = false
 		c.pulse(e.Host).cut = true
+		c.unasked(e.Host)
 	}
 }
 

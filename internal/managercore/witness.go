@@ -99,6 +99,9 @@ func (c *Core) roundOver(p *pulse) {
 // probeDone takes the word of a witness. It counts only from a session that is
 // heard of itself.
 func (c *Core) probeDone(e ProbeDone) {
+	if c.disputeSaid(e) || c.doubleSaid(e) {
+		return
+	}
 	target, ok := c.asked[e.ID]
 	if !ok || c.lost || c.current(e.Host, e.Session) == nil {
 		return

@@ -59,6 +59,13 @@ func (m *manager) errands() {
 					s.down.send(api.DownPB(api.Down{Probe: &api.Probe{ID: e.Probe.ID, VTEP: e.Probe.VTEP, Within: time.Duration(e.Probe.Within)}}))
 				}
 			}
+		case managercore.ErrandAsk:
+			for _, s := range m.streams {
+				if s != nil && s.host.uid == e.Host && s.session == e.Session {
+					a := e.Ask
+					s.down.send(api.DownPB(api.Down{Ask: &api.Ask{ID: a.ID, Network: a.Network, MAC: a.MAC, Address: a.Address, Within: time.Duration(a.Within)}}))
+				}
+			}
 		case managercore.ErrandDied:
 			h := w.hosts[slices.IndexFunc(w.hosts, func(h *host) bool { return h.uid == e.Host })]
 			w.log("%s is declared dead", h.name)

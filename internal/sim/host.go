@@ -366,6 +366,9 @@ func (h *host) heard(s *stream, d api.Down, f frame) {
 		h.check()
 	case d.Probe != nil:
 		h.witness(s, *d.Probe)
+	case d.Ask != nil:
+		q := d.Ask
+		h.step(agentcore.Ask{ID: q.ID, Network: q.Network, MAC: q.MAC, Address: q.Address, Within: agentcore.Time(q.Within)})
 	case d.Answers != nil:
 		for _, a := range d.Answers {
 			h.step(agentcore.Answered(a))
@@ -454,6 +457,12 @@ func (h *host) tell() {
 	}
 	if u.InventoryEnd {
 		s.up.send(api.UpPB(api.Up{InventoryEnd: &api.InventoryEnd{Session: h.current}}))
+	}
+	for _, k := range u.Seeks {
+		s.up.send(api.UpPB(api.Up{Seek: &api.Seek{Network: k.Network, Address: k.Address}}))
+	}
+	for _, f := range u.Findings {
+		s.up.send(api.UpPB(api.Up{ProbeResult: &api.ProbeResult{ID: f.ID, Answered: f.Answered, Unable: f.Unable}}))
 	}
 	if !u.Ack.IsZero() {
 		s.up.send(api.UpPB(api.Up{Ack: &api.Ack{Rev: u.Ack}}))

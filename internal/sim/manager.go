@@ -284,6 +284,8 @@ func (m *manager) heard(s *stream, up api.Up) {
 		m.step(managercore.Acked{Host: s.host.uid, Session: s.session, Rev: up.Ack.Rev})
 	case up.Breath:
 		m.step(managercore.Breath{Host: s.host.uid, Session: s.session})
+	case up.Seek != nil:
+		m.step(managercore.Seek{Host: s.host.uid, Session: s.session, Network: up.Seek.Network, Address: up.Seek.Address})
 	case up.ProbeResult != nil:
 		r := up.ProbeResult
 		m.step(managercore.ProbeDone{Host: s.host.uid, Session: s.session, ID: r.ID, Answered: r.Answered, Unable: r.Unable})

@@ -797,6 +797,7 @@ type Up struct {
 	//	*Up_Report
 	//	*Up_Breath
 	//	*Up_ProbeResult
+	//	*Up_Seek
 	Body          isUp_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -911,6 +912,15 @@ func (x *Up) GetProbeResult() *ProbeResult {
 	return nil
 }
 
+func (x *Up) GetSeek() *Seek {
+	if x != nil {
+		if x, ok := x.Body.(*Up_Seek); ok {
+			return x.Seek
+		}
+	}
+	return nil
+}
+
 type isUp_Body interface {
 	isUp_Body()
 }
@@ -947,6 +957,10 @@ type Up_ProbeResult struct {
 	ProbeResult *ProbeResult `protobuf:"bytes,8,opt,name=probe_result,json=probeResult,proto3,oneof"`
 }
 
+type Up_Seek struct {
+	Seek *Seek `protobuf:"bytes,9,opt,name=seek,proto3,oneof"`
+}
+
 func (*Up_Hello) isUp_Body() {}
 
 func (*Up_Interest) isUp_Body() {}
@@ -963,6 +977,62 @@ func (*Up_Breath) isUp_Body() {}
 
 func (*Up_ProbeResult) isUp_Body() {}
 
+func (*Up_Seek) isUp_Body() {}
+
+// Seek says that a guest here asked for an address that nobody is known to
+// have. There is no answer: if somebody has it, the log will say so.
+type Seek struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seek) Reset() {
+	*x = Seek{}
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seek) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seek) ProtoMessage() {}
+
+func (x *Seek) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seek.ProtoReflect.Descriptor instead.
+func (*Seek) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Seek) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *Seek) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
 // Breath says that the host lives; as often as Welcome asks for.
 type Breath struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -972,7 +1042,7 @@ type Breath struct {
 
 func (x *Breath) Reset() {
 	*x = Breath{}
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1054,7 @@ func (x *Breath) String() string {
 func (*Breath) ProtoMessage() {}
 
 func (x *Breath) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1067,7 @@ func (x *Breath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breath.ProtoReflect.Descriptor instead.
 func (*Breath) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 // ProbeResult is what became of a Probe. Unable: it could not be carried out,
@@ -1013,7 +1083,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1095,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1108,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProbeResult) GetId() uint64 {
@@ -1077,7 +1147,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1159,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1172,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -1164,7 +1234,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1246,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1259,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -1217,7 +1287,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1299,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1312,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -1279,7 +1349,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1361,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1374,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -1387,7 +1457,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1469,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1482,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1440,7 +1510,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1522,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1535,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -1485,7 +1555,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1567,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1580,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -1538,7 +1608,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1620,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1633,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Report) GetProblems() []string {
@@ -1640,7 +1710,7 @@ type Seen struct {
 
 func (x *Seen) Reset() {
 	*x = Seen{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1722,7 @@ func (x *Seen) String() string {
 func (*Seen) ProtoMessage() {}
 
 func (x *Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1735,7 @@ func (x *Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seen.ProtoReflect.Descriptor instead.
 func (*Seen) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Seen) GetPorts() []*SeenPort {
@@ -1687,7 +1757,7 @@ type SeenPort struct {
 
 func (x *SeenPort) Reset() {
 	*x = SeenPort{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1769,7 @@ func (x *SeenPort) String() string {
 func (*SeenPort) ProtoMessage() {}
 
 func (x *SeenPort) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1782,7 @@ func (x *SeenPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenPort.ProtoReflect.Descriptor instead.
 func (*SeenPort) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SeenPort) GetNetwork() []byte {
@@ -1753,7 +1823,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1835,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1848,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Count) GetReason() string {
@@ -1809,7 +1879,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1891,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1904,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Refused) GetNetwork() []byte {
@@ -1881,6 +1951,7 @@ type Down struct {
 	//	*Down_Answers
 	//	*Down_Refused
 	//	*Down_Probe
+	//	*Down_Ask
 	Body          isDown_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1888,7 +1959,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1971,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +1984,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -1968,6 +2039,15 @@ func (x *Down) GetProbe() *Probe {
 	return nil
 }
 
+func (x *Down) GetAsk() *Ask {
+	if x != nil {
+		if x, ok := x.Body.(*Down_Ask); ok {
+			return x.Ask
+		}
+	}
+	return nil
+}
+
 type isDown_Body interface {
 	isDown_Body()
 }
@@ -1992,6 +2072,10 @@ type Down_Probe struct {
 	Probe *Probe `protobuf:"bytes,5,opt,name=probe,proto3,oneof"`
 }
 
+type Down_Ask struct {
+	Ask *Ask `protobuf:"bytes,6,opt,name=ask,proto3,oneof"`
+}
+
 func (*Down_Welcome) isDown_Body() {}
 
 func (*Down_Items) isDown_Body() {}
@@ -2001,6 +2085,87 @@ func (*Down_Answers) isDown_Body() {}
 func (*Down_Refused) isDown_Body() {}
 
 func (*Down_Probe) isDown_Body() {}
+
+func (*Down_Ask) isDown_Body() {}
+
+// Ask has guests of the host asked whether they have an address: the one with
+// that MAC, which is what a ProbeResult then says; without id and mac all that
+// are not declared, who are then heard as ever.
+type Ask struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Network       []byte                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	Address       []byte                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	WithinMs      uint32                 `protobuf:"varint,5,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ask) Reset() {
+	*x = Ask{}
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ask) ProtoMessage() {}
+
+func (x *Ask) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ask.ProtoReflect.Descriptor instead.
+func (*Ask) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Ask) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Ask) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *Ask) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Ask) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Ask) GetWithinMs() uint32 {
+	if x != nil {
+		return x.WithinMs
+	}
+	return 0
+}
 
 // Probe asks the host to be a witness: does this tunnel end point answer
 // ICMP echo requests? Three are sent, and the result is due within_ms later.
@@ -2015,7 +2180,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2192,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2205,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Probe) GetId() uint64 {
@@ -2077,7 +2242,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2254,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2267,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -2157,7 +2322,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2334,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2347,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -2228,7 +2393,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2405,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2418,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -2288,16 +2453,17 @@ type Answer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Accepted      bool                   `protobuf:"varint,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	Binding       *Rev                   `protobuf:"bytes,3,opt,name=binding,proto3" json:"binding,omitempty"` // the binding in force: the claim's own, or the newer one
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`   // why not
-	Refused       []*AddressRefusal      `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty"` // addresses that an accepted endpoint may not have
+	Binding       *Rev                   `protobuf:"bytes,3,opt,name=binding,proto3" json:"binding,omitempty"`    // the binding in force: the claim's own, or the newer one
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`      // why not
+	Refused       []*AddressRefusal      `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty"`    // addresses that an accepted endpoint may not have
+	Disputed      bool                   `protobuf:"varint,6,opt,name=disputed,proto3" json:"disputed,omitempty"` // another, who answers, has the MAC
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2475,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2488,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2360,6 +2526,13 @@ func (x *Answer) GetRefused() []*AddressRefusal {
 	return nil
 }
 
+func (x *Answer) GetDisputed() bool {
+	if x != nil {
+		return x.Disputed
+	}
+	return false
+}
+
 type AddressRefusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -2370,7 +2543,7 @@ type AddressRefusal struct {
 
 func (x *AddressRefusal) Reset() {
 	*x = AddressRefusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +2555,7 @@ func (x *AddressRefusal) String() string {
 func (*AddressRefusal) ProtoMessage() {}
 
 func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +2568,7 @@ func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressRefusal.ProtoReflect.Descriptor instead.
 func (*AddressRefusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AddressRefusal) GetAddress() []byte {
@@ -2421,7 +2594,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2606,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2619,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -2471,7 +2644,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2656,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2669,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Refusal) GetCode() string {
@@ -2548,7 +2721,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2733,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2746,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -2618,7 +2791,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +2803,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +2816,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -2746,7 +2919,7 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x19\n" +
 	"\bhost_uid\x18\x04 \x01(\tR\ahostUid\x12\x1a\n" +
-	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xc9\x03\n" +
+	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xf7\x03\n" +
 	"\x02Up\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.culvert.agent.v1.HelloH\x00R\x05hello\x128\n" +
 	"\binterest\x18\x02 \x01(\v2\x1a.culvert.agent.v1.InterestH\x00R\binterest\x122\n" +
@@ -2755,8 +2928,12 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x03ack\x18\x05 \x01(\v2\x15.culvert.agent.v1.AckH\x00R\x03ack\x122\n" +
 	"\x06report\x18\x06 \x01(\v2\x18.culvert.agent.v1.ReportH\x00R\x06report\x122\n" +
 	"\x06breath\x18\a \x01(\v2\x18.culvert.agent.v1.BreathH\x00R\x06breath\x12B\n" +
-	"\fprobe_result\x18\b \x01(\v2\x1d.culvert.agent.v1.ProbeResultH\x00R\vprobeResultB\x06\n" +
-	"\x04body\"\b\n" +
+	"\fprobe_result\x18\b \x01(\v2\x1d.culvert.agent.v1.ProbeResultH\x00R\vprobeResult\x12,\n" +
+	"\x04seek\x18\t \x01(\v2\x16.culvert.agent.v1.SeekH\x00R\x04seekB\x06\n" +
+	"\x04body\":\n" +
+	"\x04Seek\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\fR\aaddress\"\b\n" +
 	"\x06Breath\"Q\n" +
 	"\vProbeResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
@@ -2820,14 +2997,21 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06device\x18\x04 \x01(\tR\x06device\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x95\x02\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xc0\x02\n" +
 	"\x04Down\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.culvert.agent.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05items\x18\x02 \x01(\v2\x17.culvert.agent.v1.ItemsH\x00R\x05items\x125\n" +
 	"\aanswers\x18\x03 \x01(\v2\x19.culvert.agent.v1.AnswersH\x00R\aanswers\x125\n" +
 	"\arefused\x18\x04 \x01(\v2\x19.culvert.agent.v1.RefusalH\x00R\arefused\x12/\n" +
-	"\x05probe\x18\x05 \x01(\v2\x17.culvert.agent.v1.ProbeH\x00R\x05probeB\x06\n" +
-	"\x04body\"H\n" +
+	"\x05probe\x18\x05 \x01(\v2\x17.culvert.agent.v1.ProbeH\x00R\x05probe\x12)\n" +
+	"\x03ask\x18\x06 \x01(\v2\x15.culvert.agent.v1.AskH\x00R\x03askB\x06\n" +
+	"\x04body\"x\n" +
+	"\x03Ask\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\fR\anetwork\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\fR\x03mac\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\fR\aaddress\x12\x1b\n" +
+	"\twithin_ms\x18\x05 \x01(\rR\bwithinMs\"H\n" +
 	"\x05Probe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04vtep\x18\x02 \x01(\fR\x04vtep\x12\x1b\n" +
@@ -2847,13 +3031,14 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x10\n" +
 	"\x03sum\x18\x03 \x01(\fR\x03sum\x12*\n" +
-	"\x04sent\x18\x04 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"\xba\x01\n" +
+	"\x04sent\x18\x04 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"\xd6\x01\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
 	"\baccepted\x18\x02 \x01(\bR\baccepted\x120\n" +
 	"\abinding\x18\x03 \x01(\v2\x16.culvert.record.v1.RevR\abinding\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12:\n" +
-	"\arefused\x18\x05 \x03(\v2 .culvert.agent.v1.AddressRefusalR\arefused\"B\n" +
+	"\arefused\x18\x05 \x03(\v2 .culvert.agent.v1.AddressRefusalR\arefused\x12\x1a\n" +
+	"\bdisputed\x18\x06 \x01(\bR\bdisputed\"B\n" +
 	"\x0eAddressRefusal\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"=\n" +
@@ -2903,7 +3088,7 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
@@ -2918,90 +3103,94 @@ var file_culvertv1_agent_proto_goTypes = []any{
 	(*JoinRequest)(nil),         // 10: culvert.agent.v1.JoinRequest
 	(*JoinResponse)(nil),        // 11: culvert.agent.v1.JoinResponse
 	(*Up)(nil),                  // 12: culvert.agent.v1.Up
-	(*Breath)(nil),              // 13: culvert.agent.v1.Breath
-	(*ProbeResult)(nil),         // 14: culvert.agent.v1.ProbeResult
-	(*Hello)(nil),               // 15: culvert.agent.v1.Hello
-	(*LogPosition)(nil),         // 16: culvert.agent.v1.LogPosition
-	(*Interest)(nil),            // 17: culvert.agent.v1.Interest
-	(*Claim)(nil),               // 18: culvert.agent.v1.Claim
-	(*Claims)(nil),              // 19: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),        // 20: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                 // 21: culvert.agent.v1.Ack
-	(*Report)(nil),              // 22: culvert.agent.v1.Report
-	(*Seen)(nil),                // 23: culvert.agent.v1.Seen
-	(*SeenPort)(nil),            // 24: culvert.agent.v1.SeenPort
-	(*Count)(nil),               // 25: culvert.agent.v1.Count
-	(*Refused)(nil),             // 26: culvert.agent.v1.Refused
-	(*Down)(nil),                // 27: culvert.agent.v1.Down
-	(*Probe)(nil),               // 28: culvert.agent.v1.Probe
-	(*Welcome)(nil),             // 29: culvert.agent.v1.Welcome
-	(*Items)(nil),               // 30: culvert.agent.v1.Items
-	(*LogEnd)(nil),              // 31: culvert.agent.v1.LogEnd
-	(*Answer)(nil),              // 32: culvert.agent.v1.Answer
-	(*AddressRefusal)(nil),      // 33: culvert.agent.v1.AddressRefusal
-	(*Answers)(nil),             // 34: culvert.agent.v1.Answers
-	(*Refusal)(nil),             // 35: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),      // 36: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),     // 37: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                 // 38: culvert.record.v1.Rev
-	(*Item)(nil),                // 39: culvert.record.v1.Item
+	(*Seek)(nil),                // 13: culvert.agent.v1.Seek
+	(*Breath)(nil),              // 14: culvert.agent.v1.Breath
+	(*ProbeResult)(nil),         // 15: culvert.agent.v1.ProbeResult
+	(*Hello)(nil),               // 16: culvert.agent.v1.Hello
+	(*LogPosition)(nil),         // 17: culvert.agent.v1.LogPosition
+	(*Interest)(nil),            // 18: culvert.agent.v1.Interest
+	(*Claim)(nil),               // 19: culvert.agent.v1.Claim
+	(*Claims)(nil),              // 20: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),        // 21: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                 // 22: culvert.agent.v1.Ack
+	(*Report)(nil),              // 23: culvert.agent.v1.Report
+	(*Seen)(nil),                // 24: culvert.agent.v1.Seen
+	(*SeenPort)(nil),            // 25: culvert.agent.v1.SeenPort
+	(*Count)(nil),               // 26: culvert.agent.v1.Count
+	(*Refused)(nil),             // 27: culvert.agent.v1.Refused
+	(*Down)(nil),                // 28: culvert.agent.v1.Down
+	(*Ask)(nil),                 // 29: culvert.agent.v1.Ask
+	(*Probe)(nil),               // 30: culvert.agent.v1.Probe
+	(*Welcome)(nil),             // 31: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 32: culvert.agent.v1.Items
+	(*LogEnd)(nil),              // 33: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 34: culvert.agent.v1.Answer
+	(*AddressRefusal)(nil),      // 35: culvert.agent.v1.AddressRefusal
+	(*Answers)(nil),             // 36: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 37: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 38: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 39: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 40: culvert.record.v1.Rev
+	(*Item)(nil),                // 41: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	15, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	17, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	19, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	20, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	21, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	22, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	13, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
-	14, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
-	38, // 8: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	16, // 9: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	38, // 10: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	16, // 11: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	38, // 12: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	38, // 13: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
-	18, // 14: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	38, // 15: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	25, // 16: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
-	25, // 17: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
-	26, // 18: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
-	23, // 19: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
-	24, // 20: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
-	25, // 21: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
-	29, // 22: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	30, // 23: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	34, // 24: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	35, // 25: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	28, // 26: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
-	39, // 27: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	38, // 28: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	31, // 29: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	38, // 30: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	38, // 31: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	33, // 32: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
-	32, // 33: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 34: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	36, // 35: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 36: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 37: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 38: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 39: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 40: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 41: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	27, // 42: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	37, // 43: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 44: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 45: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 46: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 47: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 48: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 49: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	42, // [42:50] is the sub-list for method output_type
-	34, // [34:42] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	16, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	18, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	20, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	21, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	22, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	23, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	14, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
+	15, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
+	13, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
+	40, // 9: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	17, // 10: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	40, // 11: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	17, // 12: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	40, // 13: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	40, // 14: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
+	19, // 15: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	40, // 16: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	26, // 17: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
+	26, // 18: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
+	27, // 19: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
+	24, // 20: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
+	25, // 21: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
+	26, // 22: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
+	31, // 23: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	32, // 24: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	36, // 25: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	37, // 26: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	30, // 27: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	29, // 28: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
+	41, // 29: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	40, // 30: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	33, // 31: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	40, // 32: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	40, // 33: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	35, // 34: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
+	34, // 35: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 36: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	38, // 37: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 38: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 39: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 40: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 41: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 42: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 43: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	28, // 44: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	39, // 45: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 46: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 47: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 48: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 49: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 50: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 51: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	44, // [44:52] is the sub-list for method output_type
+	36, // [36:44] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }
@@ -3019,13 +3208,15 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_Report)(nil),
 		(*Up_Breath)(nil),
 		(*Up_ProbeResult)(nil),
+		(*Up_Seek)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[27].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[28].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
 		(*Down_Refused)(nil),
 		(*Down_Probe)(nil),
+		(*Down_Ask)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3033,7 +3224,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
