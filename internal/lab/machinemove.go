@@ -17,7 +17,7 @@ const moveLimit = 60 * time.Second
 // moveMachine moves a machine as its hypervisor does: QEMU starts on the
 // destination and waits, the memory goes over while the guest runs, and the
 // source ends when it runs there.
-func (l *Lab) moveMachine(ctx context.Context, s *state, vm VM, r MigrateResult) (MigrateResult, error) {
+func (l *Lab) moveMachine(ctx context.Context, s *state, vm VM, r MigrateResult, o MigrateOptions) (MigrateResult, error) {
 	m, err := vm.machine(l)
 	if err != nil {
 		return r, err
@@ -44,7 +44,7 @@ func (l *Lab) moveMachine(ctx context.Context, s *state, vm VM, r MigrateResult)
 		return r, err
 	}
 	start := time.Now()
-	moved, err := l.transfer(ctx, s, m, &vm, start, &r)
+	moved, err := l.transfer(ctx, s, m, &vm, start, &r, o)
 	if err != nil {
 		// It runs where it did, unless the machine is lost altogether.
 		return r, errors.Join(err, l.endQEMU(context.WithoutCancel(ctx), s, m, &vm, r.To))
@@ -52,17 +52,11 @@ func (l *Lab) moveMachine(ctx context.Context, s *state, vm VM, r MigrateResult)
 	r.Stopped, r.Running = moved.Stopped, moved.Resumed
 	r.Resumed = moved.Resumed.Sub(moved.Stopped)
 	vm.Host = r.To
-	if err := l.endQEMU(ctx, s, m, &vm, r.From); err != nil {
-		return r, err
-	}
-	if !vm.Declared || s.Topology.NoDaemons {
-		return r, nil
-	}
-	return l.awaitMoved(ctx, vm, r, moved.Stopped)
+	return r, l.endQEMU(ctx, s, m, &vm, r.From)
 }
 
 // transfer starts the destination and moves the guest to it.
-func (l *Lab) transfer(ctx context.Context, s *state, m machine, vm *VM, start time.Time, r *MigrateResult) (qemu.Moved, error) {
+func (l *Lab) transfer(ctx context.Context, s *state, m machine, vm *VM, start time.Time, r *MigrateResult, o MigrateOptions) (qemu.Moved, error) {
 	ctx, cancel := context.WithTimeout(ctx, moveLimit)
 	defer cancel()
 	socket := m.path(r.To, "incoming")
@@ -90,8 +84,10 @@ func (l *Lab) transfer(ctx context.Context, s *state, m machine, vm *VM, start t
 	defer src.Close()
 	l.report(ctx, *vm, r.To, "incoming")
 	r.Prepared = time.Since(start)
+	o.at(Expected)
 	moved, err := qemu.Migrate(ctx, src, dst, "unix:"+socket,
-		func() { l.report(ctx, *vm, r.From, "leaving") }, func() { l.report(ctx, *vm, r.To, "running") })
+		func() { o.at(Stopped); l.report(ctx, *vm, r.From, "leaving") },
+		func() { o.at(Running); l.report(ctx, *vm, r.To, "running") })
 	if err != nil {
 		l.report(context.WithoutCancel(ctx), *vm, r.From, "running")
 		return qemu.Moved{}, fmt.Errorf("migrate %s: %w", m.VM, err)

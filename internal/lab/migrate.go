@@ -37,6 +37,31 @@ type MigrateOptions struct {
 	// live migration takes longer than that: it is pinged until its end, and
 	// then half as many times.
 	Pings int
+	// At is called at the stages of a live migration: for tests, which let
+	// something happen just then. The lab is locked meanwhile, so what is called
+	// may look (Status, VM), and signal processes by itself.
+	At map[Stage]func()
+	// NoWait: the move is over when the guest runs at its destination, whatever
+	// the hosts know of it. Without a manager nobody could say.
+	NoWait bool
+}
+
+// Stage is a moment of a live migration.
+type Stage int
+
+// The stages, in their order. At Stopped and Running the hypervisor has not told
+// the agents yet; Expected it has told, and the destination's agent has answered
+// or is away.
+const (
+	Expected Stage = iota + 1 // QEMU waits at the destination; nothing was copied
+	Stopped                   // the guest stands still at the source
+	Running                   // the guest runs at the destination
+)
+
+func (o MigrateOptions) at(s Stage) {
+	if f := o.At[s]; f != nil {
+		f()
+	}
 }
 
 // pingInterval is between the pings under which a VM moves.
@@ -70,13 +95,14 @@ func (l *Lab) Migrate(ctx context.Context, name, to string, o MigrateOptions) (M
 	}
 	r.Changed = true
 	if o.Pings == 0 {
-		return l.moveAny(ctx, s, vm, r)
+		return l.moveAny(ctx, s, vm, r, o)
 	}
-	return l.moveUnderPing(ctx, s, vm, r, o.Pings)
+	return l.moveUnderPing(ctx, s, vm, r, o)
 }
 
 // moveUnderPing moves the VM half-way through a ping from a VM that stays.
-func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResult, count int) (MigrateResult, error) {
+func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResult, o MigrateOptions) (MigrateResult, error) {
+	count := o.Pings
 	from, target, ok := pingerOf(s, vm, r.To)
 	if !ok {
 		return r, api.Refuse(api.CodeNotFound, fmt.Sprintf("VM %q was not moved", vm.Name),
@@ -103,18 +129,18 @@ func (l *Lab) moveUnderPing(ctx context.Context, s *state, vm VM, r MigrateResul
 	}()
 	select {
 	case <-half:
-	case o := <-done: // it failed before the middle
-		return r, o.err
+	case p := <-done: // it failed before the middle
+		return r, p.err
 	}
-	r, err := l.moveAny(ctx, s, vm, r)
+	r, err := l.moveAny(ctx, s, vm, r, o)
 	if vm.Qemu {
 		time.AfterFunc(after, stop)
 	}
-	o := <-done
+	p := <-done
 	if err == nil {
-		err = o.err
+		err = p.err
 	}
-	r.Pings = &o.res
+	r.Pings = &p.res
 	return r, err
 }
 
@@ -151,11 +177,22 @@ func commonAddress(from, to VM) (netip.Addr, bool) {
 }
 
 // moveAny moves a VM of either kind.
-func (l *Lab) moveAny(ctx context.Context, s *state, vm VM, r MigrateResult) (MigrateResult, error) {
+func (l *Lab) moveAny(ctx context.Context, s *state, vm VM, r MigrateResult, o MigrateOptions) (MigrateResult, error) {
+	start := time.Now()
+	var err error
 	if vm.Qemu {
-		return l.moveMachine(ctx, s, vm, r)
+		r, err = l.moveMachine(ctx, s, vm, r, o)
+	} else {
+		r, err = l.move(ctx, s, vm, r)
 	}
-	return l.move(ctx, s, vm, r)
+	if err != nil || o.NoWait || !vm.Declared || s.Topology.NoDaemons {
+		return r, err
+	}
+	if !r.Stopped.IsZero() {
+		start = r.Stopped
+	}
+	vm.Host = r.To
+	return l.awaitMoved(ctx, vm, r, start)
 }
 
 func (l *Lab) move(ctx context.Context, s *state, vm VM, r MigrateResult) (MigrateResult, error) {
@@ -201,13 +238,7 @@ func (l *Lab) move(ctx context.Context, s *state, vm VM, r MigrateResult) (Migra
 	}
 	vm.Host, vm.Moving = r.To, ""
 	s.put(vm)
-	if err := l.save(s); err != nil {
-		return r, err
-	}
-	if !vm.Declared || s.Topology.NoDaemons {
-		return r, nil
-	}
-	return l.awaitMoved(ctx, vm, r, start)
+	return r, l.save(s)
 }
 
 // reportWait is how long a hypervisor holds a migration up for the network.

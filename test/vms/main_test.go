@@ -76,14 +76,19 @@ func guests(t *testing.T) string {
 	return dir
 }
 
-// newLab builds a lab with a network blue.
-func newLab(t *testing.T, top lab.Topology) *lab.Lab {
+// newLab builds a lab with a network blue of IPv4 and of the other subnets that
+// are given.
+func newLab(t *testing.T, top lab.Topology, more ...string) *lab.Lab {
 	t.Helper()
 	l := unbuilt(t)
 	up(t, l, top, true)
+	subnets := []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}}
+	for _, p := range more {
+		subnets = append(subnets, &culvertv1.Subnet{Prefix: p})
+	}
 	put(t, l, api.Wrap(&culvertv1.Network{
 		ApiVersion: "culvert/v1alpha1", Kind: "Network", Metadata: &culvertv1.Metadata{Name: "blue", Tenant: "default"},
-		Spec: &culvertv1.NetworkSpec{Subnets: []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}}},
+		Spec: &culvertv1.NetworkSpec{Subnets: subnets},
 	}))
 	return l
 }
@@ -168,8 +173,8 @@ func logs(t *testing.T, name string) {
 	}
 }
 
-// put makes resources and returns them as the cluster has them.
-func put(t *testing.T, l *lab.Lab, r ...*culvertv1.Resource) []*culvertv1.Change {
+// dial opens the cluster's API.
+func dial(t *testing.T, l *lab.Lab) *client.Client {
 	t.Helper()
 	cfg, err := client.Load(l.ClientConfig())
 	if err != nil {
@@ -179,6 +184,13 @@ func put(t *testing.T, l *lab.Lab, r ...*culvertv1.Resource) []*culvertv1.Change
 	if err != nil {
 		t.Fatal(err)
 	}
+	return c
+}
+
+// put makes resources and returns them as the cluster has them.
+func put(t *testing.T, l *lab.Lab, r ...*culvertv1.Resource) []*culvertv1.Change {
+	t.Helper()
+	c := dial(t, l)
 	defer c.Close()
 	res, err := c.Put(t.Context(), &culvertv1.PutRequest{Mode: culvertv1.PutMode_PUT_MODE_CREATE, Resources: r})
 	if err != nil {
