@@ -276,6 +276,19 @@ func (f *fleet) signal(node string, sig unix.Signal) {
 	f.t.Errorf("no node %s", node)
 }
 
+// kill kills the daemon of a node, likewise.
+func (f *fleet) kill(node string) {
+	f.t.Helper()
+	f.signal(node, unix.SIGKILL)
+	f.await(settle, "end of the daemon of "+node, func() error {
+		st, err := f.l.Status()
+		if i := slices.IndexFunc(st.Nodes, func(n lab.NodeStatus) bool { return n.Name == node && n.Daemon == "dead" }); i < 0 && err == nil {
+			err = errors.New("it runs")
+		}
+		return err
+	})
+}
+
 // start starts the daemon of a node again.
 func (f *fleet) start(node string) {
 	f.t.Helper()

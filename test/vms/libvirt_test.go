@@ -78,9 +78,13 @@ func domain(t *testing.T, l *lab.Lab, beside lab.VM, name string) libvirttest.Do
 		Spec: &culvertv1.PortSpec{Network: "blue", Vm: name},
 	}))
 	st := changes[0].GetResource().GetPort().GetStatus()
-	a, err := netip.ParseAddr(st.GetAddresses()[0])
-	if err != nil {
-		t.Fatal(err)
+	var addresses []netip.Prefix
+	for i, s := range st.GetAddresses() { // one of each subnet, in their order
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addresses = append(addresses, netip.PrefixFrom(a, beside.Addresses[i].Bits()))
 	}
 	mac, err := overlay.ParseMAC(st.GetMac())
 	if err != nil {
@@ -88,7 +92,7 @@ func domain(t *testing.T, l *lab.Lab, beside lab.VM, name string) libvirttest.Do
 	}
 	return libvirttest.Domain{
 		Guest: qemu.Guest{
-			Name: name, MAC: mac.String(), Addresses: []netip.Prefix{netip.PrefixFrom(a, beside.Addresses[0].Bits())}, MTU: beside.MTU,
+			Name: name, MAC: mac.String(), Addresses: addresses, MTU: beside.MTU,
 			Announce: true, Kernel: kernel, Initramfs: initramfs,
 		},
 		Bridge: beside.VNI.Bridge(), Alias: "ua-" + name,

@@ -62,7 +62,7 @@ func (f *fleet) toAndFro() {
 // managerKilledBefore: with no manager nobody is told of a move; the guest is
 // reached where it came to, and claimed as soon as there is a manager.
 func (f *fleet) managerKilledBefore() {
-	f.signal("m1", unix.SIGKILL)
+	f.kill("m1")
 	f.move("silent", "h2", lab.MigrateOptions{NoWait: true})
 	f.reached("silent", "h2")
 	f.start("m1")
@@ -73,7 +73,7 @@ func (f *fleet) managerKilledBefore() {
 // source sends on what comes for it, as long as there is no manager.
 func (f *fleet) managerKilledDuring() {
 	f.unharmed("silent", "h1", false, lab.MigrateOptions{NoWait: true, At: map[lab.Stage]func(){
-		lab.Expected: func() { f.signal("m1", unix.SIGKILL) },
+		lab.Expected: func() { f.kill("m1") },
 	}})
 	if _, relay := f.held("h2"); len(relay) == 0 {
 		f.t.Error("h2 does not relay: then it was not that by which h3 reached the guest")
@@ -84,7 +84,7 @@ func (f *fleet) managerKilledDuring() {
 
 // thereAndBackWithoutManager: the guest is back where all believe it to be.
 func (f *fleet) thereAndBackWithoutManager() {
-	f.signal("m1", unix.SIGKILL)
+	f.kill("m1")
 	f.move("silent", "h2", lab.MigrateOptions{NoWait: true})
 	f.move("silent", "h1", lab.MigrateOptions{NoWait: true})
 	f.reached("silent")
@@ -93,7 +93,7 @@ func (f *fleet) thereAndBackWithoutManager() {
 
 	// The same, when it was known that h2 expects the guest.
 	f.move("silent", "h2", lab.MigrateOptions{NoWait: true, At: map[lab.Stage]func(){
-		lab.Expected: func() { f.signal("m1", unix.SIGKILL) },
+		lab.Expected: func() { f.kill("m1") },
 	}})
 	f.reached("silent")
 	f.move("silent", "h1", lab.MigrateOptions{NoWait: true})

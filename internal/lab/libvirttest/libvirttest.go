@@ -30,12 +30,13 @@ type Domain struct {
 // XML is the domain's definition. Its serial line's log is under
 // /var/log/libvirt of each host, where hosts do not meet: see Log.
 func (d Domain) XML() string {
-	alias, announce := "", ""
-	if d.Alias != "" {
-		alias = "<alias name='" + quoted(d.Alias) + "'/>"
-	}
+	args := []string{"-qmp", "unix:/run/libvirt/" + d.Name + ".watch,server=on,wait=off"}
 	if !d.Announce {
-		announce = "<qemu:commandline><qemu:arg value='-global'/><qemu:arg value='virtio-net-pci.guest_announce=off'/></qemu:commandline>"
+		args = append(args, "-global", "virtio-net-pci.guest_announce=off")
+	}
+	var words strings.Builder
+	for _, a := range args {
+		words.WriteString("<qemu:arg value='" + quoted(a) + "'/>")
 	}
 	return fmt.Sprintf(`<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>%s</name>
@@ -44,13 +45,23 @@ func (d Domain) XML() string {
   <features><acpi/></features><cpu mode='custom'><model>qemu64</model></cpu>
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
   <devices>
-    <interface type='bridge'><mac address='%s'/><source bridge='%s'/><model type='virtio'/>%s</interface>
+    %s
     <serial type='unix'><source mode='bind' path='/run/libvirt/%[1]s.serial'/><log file='/var/log/libvirt/qemu/%[1]s.serial.log' append='off'/></serial>
+    <controller type='pci' index='0' model='pcie-root'/><controller type='pci' index='1' model='pcie-root-port'/><controller type='pci' index='2' model='pcie-root-port'/><controller type='pci' index='3' model='pcie-root-port'/>
     <controller type='usb' model='none'/><memballoon model='none'/>
   </devices>
-  %s
+  <qemu:commandline>%[6]s</qemu:commandline>
 </domain>
-`, quoted(d.Name), quoted(d.Kernel), quoted(d.Initramfs), quoted(d.CommandLine()), d.MAC, d.Bridge, alias, announce)
+`, quoted(d.Name), quoted(d.Kernel), quoted(d.Initramfs), quoted(d.CommandLine()), NIC(d.MAC, d.Bridge, d.Alias), words.String())
+}
+
+// NIC is the definition of an interface, also of one that is plugged into a
+// running guest. There is room for two of those.
+func NIC(mac, bridge, alias string) string {
+	if alias != "" {
+		alias = "<alias name='" + quoted(alias) + "'/>"
+	}
+	return fmt.Sprintf("<interface type='bridge'><mac address='%s'/><source bridge='%s'/><model type='virtio'/>%s</interface>", mac, bridge, alias)
 }
 
 func quoted(s string) string {
@@ -68,6 +79,12 @@ func Log(l *lab.Lab, host, domain string) string {
 // Serial is the path of a domain's serial line, while it is on that host.
 func Serial(l *lab.Lab, host, domain string) string {
 	return strings.TrimSuffix(l.LibvirtSocket(host), "libvirt-sock") + domain + ".serial"
+}
+
+// Watch is the path of a socket of a domain's QEMU that its monitor's protocol
+// is spoken on besides libvirt, while it is on that host.
+func Watch(l *lab.Lab, host, domain string) string {
+	return strings.TrimSuffix(Serial(l, host, domain), "serial") + "watch"
 }
 
 // Try runs virsh at a host's libvirtd and returns what it printed. The error
