@@ -135,11 +135,13 @@ func (s *stream) finish(f *fleet) {
 }
 
 // in runs a command line in a guest of QEMU.
-func (f *fleet) in(guest, line string) {
+func (f *fleet) in(guest, line string) (out string) {
 	f.t.Helper()
-	if out, code, err := f.l.Run(f.t.Context(), guest, line); err != nil || code != 0 {
+	out, code, err := f.l.Run(f.t.Context(), guest, line)
+	if err != nil || code != 0 {
 		f.t.Fatalf("%s in %s: %q, %d, %v", line, guest, out, code, err)
 	}
+	return out
 }
 
 // speak lets a guest announce its address again and again for a few seconds.
