@@ -280,14 +280,18 @@ func (a *Agent) workKernel(ctx context.Context, in <-chan job, out chan<- func()
 		}
 		st, err := a.kernel.Read(ctx, j.scope)
 		took := a.cfg.Now().Sub(start)
-		a.log.Debug("kernel read", "links", j.scope.Links, "vni", uint32(j.scope.VNI), "took", took)
+		cost := took
+		if err == nil && st.Cost > 0 {
+			cost = st.Cost
+		}
+		a.log.Debug("kernel read", "links", j.scope.Links, "vni", uint32(j.scope.VNI), "took", took, "cost", cost)
 		out <- func() {
 			if err != nil {
 				a.log.Warn("reading the kernel", "err", err)
 				st = nil
 			}
 			before := a.core.Looked()
-			a.core.Step(a.now(), agentcore.Read{Scope: j.scope, State: st, Took: agentcore.Time(took)})
+			a.core.Step(a.now(), agentcore.Read{Scope: j.scope, State: st, Cost: agentcore.Time(cost)})
 			if !before && a.core.Looked() {
 				close(a.looked)
 			}

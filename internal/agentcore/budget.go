@@ -1,6 +1,6 @@
 package agentcore
 
-// budget bounds the time spent on reads of one kind to a tenth, and lets a
+// budget bounds the processor time of reads of one kind to a tenth of one, and lets a
 // burst of burstRead through at once: a NIC that comes up rings several times
 // within a millisecond, and must not wait for the share of the first reading.
 type budget struct {
@@ -10,7 +10,7 @@ type budget struct {
 
 const (
 	burstRead = 200 * millisecond
-	readShare = 10 // one part in readShare of the time
+	readShare = 10 // one part in readShare of one processor
 )
 
 // spend takes a read that took d and ended at now.

@@ -210,7 +210,7 @@ type Answered struct {
 type Read struct {
 	Scope hoststate.Scope
 	State *hoststate.State
-	Took  Time
+	Cost  Time // processor time
 }
 
 // Applied is the outcome of operations that NextOps gave.

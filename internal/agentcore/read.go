@@ -107,7 +107,7 @@ func (c *Core) NextRead() (hoststate.Scope, bool) {
 func (c *Core) read(e Read) {
 	c.stats.Reads++
 	if e.Scope.Links {
-		c.linkReads.spend(c.now, e.Took)
+		c.linkReads.spend(c.now, e.Cost)
 		if e.State == nil {
 			c.readAgain = c.now + 100*millisecond
 			c.wantLinks()
@@ -120,7 +120,7 @@ func (c *Core) read(e Read) {
 	if n == nil {
 		return
 	}
-	n.reads.spend(c.now, e.Took)
+	n.reads.spend(c.now, e.Cost)
 	if e.State == nil {
 		n.needRead, n.readAgain = true, c.now+100*millisecond
 		c.alarmAt(n.readAgain)

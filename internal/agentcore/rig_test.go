@@ -74,7 +74,7 @@ func (r *rig) settle() {
 		if sc, ok := r.c.NextRead(); ok {
 			r.reads++
 			st, _ := r.m.Read(context.Background(), sc)
-			r.c.Step(r.now, Read{Scope: sc, State: st, Took: 1000})
+			r.c.Step(r.now, Read{Scope: sc, State: st, Cost: 1000})
 			continue
 		}
 		if ops := r.c.NextOps(nil, 200); len(ops) > 0 {

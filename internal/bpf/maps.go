@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
@@ -123,8 +124,11 @@ func (p peerKey) key(v overlay.VNI) hoststate.Key {
 	return k
 }
 
-// chunk is the number of entries a call.
-const chunk = 1024
+// Numbers of entries a call.
+const (
+	chunk = 1024
+	few   = 32
+)
 
 // put writes entries, in batches; of each that is refused the error is handed
 // to failed. A batch ends at its first refusal, so the rest of it is written
@@ -162,9 +166,11 @@ func remove[K any](m *ebpf.Map, keys []K, failed func(i int, err error)) {
 }
 
 // each reads a map. An entry that stands during the whole call is handed out
-// once; the kernel walks the table bucket by bucket.
+// once; the kernel walks the table bucket by bucket. Most tables are small, so
+// that the first call has room for few.
 func each[K, V any](m *ebpf.Map, f func(K, V)) error {
-	n := int(min(chunk, m.MaxEntries()))
+	most := int(min(chunk, m.MaxEntries()))
+	n := min(few, most)
 	keys, values := make([]K, n), make([]V, n)
 	var at ebpf.MapBatchCursor
 	for {
@@ -175,8 +181,12 @@ func each[K, V any](m *ebpf.Map, f func(K, V)) error {
 		switch {
 		case errors.Is(err, ebpf.ErrKeyNotExist):
 			return nil
+		case errors.Is(err, unix.ENOSPC) && len(keys) < most: // a bucket has more than there is room for
 		case err != nil:
 			return err
+		}
+		if len(keys) < most {
+			keys, values = make([]K, most), make([]V, most)
 		}
 	}
 }

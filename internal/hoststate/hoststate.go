@@ -9,6 +9,7 @@ package hoststate
 
 import (
 	"net/netip"
+	"time"
 
 	"culvert/internal/overlay"
 )
@@ -235,6 +236,9 @@ type State struct {
 	// Drops counts what the programs dropped since they were loaded; valid
 	// when links were read.
 	Drops map[DropKey]uint64
+	// Cost is the processor time that the reading took; 0 if not known. On a
+	// busy machine it is a small part of the time that passed.
+	Cost time.Duration
 }
 
 // Scope says what to read. The zero Scope reads nothing.

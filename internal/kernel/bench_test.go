@@ -75,7 +75,7 @@ func BenchmarkApply(b *testing.B) {
 		for i, o := range set {
 			res[i].Op = o
 		}
-		_, jobs := k.plan(res)
+		_, jobs := k.plan(res, &known{k: k})
 		k.send(jobs)
 		for _, j := range jobs {
 			if j.err != nil {

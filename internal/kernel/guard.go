@@ -220,27 +220,28 @@ func (k *Kernel) standing(set *bpf.Set, all []link) (map[int32]bpf.Standing, err
 func (k *Kernel) sweep(set *bpf.Set) error {
 	k.guard.write.Lock()
 	defer k.guard.write.Unlock()
-	return k.sweepHeld(set)
+	_, _, err := k.sweepHeld(set)
+	return err
 }
 
-// sweepHeld is sweep for callers that hold guard.write.
-func (k *Kernel) sweepHeld(set *bpf.Set) error {
+// sweepHeld is sweep for callers that hold guard.write. It returns what it saw
+// of the devices, before it took anything off.
+func (k *Kernel) sweepHeld(set *bpf.Set) (of map[int32]role, standing map[int32]bpf.Standing, err error) {
 	var all []link
-	if err := eachLink(k.read, 0, func(l link) { all = append(all, l) }); err != nil {
-		return err
+	if err := eachLink(k.write, 0, func(l link) { all = append(all, l) }); err != nil {
+		return nil, nil, fmt.Errorf("read links: %w", err)
 	}
-	of := roles(all)
+	of = roles(all)
 	masters := map[int32]int32{}
 	for _, l := range all {
 		masters[l.Index] = l.Master
 	}
-	standing, err := k.standing(set, all)
-	if err != nil {
-		return err
+	if standing, err = k.standing(set, all); err != nil {
+		return nil, nil, err
 	}
 	bridges, _, err := set.Ports()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	for i, b := range bridges {
 		if of[i] != rolePort || masters[i] != b || standing[i].Ingress != bpf.FromPort {
@@ -254,7 +255,7 @@ func (k *Kernel) sweepHeld(set *bpf.Set) error {
 			err = errors.Join(err, set.DropNetwork(i))
 		}
 	}
-	return errors.Join(err, inNS(k.ns, func() error {
+	return of, standing, errors.Join(err, inNS(k.ns, func() error {
 		var err error
 		for i, r := range of {
 			if r != roleNone && r != roleUnderlay {
@@ -279,22 +280,21 @@ func (k *Kernel) checkUnderlay() error {
 	}
 	k.guard.write.Lock()
 	defer k.guard.write.Unlock()
-	if err := errors.Join(set.Configure(), k.sweepHeld(set)); err != nil {
+	if err := set.Configure(); err != nil {
 		return err
 	}
-	var all []link
-	if err := eachLink(k.write, 0, func(l link) { all = append(all, l) }); err != nil {
-		return fmt.Errorf("read links: %w", err)
+	of, standing, err := k.sweepHeld(set)
+	if err != nil {
+		return err
 	}
-	of := roles(all)
 	return inNS(k.ns, func() error {
 		var err error
 		for i, r := range of {
 			var e error
-			switch r {
-			case roleUnderlay:
+			switch st := standing[i]; {
+			case r == roleUnderlay && !r.stands(st):
 				e = set.Attach(i, bpf.Underlay)
-			case roleNone:
+			case r == roleNone && (st.Ingress == bpf.Underlay || !st.Current):
 				e = set.Detach(i, bpf.Underlay)
 			}
 			if !errors.Is(e, unix.ENODEV) { // it went
@@ -332,6 +332,9 @@ func (k *Kernel) portBridge(index int32) (int32, error) {
 // what became of each. Callers hold guard.write.
 func (k *Kernel) guardPorts(set *bpf.Set, ports []int32) map[int32]error {
 	bridges, errs := map[int32]int32{}, map[int32]error{}
+	if len(ports) == 0 {
+		return errs
+	}
 	for _, p := range ports {
 		bridges[p], errs[p] = k.portBridge(p)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -48,6 +49,8 @@ type Kernel struct {
 	rules ruleReader
 	guard guard
 	calm  sentinel
+
+	rulesetRead atomic.Pointer[ruleset] // nil: not read yet
 
 	base sync.Mutex // one transaction on tables and chains at a time
 }
@@ -102,6 +105,7 @@ func (k *Kernel) Apply(ctx context.Context, ops []hoststate.Op) []hoststate.Resu
 	for i, o := range ops {
 		res[i].Op = o
 	}
+	devs := known{k: k}
 	for from := 0; from < len(ops); {
 		kind, to := nextRun(ops, from)
 		switch err := ctx.Err(); {
@@ -110,13 +114,14 @@ func (k *Kernel) Apply(ctx context.Context, ops []hoststate.Op) []hoststate.Resu
 				settle(&res[i], err)
 			}
 		case kind == runRows:
-			k.applyRows(res[from:to])
+			k.applyRows(res[from:to], &devs)
 		case kind == runElements:
 			k.applyElements(res[from:to])
 		case kind == runPrograms:
-			k.applyPrograms(res[from:to])
+			k.applyPrograms(res[from:to], &devs)
 		default:
 			settle(&res[from], k.applyOne(ops[from]))
+			devs = known{k: k} // it may have made, moved or deleted them
 		}
 		from = to
 	}
@@ -209,22 +214,43 @@ type devices struct {
 	vxlanMaster   int32
 }
 
+// known is what lookup has found for the runs of one Apply.
+type known struct {
+	k    *Kernel
+	devs map[overlay.VNI]devices
+	errs map[overlay.VNI]error
+}
+
+// network finds a network's devices, once.
+func (n *known) network(v overlay.VNI) (devices, error) {
+	if d, ok := n.devs[v]; ok {
+		return d, n.errs[v]
+	}
+	if n.devs == nil {
+		n.devs, n.errs = map[overlay.VNI]devices{}, map[overlay.VNI]error{}
+	}
+	n.devs[v], n.errs[v] = n.k.lookup(n.k.write, v)
+	return n.devs[v], n.errs[v]
+}
+
 // lookup finds a network's devices by name.
 func (k *Kernel) lookup(s *sock, v overlay.VNI) (devices, error) {
 	var d devices
-	b, err := getLink(s, 0, v.Bridge())
-	if err != nil && !errors.Is(err, errAbsent) {
-		return d, fmt.Errorf("look up %s: %w", v.Bridge(), err)
-	}
-	if err == nil && b.Kind == hoststate.LinkBridge {
-		d.bridge = b.Index
-	}
-	x, err := getLink(s, 0, v.VXLAN())
-	if err != nil && !errors.Is(err, errAbsent) {
-		return d, fmt.Errorf("look up %s: %w", v.VXLAN(), err)
-	}
-	if err == nil && x.Kind == hoststate.LinkVXLAN {
-		d.vxlan, d.vxlanMaster = x.Index, x.Master
+	names := []linkName{{name: v.Bridge()}, {name: v.VXLAN()}}
+	err := getLinks(s, names, func(i int, l link, err error) error {
+		switch {
+		case errors.Is(err, errAbsent):
+		case err != nil:
+			return fmt.Errorf("look up %s: %w", names[i].name, err)
+		case i == 0 && l.Kind == hoststate.LinkBridge:
+			d.bridge = l.Index
+		case i == 1 && l.Kind == hoststate.LinkVXLAN:
+			d.vxlan, d.vxlanMaster = l.Index, l.Master
+		}
+		return nil
+	})
+	if err != nil {
+		return devices{}, err
 	}
 	return d, nil
 }

@@ -47,20 +47,47 @@ func (m *batch) ifinfo(family uint8, index int32, flags, change uint32) {
 // there is none.
 func getLink(s *sock, index int32, name string) (link, error) {
 	var l link
+	err := getLinks(s, []linkName{{index, name}}, func(_ int, got link, err error) error {
+		l = got
+		return err
+	})
+	return l, err
+}
+
+// linkName names a link by index or, if that is 0, by name.
+type linkName struct {
+	index int32
+	name  string
+}
+
+// getLinks reads some links with one send; each is handed the number of the
+// name and the link, or errAbsent. The first error that each returns, or the
+// socket's, is returned.
+func getLinks(s *sock, names []linkName, each func(i int, l link, err error) error) error {
 	var bad error
-	err := s.one(unix.RTM_GETLINK, 0, func(a answer) {
-		l, bad = parseLink(a.body)
-	}, func(m *batch) {
-		m.ifinfo(unix.AF_UNSPEC, index, 0, 0)
+	err := s.batch(len(names), 0, func(m *batch, i int, seq uint32) {
+		m.begin(unix.RTM_GETLINK, 0, seq)
+		m.ifinfo(unix.AF_UNSPEC, names[i].index, 0, 0)
 		m.u32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
-		if index == 0 {
-			m.str(unix.IFLA_IFNAME, name)
+		if names[i].index == 0 {
+			m.str(unix.IFLA_IFNAME, names[i].name)
+		}
+		m.end()
+	}, func(i int, a answer) {
+		var l link
+		var err error
+		if a.typ == unix.NLMSG_ERROR {
+			if err = a.code(); errors.Is(err, unix.ENODEV) {
+				err = errAbsent
+			}
+		} else {
+			l, err = parseLink(a.body)
+		}
+		if err = each(i, l, err); bad == nil {
+			bad = err
 		}
 	})
-	if errors.Is(err, unix.ENODEV) {
-		err = errAbsent
-	}
-	return l, errors.Join(err, bad)
+	return errors.Join(err, bad)
 }
 
 // eachLink dumps the links of the namespace, or only the ports of a bridge if

@@ -128,6 +128,11 @@ func (k *Kernel) nft() (*nftables.Conn, error) {
 func (k *Kernel) makeBase() error {
 	k.base.Lock()
 	defer k.base.Unlock()
+	if rs := k.rulesetRead.Load(); rs != nil && rs.stands {
+		if gen, err := generation(k.nfw); err == nil && gen == rs.gen {
+			return nil
+		}
+	}
 	have, err := readBase(k.nfw)
 	if err != nil {
 		return fmt.Errorf("read nftables: %w", err)

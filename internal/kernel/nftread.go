@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -228,21 +229,42 @@ func generation(s *sock) (id uint32, err error) {
 	return id, err
 }
 
-// readNft reads everything of our tables within one generation.
+// ruleset is what one generation of the ruleset says of us. Only the counter
+// goes on without a new one.
+type ruleset struct {
+	gen      uint32
+	bridges  map[string]int32 // for which isolated was read: a chain stays behind when its bridge goes, in the same generation
+	stands   bool             // the base
+	isolated map[string]bool  // by bridge
+	elements []hoststate.Key
+}
+
+// readNft reads everything of our tables within one generation, most of it
+// only if that is not the one that was read last: it is twenty requests, and
+// links are read at each doorbell.
 func (k *Kernel) readNft(st *hoststate.State) error {
-	before, err := generation(k.nfr)
+	bridges := map[string]int32{}
+	for _, l := range st.Links {
+		if l.Kind == hoststate.LinkBridge {
+			bridges[l.Name] = l.Index
+		}
+	}
+	gen, err := generation(k.nfr)
 	if err != nil {
 		return fmt.Errorf("generation: %w", err)
 	}
-	b, err := readBase(k.nfr)
-	if err != nil {
+	rs := k.rulesetRead.Load()
+	if rs == nil || rs.gen != gen || !maps.Equal(rs.bridges, bridges) {
+		if rs, err = k.readRuleset(gen, bridges); err != nil {
+			return err
+		}
+		k.rulesetRead.Store(rs)
+	}
+	var b base
+	if err := b.readCounter(k.nfr); err != nil {
 		return err
 	}
-	stands, err := k.baseStands(b)
-	if err != nil {
-		return err
-	}
-	st.Base = st.Base && stands
+	st.Base = st.Base && rs.stands && b.counter
 	programs, err := k.programs()
 	if err != nil {
 		return err
@@ -255,32 +277,47 @@ func (k *Kernel) readNft(st *hoststate.State) error {
 	st.Strangers = b.packets + st.Drops[hoststate.DropKey{Reason: hoststate.DropVTEP}]
 	for i := range st.Links {
 		l := &st.Links[i]
-		l.Isolated = l.Kind == hoststate.LinkBridge && b.tables[unix.NFPROTO_NETDEV] == 0 &&
-			b.chains[chainID{unix.NFPROTO_NETDEV, l.Name}].isolates(l.Name)
+		l.Isolated = l.Kind == hoststate.LinkBridge && rs.isolated[l.Name]
+	}
+	for _, row := range rs.elements {
+		st.Rows[row] = hoststate.Val{}
+		if row.Table == hoststate.TableVTEP && !taken[row.IP] {
+			st.Rows[row] = hoststate.Val{Flags: hoststate.Half}
+		}
+	}
+	return nil
+}
+
+func (k *Kernel) readRuleset(gen uint32, bridges map[string]int32) (*ruleset, error) {
+	rs := &ruleset{gen: gen, bridges: bridges, isolated: map[string]bool{}}
+	b, err := readBase(k.nfr)
+	if err != nil {
+		return nil, err
+	}
+	if rs.stands, err = k.baseStands(b); err != nil {
+		return nil, err
+	}
+	for name := range bridges {
+		rs.isolated[name] = b.tables[unix.NFPROTO_NETDEV] == 0 && b.chains[chainID{unix.NFPROTO_NETDEV, name}].isolates(name)
 	}
 	for _, set := range []string{setVTEP4, setVTEP6, setMember, setMark} {
 		err := eachElement(k.nfr, set, func(key []byte) {
-			row, ok := elementRow(set, key)
-			if !ok {
-				return
-			}
-			st.Rows[row] = hoststate.Val{}
-			if row.Table == hoststate.TableVTEP && !taken[row.IP] {
-				st.Rows[row] = hoststate.Val{Flags: hoststate.Half}
+			if row, ok := elementRow(set, key); ok {
+				rs.elements = append(rs.elements, row)
 			}
 		})
 		if err != nil && !gone(err) {
-			return fmt.Errorf("dump set %s: %w", set, err)
+			return nil, fmt.Errorf("dump set %s: %w", set, err)
 		}
 	}
 	after, err := generation(k.nfr)
 	if err != nil {
-		return fmt.Errorf("generation: %w", err)
+		return nil, fmt.Errorf("generation: %w", err)
 	}
-	if after != before {
-		return errInterrupted
+	if after != gen {
+		return nil, errInterrupted
 	}
-	return nil
+	return rs, nil
 }
 
 // readMembers lists the set of member ports.

@@ -57,7 +57,8 @@ func (k *Kernel) applyElements(res []hoststate.Result) {
 		}
 		good = append(good, &res[i])
 	}
-	if k.transaction(good) != nil && len(good) > 1 {
+	whole := k.transaction(good) == nil
+	if !whole && len(good) > 1 {
 		for i := range good {
 			k.transaction(good[i : i+1])
 		}
@@ -72,7 +73,10 @@ func (k *Kernel) applyElements(res []hoststate.Result) {
 	for _, r := range good {
 		k.vtepPrograms(r)
 	}
-	k.readElements(good)
+	have := k.readElements(good)
+	if whole {
+		k.nextRuleset(have)
+	}
 	for _, r := range good {
 		conclude(r)
 	}
@@ -179,8 +183,9 @@ func (k *Kernel) isolatePort(index int32, on bool) error {
 	return err
 }
 
-// readElements reads back the sets that the results touch.
-func (k *Kernel) readElements(res []*hoststate.Result) {
+// readElements reads back the sets that the results touch, and returns what is
+// in them; of one that could not be read, nil.
+func (k *Kernel) readElements(res []*hoststate.Result) map[string]map[hoststate.Key]bool {
 	have := map[string]map[hoststate.Key]bool{}
 	for _, r := range res {
 		set, _, _ := element(r.Op.Row.Key)
@@ -202,4 +207,35 @@ func (k *Kernel) readElements(res []*hoststate.Result) {
 			r.Present = keys[r.Op.Row.Key] && k.programsTake(r)
 		}
 	}
+	return have
+}
+
+// nextRuleset brings what was read of the ruleset up to date after one
+// transaction of ours, which changed sets alone, if it was the only one since:
+// each raises the generation by one.
+func (k *Kernel) nextRuleset(have map[string]map[hoststate.Key]bool) {
+	old := k.rulesetRead.Load()
+	if old == nil {
+		return
+	}
+	gen, err := generation(k.nfw)
+	if err != nil || gen != old.gen+1 {
+		return
+	}
+	rs := *old
+	rs.gen, rs.elements = gen, nil
+	for _, key := range old.elements {
+		if set, _, err := element(key); err == nil && have[set] == nil {
+			rs.elements = append(rs.elements, key)
+		}
+	}
+	for _, keys := range have {
+		if keys == nil {
+			return
+		}
+		for key := range keys {
+			rs.elements = append(rs.elements, key)
+		}
+	}
+	k.rulesetRead.Store(&rs)
 }

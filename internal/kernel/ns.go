@@ -11,11 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNS runs f on a thread that is in the namespace and is thrown away after:
-// a thread that could not be moved back must never run other goroutines, and
-// threads are cheap beside what is done here (sockets, sysctls). The process's
-// first thread cannot be thrown away and is never taken.
+// inNS runs f in the namespace: here, if this thread is in it, which the
+// threads of an agent always are; else on a thread that is moved there and
+// thrown away after, since one that could not be moved back must never run
+// other goroutines. The process's first thread cannot be thrown away and is
+// never taken.
 func inNS(ns int, f func() error) error {
+	if here(ns) {
+		return f()
+	}
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -33,6 +37,14 @@ func inNS(ns int, f func() error) error {
 		done <- f()
 	}()
 	return <-done
+}
+
+// here reports whether the calling goroutine runs in the namespace. One that
+// is not bound to its thread may change threads after; all that it can change
+// to are in the same namespace, the process's.
+func here(ns int) bool {
+	var there, own unix.Stat_t
+	return unix.Fstat(ns, &there) == nil && unix.Stat("/proc/thread-self/ns/net", &own) == nil && there.Ino == own.Ino && there.Dev == own.Dev
 }
 
 // sysctl writes values under /proc/sys/net of the namespace; the kernel shows

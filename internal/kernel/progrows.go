@@ -15,7 +15,7 @@ func ofPort(t hoststate.Table) bool { return t == hoststate.TablePort || t == ho
 
 // applyPrograms writes a run of rows of the programs' tables and reads each
 // back. Devices without programs get them first: a row means nothing without.
-func (k *Kernel) applyPrograms(res []hoststate.Result) {
+func (k *Kernel) applyPrograms(res []hoststate.Result, known *known) {
 	set, err := k.programs()
 	if err != nil {
 		for i := range res {
@@ -25,7 +25,7 @@ func (k *Kernel) applyPrograms(res []hoststate.Result) {
 	}
 	k.guard.write.Lock()
 	defer k.guard.write.Unlock()
-	p := newPlaces(k, set, res)
+	p := newPlaces(k, set, res, known)
 	var changes []bpf.Change
 	var at []int
 	for i := range res {
@@ -55,13 +55,14 @@ func (k *Kernel) applyPrograms(res []hoststate.Result) {
 type places struct {
 	k     *Kernel
 	set   *bpf.Set
+	known *known
 	ports map[int32]error // what became of each
 	devs  map[overlay.VNI]int32
 	errs  map[overlay.VNI]error
 }
 
-func newPlaces(k *Kernel, set *bpf.Set, res []hoststate.Result) *places {
-	p := &places{k: k, set: set, devs: map[overlay.VNI]int32{}, errs: map[overlay.VNI]error{}}
+func newPlaces(k *Kernel, set *bpf.Set, res []hoststate.Result, known *known) *places {
+	p := &places{k: k, set: set, known: known, devs: map[overlay.VNI]int32{}, errs: map[overlay.VNI]error{}}
 	var ports []int32
 	seen := map[int32]bool{}
 	for i := range res {
@@ -96,7 +97,7 @@ func (p *places) place(o *hoststate.Op) (device int32, err error) {
 
 // network is a network's VXLAN device, registered.
 func (p *places) network(v overlay.VNI) (int32, error) {
-	d, err := p.k.lookup(p.k.write, v)
+	d, err := p.known.network(v)
 	if err != nil {
 		return 0, err
 	}

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"runtime"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +22,9 @@ const dumpTries = 5
 // *hoststate.Error; an interrupted dump that stays interrupted after some
 // tries is ClassTransient.
 func (k *Kernel) Read(ctx context.Context, sc hoststate.Scope) (*hoststate.State, error) {
+	runtime.LockOSThread() // whose time is taken
+	defer runtime.UnlockOSThread()
+	start := threadTime()
 	for try := 1; ; try++ {
 		if err := ctx.Err(); err != nil {
 			return nil, readError("read", err)
@@ -27,12 +32,22 @@ func (k *Kernel) Read(ctx context.Context, sc hoststate.Scope) (*hoststate.State
 		st := &hoststate.State{Rows: map[hoststate.Key]hoststate.Val{}}
 		what, err := k.readInto(st, sc)
 		if err == nil {
+			st.Cost = threadTime() - start
 			return st, nil
 		}
 		if Classify(err) != hoststate.ClassTransient || try == dumpTries {
 			return nil, readError(what, err)
 		}
 	}
+}
+
+// threadTime is the processor time of the calling thread (clock_gettime(2)).
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }
 
 func readError(what string, err error) error {

@@ -26,8 +26,8 @@ type job struct {
 
 // applyRows writes a run of row operations, then reads back what the kernel
 // holds under each key and puts right what a write alone could not.
-func (k *Kernel) applyRows(res []hoststate.Result) {
-	devs, jobs := k.plan(res)
+func (k *Kernel) applyRows(res []hoststate.Result, known *known) {
+	devs, jobs := k.plan(res, known)
 	k.send(jobs)
 	jobs = append(jobs, k.split(jobs)...)
 	for _, j := range jobs {
@@ -51,9 +51,8 @@ func (k *Kernel) applyRows(res []hoststate.Result) {
 
 // plan looks up the devices and makes the messages. A row that cannot be
 // addressed has its result at once.
-func (k *Kernel) plan(res []hoststate.Result) (map[overlay.VNI]devices, []job) {
+func (k *Kernel) plan(res []hoststate.Result, known *known) (map[overlay.VNI]devices, []job) {
 	devs := map[overlay.VNI]devices{}
-	failed := map[overlay.VNI]error{}
 	masters := map[int32]int32{} // of ports
 	type entry struct {
 		vni overlay.VNI
@@ -64,17 +63,9 @@ func (k *Kernel) plan(res []hoststate.Result) (map[overlay.VNI]devices, []job) {
 	for i := range res {
 		r := res[i].Op.Row
 		v := r.Key.VNI
-		d, ok := devs[v]
-		if !ok && failed[v] == nil {
-			var err error
-			if d, err = k.lookup(k.write, v); err != nil {
-				failed[v] = err
-			} else {
-				devs[v] = d
-			}
-		}
-		err := failed[v]
+		d, err := known.network(v)
 		if err == nil {
+			devs[v] = d
 			err = checkRow(r, d)
 		}
 		if err == nil && r.Key.Table == hoststate.TableMaster && r.Val.Port != 0 && masters[r.Val.Port] != d.bridge {

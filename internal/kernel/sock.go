@@ -113,6 +113,7 @@ func (s *sock) portID() uint32 {
 type answer struct {
 	typ, flags uint16
 	seq        uint32
+	pid        uint32 // of events: who wrote
 	body       []byte // valid until the next answer
 }
 
@@ -155,7 +156,7 @@ func eachMessage(b []byte, f func(answer) (bool, error)) (done bool, err error) 
 		if n < unix.NLMSG_HDRLEN || n > len(b) {
 			return false, errTruncated
 		}
-		a := answer{typ: native.Uint16(b[4:]), flags: native.Uint16(b[6:]), seq: native.Uint32(b[8:]), body: b[unix.NLMSG_HDRLEN:n]}
+		a := answer{typ: native.Uint16(b[4:]), flags: native.Uint16(b[6:]), seq: native.Uint32(b[8:]), pid: native.Uint32(b[12:]), body: b[unix.NLMSG_HDRLEN:n]}
 		if d, err := f(a); err != nil {
 			return false, err
 		} else if d {

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"culvert/internal/hoststate"
@@ -115,42 +115,71 @@ func (k *Kernel) watchOnce(ctx context.Context, ring func(hoststate.Doorbell)) e
 	defer stop()
 	done := make(chan error, 1)
 	go func() {
-		err := w.receive(nf, w.nftEvent)
+		err := nf.receive(w.nftEvent)
 		end()
 		done <- err
 	}()
-	err = w.receive(rt, w.routeEvent)
+	err = rt.receive(w.routeEvent)
 	end()
 	return errors.Join(err, <-done)
 }
 
+// listener is an event socket. Closing or a deadline ends a read that waits.
+type listener struct {
+	*os.File
+	buf []byte
+}
+
+// eventBuf takes the largest event: a port's RTM_NEWLINK is some 2 KiB, and the
+// kernel makes none beyond 32 KiB.
+const eventBuf = 64 << 10
+
 // listen opens an event socket in the namespace.
-func (k *Kernel) listen(proto int, filter []unix.SockFilter, groups ...uint32) (*netlink.Conn, error) {
-	c, err := netlink.Dial(proto, &netlink.Config{NetNS: k.ns})
-	if err != nil {
-		return nil, err
-	}
-	raw, err := c.SyscallConn()
-	if err == nil {
-		var inner error
-		err = raw.Control(func(fd uintptr) {
-			inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuf)
-			if inner == nil && filter != nil {
-				inner = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-					&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+func (k *Kernel) listen(proto int, filter []unix.SockFilter, groups ...int) (l *listener, err error) {
+	err = inNS(k.ns, func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
+		if err != nil {
+			return fmt.Errorf("netlink socket: %w", err)
+		}
+		l = &listener{os.NewFile(uintptr(fd), "netlink events"), make([]byte, eventBuf)}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, watchBuf); err != nil {
+			return fmt.Errorf("receive buffer: %w", err)
+		}
+		if filter != nil {
+			if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil {
+				return fmt.Errorf("filter: %w", err)
 			}
-		})
-		err = errors.Join(err, inner)
+		}
+		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return fmt.Errorf("bind: %w", err)
+		}
+		for _, g := range groups {
+			if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
+				return fmt.Errorf("join group %d: %w", g, err)
+			}
+		}
+		return nil
+	})
+	if err != nil && l != nil {
+		err = errors.Join(err, l.Close())
 	}
-	for _, g := range groups {
-		if err == nil {
-			err = c.JoinGroup(g)
+	return l, err
+}
+
+// receive hands messages to each until it or the socket fails.
+func (l *listener) receive(each func(answer) error) error {
+	for {
+		n, err := l.Read(l.buf)
+		if err != nil {
+			return err
+		}
+		if n == len(l.buf) {
+			return errTruncated
+		}
+		if _, err := eachMessage(l.buf[:n], func(a answer) (bool, error) { return false, each(a) }); err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
 }
 
 // noMisses drops RTM_GETNEIGH: a guest makes tens of thousands of miss
@@ -168,19 +197,6 @@ var noMisses = []unix.SockFilter{
 func networkOrder(v uint16) uint32 {
 	b := native.AppendUint16(nil, v)
 	return uint32(b[0])<<8 | uint32(b[1])
-}
-
-// receive hands messages to each until the socket fails.
-func (w *watcher) receive(c *netlink.Conn, each func(netlink.Message)) error {
-	for {
-		msgs, err := c.Receive()
-		if err != nil {
-			return err
-		}
-		for _, m := range msgs {
-			each(m)
-		}
-	}
 }
 
 // learnLinks fills what events refer to, after the sockets are open.
@@ -237,13 +253,14 @@ func (w *watcher) ours(index int32) bool {
 	return ok && l.vni != 0 && l.kind == hoststate.LinkBridge
 }
 
-func (w *watcher) routeEvent(m netlink.Message) {
-	switch typ := uint16(m.Header.Type); typ {
+func (w *watcher) routeEvent(m answer) error {
+	switch m.typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		w.linkEvent(typ, m.Data)
+		w.linkEvent(m.typ, m.body)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		w.neighEvent(typ, m)
+		w.neighEvent(m)
 	}
+	return nil
 }
 
 func (w *watcher) linkEvent(typ uint16, body []byte) {
@@ -290,13 +307,14 @@ func (w *watcher) underlayChanged(typ uint16, l link) bool {
 	return w.under[l.Index] != was
 }
 
-func (w *watcher) neighEvent(typ uint16, m netlink.Message) {
-	n, err := parseNeigh(m.Data)
+func (w *watcher) neighEvent(m answer) {
+	typ := m.typ
+	n, err := parseNeigh(m.body)
 	if err != nil {
 		w.ring(hoststate.Doorbell{Overflow: true})
 		return
 	}
-	if n.family != unix.AF_BRIDGE && m.Header.PID != 0 && m.Header.PID == w.k.write.portID() {
+	if n.family != unix.AF_BRIDGE && m.pid != 0 && m.pid == w.k.write.portID() {
 		return
 	}
 	index := n.ifindex
@@ -322,18 +340,18 @@ func (w *watcher) neighEvent(typ uint16, m netlink.Message) {
 // nftEvent rings for every object of a table of our name: all kinds of
 // objects have the table's name as their first attribute. Elements written by
 // ourselves do not ring.
-func (w *watcher) nftEvent(m netlink.Message) {
-	typ := uint16(m.Header.Type)
-	if typ>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 || m.Header.PID == w.k.nfw.portID() {
-		return
+func (w *watcher) nftEvent(m answer) error {
+	if m.typ>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.body) < 4 || m.pid == w.k.nfw.portID() {
+		return nil
 	}
-	if msg := typ & 0xff; msg == unix.NFT_MSG_NEWGEN || msg == unix.NFT_MSG_TRACE {
-		return
+	if msg := m.typ & 0xff; msg == unix.NFT_MSG_NEWGEN || msg == unix.NFT_MSG_TRACE {
+		return nil
 	}
 	const tableAttr = 1
 	ours := false
-	err := eachAttr(m.Data[4:], func(t uint16, d []byte) { ours = ours || t == tableAttr && str0(d) == tableName })
+	err := eachAttr(m.body[4:], func(t uint16, d []byte) { ours = ours || t == tableAttr && str0(d) == tableName })
 	if ours || err != nil {
 		w.ring(hoststate.Doorbell{Links: true})
 	}
+	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"culvert/internal/hoststate"
 	"culvert/internal/netnstest"
 	"culvert/internal/overlay"
@@ -58,7 +60,7 @@ func TestMissesHideNoForeignWrite(t *testing.T) {
 // missListener counts miss notifications, as a probe, up to 1000.
 func missListener(t *testing.T, h *host) func() int {
 	t.Helper()
-	c, err := h.listen(0, nil, 3) // NETLINK_ROUTE, RTNLGRP_NEIGH
+	c, err := h.listen(unix.NETLINK_ROUTE, nil, unix.RTNLGRP_NEIGH)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,18 +70,19 @@ func missListener(t *testing.T, h *host) func() int {
 			t.Error(err)
 		}
 		n := 0
-		for n < 1000 {
-			msgs, err := c.Receive()
-			if errors.Is(err, syscall.ENOBUFS) {
-				continue // without a filter the storm does overflow
-			}
-			if err != nil {
-				return n
-			}
-			for _, m := range msgs {
-				if m.Header.Type == 30 { // RTM_GETNEIGH
+		full := errors.New("enough")
+		for {
+			err := c.receive(func(a answer) error {
+				if a.typ == unix.RTM_GETNEIGH {
 					n++
 				}
+				if n < 1000 {
+					return nil
+				}
+				return full
+			})
+			if !errors.Is(err, syscall.ENOBUFS) { // without a filter the storm does overflow
+				break
 			}
 		}
 		return n

@@ -195,7 +195,7 @@ func (h *host) read(sc hoststate.Scope) {
 			if sc.Links && st != nil {
 				h.seen.links(h, st)
 			}
-			h.step(agentcore.Read{Scope: sc, State: st, Took: agentcore.Time(took)})
+			h.step(agentcore.Read{Scope: sc, State: st, Cost: agentcore.Time(took)})
 		})
 	})
 }
