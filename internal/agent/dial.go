@@ -56,7 +56,7 @@ func NewDialer(managers []string, anchor *trust.Anchor, leaf trust.LeafFunc) *Di
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.dial(ctx) },
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
-	tr := connecthttp.NewTransport(&http.Client{Transport: t}, "https://manager", connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxDown))
+	tr := connecthttp.NewTransport(&http.Client{Transport: whole{t}}, "https://manager", connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxDown))
 	d.client = culvertv1connect.NewAgentsClient(connect.NewClient(tr))
 	return d
 }

@@ -179,13 +179,14 @@ type outbox struct {
 	mu      *sync.Mutex
 	session *uint64
 	ups     *[]agentcore.Up
+	ack     *overlay.Rev // not sent yet, and in no hurry
 	rep     **api.Report
 	results *[]api.ProbeResult
 	wake    chan struct{}
 }
 
 func newOutbox() outbox {
-	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), rep: new(*api.Report), results: new([]api.ProbeResult), wake: make(chan struct{}, 1)}
+	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), ack: new(overlay.Rev), rep: new(*api.Report), results: new([]api.ProbeResult), wake: make(chan struct{}, 1)}
 }
 
 func (o outbox) ring() {
@@ -198,14 +199,31 @@ func (o outbox) ring() {
 func (o outbox) reset(session uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	*o.session, *o.ups, *o.rep, *o.results = session, nil, nil, nil
+	*o.session, *o.ups, *o.ack, *o.rep, *o.results = session, nil, overlay.Rev{}, nil, nil
 }
+
+// ackWithin is how long an acknowledgement may wait for another to go with. A
+// VM that comes is two changes within some milliseconds, and the news of the
+// second waits for whoever is busy with acknowledgements of the first.
+const ackWithin = 5 * time.Millisecond
 
 func (o outbox) put(u agentcore.Up) {
 	o.mu.Lock()
-	*o.ups = append(*o.ups, u)
+	first := o.ack.IsZero()
+	if !u.Ack.IsZero() {
+		*o.ack, u.Ack = u.Ack, overlay.Rev{}
+	}
+	urgent := !u.Empty()
+	if urgent {
+		*o.ups = append(*o.ups, u)
+	}
 	o.mu.Unlock()
-	o.ring()
+	switch {
+	case urgent:
+		o.ring()
+	case first:
+		time.AfterFunc(ackWithin, o.ring)
+	}
 }
 
 // report replaces a report that was not sent yet.
@@ -242,8 +260,8 @@ func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error
 			return ctx.Err()
 		}
 		o.mu.Lock()
-		ups, rep, results, session := *o.ups, *o.rep, *o.results, *o.session
-		*o.ups, *o.rep, *o.results = nil, nil, nil
+		ups, ack, rep, results, session := *o.ups, *o.ack, *o.rep, *o.results, *o.session
+		*o.ups, *o.ack, *o.rep, *o.results = nil, overlay.Rev{}, nil, nil
 		o.mu.Unlock()
 		for _, r := range results {
 			if err := st.Send(api.Up{ProbeResult: &r}); err != nil {
@@ -255,6 +273,11 @@ func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error
 				return err
 			}
 		}
+		if !ack.IsZero() {
+			if err := st.Send(api.Up{Ack: &api.Ack{Rev: ack}}); err != nil {
+				return err
+			}
+		}
 		if rep != nil {
 			if err := st.Send(api.Up{Report: rep}); err != nil {
 				return err
@@ -263,6 +286,7 @@ func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error
 	}
 }
 
+// sendUp sends what is urgent of u.
 func sendUp(st Stream, session uint64, u agentcore.Up) error {
 	if len(u.Add)+len(u.Remove) > 0 {
 		in := &api.Interest{Remove: append([]overlay.UID(nil), u.Remove...)}
@@ -296,9 +320,6 @@ func sendUp(st Stream, session uint64, u agentcore.Up) error {
 		if err := st.Send(api.Up{ProbeResult: &api.ProbeResult{ID: f.ID, Answered: f.Answered, Unable: f.Unable}}); err != nil {
 			return err
 		}
-	}
-	if !u.Ack.IsZero() {
-		return st.Send(api.Up{Ack: &api.Ack{Rev: u.Ack}})
 	}
 	return nil
 }
