@@ -63,6 +63,8 @@ type Manager struct {
 	core   *managercore.Core // loop only
 	fence  store.Fence       // of the present term; loop only
 	states atomic.Pointer[[]managercore.HostState]
+	// statesDue: they are older than what the core knows; loop only.
+	statesDue bool
 	stats  atomic.Pointer[managercore.Stats] // of the present term
 	counts counters
 }
@@ -211,7 +213,11 @@ func (m *Manager) loop(ctx context.Context, f store.Fence, batches <-chan store.
 	busy := false
 	look := time.NewTimer(0)
 	defer look.Stop()
+	publish, wait := (<-chan time.Time)(nil), statesEvery
 	for {
+		if m.statesDue && publish == nil {
+			publish = time.After(wait)
+		}
 		if !busy {
 			if writes = m.core.NextTxn(writes[:0], store.MaxOps-24); len(writes) > 0 {
 				busy = true
@@ -227,6 +233,9 @@ func (m *Manager) loop(ctx context.Context, f store.Fence, batches <-chan store.
 		case ev := <-m.inbox:
 			m.step(ev)
 			m.drain()
+		case <-publish:
+			publish, wait = nil, m.publishStates()
+			continue
 		case <-look.C:
 			m.drain() // a breath that waits here is heard before it is missed
 			m.step(event{e: managercore.Tick{}})

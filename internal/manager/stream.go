@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -296,11 +297,26 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 	return nil
 }
 
-// noteStates publishes what the core knows of the hosts; on the loop.
-func (m *Manager) noteStates(c *managercore.Core) {
-	st := c.HostStates()
+// noteStates has what the core knows of the hosts published soon; on the loop.
+// It is all hosts at once, and after a change every host acknowledges: to
+// publish at each would cost the square of their number.
+func (m *Manager) noteStates(*managercore.Core) { m.statesDue = true }
+
+// statesEvery is how often the states are published at most; statesShare is one
+// part in how many of the time that may take.
+const (
+	statesEvery = 5 * time.Millisecond
+	statesShare = 20
+)
+
+// publishStates is called on the loop when they are due.
+func (m *Manager) publishStates() (next time.Duration) {
+	start := m.cfg.Now()
+	st := m.core.HostStates()
 	m.states.Store(&st)
-	m.hosts.publish(c.View())
+	m.hosts.publish(m.core.View())
+	m.statesDue = false
+	return max(statesEvery, statesShare*m.cfg.Now().Sub(start))
 }
 
 // sendAll sends what the cursor finds, and answers, until ctx ends.
