@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,11 +21,15 @@ import (
 	"culvert/internal/overlay"
 )
 
-// place is a host's namespace with a netlink handle in it.
+// place is a host's namespace with a netlink handle in it, and a namespace for
+// the guests' ends of its devices: on the host they would be devices of the
+// underlay, which an agent guards, as no VM's end ever is.
 type place struct {
 	*netlink.Handle
 	ns, node string
 	fd       int
+	guests   *netlink.Handle
+	guestsFD int
 }
 
 func openPlace(labName, node string) (*place, error) {
@@ -35,12 +41,43 @@ func openPlace(labName, node string) (*place, error) {
 	if p.Handle, err = netlink.NewHandleAt(netns.NsHandle(p.fd), unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(fmt.Errorf("netlink on %s: %w", node, err), unix.Close(p.fd))
 	}
+	if p.guestsFD, err = guestNamespace(); err == nil {
+		p.guests, err = netlink.NewHandleAt(netns.NsHandle(p.guestsFD), unix.NETLINK_ROUTE)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("namespace of guests on %s: %w", node, err), p.close())
+	}
 	return p, nil
+}
+
+// guestNamespace makes a namespace whose devices have no IPv6 of their own. It
+// lives as long as the descriptor.
+func guestNamespace() (fd int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and the thread ends with it
+		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+			err = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+		}
+		if err == nil {
+			fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+	}()
+	<-done
+	return fd, err
 }
 
 func (p *place) close() error {
 	p.Handle.Close()
-	return unix.Close(p.fd)
+	errs := []error{unix.Close(p.fd)}
+	if p.guests != nil {
+		p.guests.Close()
+	}
+	if p.guestsFD != 0 {
+		errs = append(errs, unix.Close(p.guestsFD))
+	}
+	return errors.Join(errs...)
 }
 
 // table is a kernel table.

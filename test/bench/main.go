@@ -35,6 +35,7 @@ type options struct {
 	moves     int // of each guest
 	only      string
 	small     bool
+	hosts     int
 }
 
 func (o options) wants(what string) bool {
@@ -58,6 +59,7 @@ func main() {
 	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
 	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,death,migrate; empty: all")
 	flag.IntVar(&o.moves, "moves", 25, "live migrations of each of two guests")
+	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
 	flag.BoolVar(&o.small, "small", false, "leave out the labs of 8 hosts")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -89,6 +91,9 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}()
 	for _, size := range []struct{ hosts, endpoints int }{{2, 0}, {2, o.endpoints}, {8, 0}, {8, o.endpoints}} {
+		if o.hosts != 0 && (size.hosts != o.hosts || size.endpoints != 0) {
+			continue
+		}
 		if size.hosts != 2 && (o.small || !o.wants("appear")) || !o.wants("appear") && !o.wants("memory") && !o.wants("restart") {
 			continue
 		}

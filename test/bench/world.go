@@ -339,18 +339,13 @@ type nic struct {
 // soon as it is up.
 func (p *place) makeNIC(port string) (nic, error) {
 	n := nic{name: "nic" + port[len(port)-6:]}
-	d := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: n.name, MTU: 1500}, PeerName: "vm" + port[len(port)-6:]}
+	d := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: n.name, MTU: 1500}, PeerName: "vm" + port[len(port)-6:], PeerNamespace: netlink.NsFd(p.guestsFD)}
 	err := p.LinkAdd(d)
 	if err == nil {
 		err = p.LinkSetAlias(d, hoststate.PortAlias(api.DefaultTenant, port))
 	}
 	if err == nil {
-		err = lab.InNS(p.ns, func() error {
-			return os.WriteFile("/proc/sys/net/ipv6/conf/"+d.PeerName+"/disable_ipv6", []byte("1"), 0)
-		})
-	}
-	if err == nil {
-		err = p.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: d.PeerName}})
+		err = p.guests.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: d.PeerName}})
 	}
 	if err == nil {
 		err = lab.InNS(p.ns, func() error {
