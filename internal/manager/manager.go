@@ -65,8 +65,8 @@ type Manager struct {
 	states atomic.Pointer[[]managercore.HostState]
 	// statesDue: they are older than what the core knows; loop only.
 	statesDue bool
-	stats  atomic.Pointer[managercore.Stats] // of the present term
-	counts counters
+	stats     atomic.Pointer[managercore.Stats] // of the present term
+	counts    counters
 }
 
 // Report is what a host's agent last said of itself, for status.
