@@ -57,6 +57,8 @@ type Core struct {
 	held      overlay.Rev // the kernel was seen to hold all up to here
 	ackSent   overlay.Rev
 	mark      mark
+	saidWaits bool // the manager was told that devices wait for a port
+	stirred   bool // devices came, went or became something since
 	poor      bool // this stream's manager knows less than the kernel here: see distrust
 
 	hosts map[overlay.UID]*hostEntry

@@ -221,6 +221,42 @@ func TestAPortDeclaredForAnotherHostPassesNothingHere(t *testing.T) {
 	}
 }
 
+// The manager is told whether devices here wait for a port, when that changes,
+// and in each session anew.
+func TestDevicesThatWaitAreTold(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10")
+	r.plug("n1", "p2")
+	r.log("n1", "port p1 "+mac1)
+	told := func(what string, want ...bool) {
+		t.Helper()
+		var got []bool
+		for u := r.c.NextUp(); !u.Empty(); u = r.c.NextUp() {
+			if u.Waits != nil {
+				got = append(got, *u.Waits)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: told %v, want %v", what, got, want)
+		}
+	}
+	r.connect()
+	told("with a device of a port that does not exist", true)
+	r.plug("n1", "p1")
+	told("with a device whose port is declared")
+	r.news("n1", "port p2 "+mac2)
+	told("with the port declared", false)
+	r.unplug("p1")
+	told("with a device less")
+	r.connect()
+	told("in a new session, where nothing waits")
+	r.news("n1", "port p2 "+mac2+" h2")
+	told("with a port that must not be here", true)
+	r.connect()
+	told("in a new session, where a device waits", true)
+}
+
 func TestOlderItemsChangeNothing(t *testing.T) {
 	t.Parallel()
 	r := serving(t)

@@ -93,6 +93,7 @@ func (c *Core) tapCame(n *network, l hoststate.Link) {
 	t := &tap{index: l.Index, nic: c.nics[l.Name].NIC}
 	t.word = t.nic.State == hoststate.NICRunning
 	n.taps[l.Index] = t
+	c.stirred = true
 	if n.live() || c.tapNet[l.Index] == nil { // one that was deleted may have had the same VNI
 		c.tapNet[l.Index] = n
 	}
@@ -172,6 +173,7 @@ func (c *Core) identify(n *network, t *tap) {
 		}
 		return
 	}
+	c.stirred = true
 	if g := t.declared; g != nil {
 		t.declared = nil
 		c.endConflict(g)
@@ -226,6 +228,7 @@ func (c *Core) ask(n *network, t *tap) {
 // tapWent forgets a device that is no longer a port of the bridge.
 func (c *Core) tapWent(n *network, t *tap) {
 	delete(n.taps, t.index)
+	c.stirred = true
 	if c.tapNet[t.index] == n {
 		delete(c.tapNet, t.index)
 	}
@@ -315,7 +318,7 @@ func (c *Core) guard(n *network, t *tap, rows []hoststate.Row) {
 		}
 	}
 	if is := len(rows) > 0; is != t.isMember {
-		t.isMember = is
+		t.isMember, c.stirred = is, true
 		c.advertise(n, t)
 		if t.tuned != t.known() {
 			c.touch(n)

@@ -35,6 +35,7 @@ type Claim struct {
 
 // Up is what the agent has to tell, in the order of the fields.
 type Up struct {
+	Waits        *bool // whether devices wait for a port to be declared; nil: as said before, at first none
 	Add          []Position
 	Remove       []overlay.UID
 	Claims       []Claim
@@ -46,7 +47,7 @@ type Up struct {
 
 // Empty reports whether there is nothing to tell.
 func (u *Up) Empty() bool {
-	return len(u.Add) == 0 && len(u.Remove) == 0 && len(u.Claims) == 0 && !u.InventoryEnd && u.Ack.IsZero() && len(u.Seeks)+len(u.Findings) == 0
+	return u.Waits == nil && len(u.Add) == 0 && len(u.Remove) == 0 && len(u.Claims) == 0 && !u.InventoryEnd && u.Ack.IsZero() && len(u.Seeks)+len(u.Findings) == 0
 }
 
 type claimRef struct {
@@ -66,6 +67,7 @@ func (c *Core) FleetPosition() overlay.Rev { return c.fleet.sent }
 func (c *Core) connected(e Connected) {
 	c.session, c.inventory, c.poor = e.Session, false, false
 	c.forgetSearches()
+	c.saidWaits, c.stirred = false, true
 	c.ackSent = overlay.Rev{}
 	c.claims = map[uint64]claimRef{}
 	c.fleet.named = nil
@@ -126,6 +128,7 @@ func (c *Core) NextUp() Up {
 	if c.session == 0 || c.poor {
 		return u
 	}
+	c.sayWaits(&u)
 	for _, n := range c.sortedNets() {
 		switch {
 		case n.subscribed && (!n.told || n.anew):
@@ -158,6 +161,17 @@ func (c *Core) NextUp() Up {
 	}
 	c.saySearches(&u)
 	return u
+}
+
+// sayWaits says whether devices wait for a port to be declared, if that changed.
+func (c *Core) sayWaits(u *Up) {
+	if !c.stirred {
+		return
+	}
+	c.stirred = false
+	if waits := len(c.Unclaimed()) > 0; waits != c.saidWaits {
+		c.saidWaits, u.Waits = waits, &waits
+	}
 }
 
 // claimNet makes the claims of one network. Each of a network's MACs has at

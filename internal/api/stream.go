@@ -44,7 +44,11 @@ type Up struct {
 	Breath       bool // the host lives
 	ProbeResult  *ProbeResult
 	Seek         *Seek
+	Waits        *Waits
 }
+
+// Waits says whether devices on this host wait for a port to be declared.
+type Waits struct{ Devices bool }
 
 // Hello is the first message of a stream.
 type Hello struct {
@@ -196,6 +200,8 @@ func UpPB(u Up) *culvertv1.Up {
 		return probeResultPB(u.ProbeResult)
 	case u.Seek != nil:
 		return seekPB(u.Seek)
+	case u.Waits != nil:
+		return &culvertv1.Up{Body: &culvertv1.Up_Waits{Waits: &culvertv1.Waits{Devices: u.Waits.Devices}}}
 	}
 	return nil
 }
@@ -352,6 +358,8 @@ func UpFromPB(pb *culvertv1.Up) (Up, error) {
 		u.ProbeResult = d.probeResult(b.ProbeResult)
 	case *culvertv1.Up_Seek:
 		u.Seek = d.seek(b.Seek)
+	case *culvertv1.Up_Waits:
+		u.Waits = &Waits{Devices: b.Waits.GetDevices()}
 	default:
 		d.refuse("kind of message")
 	}

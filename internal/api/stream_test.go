@@ -135,6 +135,8 @@ func genUp(t *rapid.T) Up {
 		return Up{ProbeResult: r}
 	case 7:
 		return Up{Seek: &Seek{Network: genUID(t, "network"), Address: genAddr(t, "address")}}
+	case 8:
+		return Up{Waits: &Waits{Devices: rapid.Bool().Draw(t, "devices wait")}}
 	}
 	r := &Report{Repairs: rapid.Uint64().Draw(t, "repairs"), Strangers: rapid.Uint64().Draw(t, "strangers")}
 	for range rapid.IntRange(0, 3).Draw(t, "problems") {

@@ -2,8 +2,10 @@ package manager
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"culvert/internal/agent"
@@ -11,6 +13,7 @@ import (
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/api/culvertv1/culvertv1connect"
 	"culvert/internal/overlay"
+	"culvert/internal/trust"
 )
 
 // until receives until want is satisfied, or fails.
@@ -275,5 +278,55 @@ func TestWhatWasSeenStands(t *testing.T) {
 			}
 			return errors.New("it is not there")
 		})
+	}
+}
+
+// Where no device waits for a port, ports come with what follows them; where
+// one does, at once.
+func TestPortsAreToldFirstWhereDevicesWait(t *testing.T) {
+	t.Parallel()
+	s := serveManager(t)
+	h1, h2 := s.agentLeaf("h1"), s.agentLeaf("h2")
+	n := s.put(networkDoc("blue"))[0].(*overlay.Network)
+	attach := func(l *trust.Leaf) (agent.Stream, uint64) {
+		st, session := s.mustAttach(l)
+		say(t, st, api.Up{Interest: &api.Interest{Add: []api.Position{{Network: n.UID}}}})
+		until(t, st, "log of the network", func(d api.Down) bool {
+			return d.Items != nil && slices.ContainsFunc(d.Items.Ends, func(e api.LogEnd) bool { return e.Network == n.UID })
+		})
+		return st, session
+	}
+	waits, session := attach(h1)
+	say(t, waits, api.Up{Waits: &api.Waits{Devices: true}})
+	say(t, waits, api.Up{InventoryEnd: &api.InventoryEnd{Session: session}})
+	idle, _ := attach(h2)
+
+	has := func(d api.Down) (port, endpoint bool) {
+		if d.Items == nil {
+			return false, false
+		}
+		for _, it := range d.Items.Items {
+			switch it.Rec.(type) {
+			case *overlay.Port:
+				port = true
+			case *overlay.Endpoint:
+				endpoint = true
+			}
+		}
+		return port, endpoint
+	}
+	together := false
+	for i := range 20 { // a busy machine may take longer than a port waits
+		p := s.put(portDoc(fmt.Sprintf("vm%d", i), "blue"))[0].(*overlay.Port)
+		until(t, waits, "port where a device waits", func(d api.Down) bool { port, _ := has(d); return port })
+		say(t, waits, api.Up{Claims: &api.Claims{Session: session, Claims: []api.Claim{{ID: uint64(i + 1), Network: n.UID, MAC: p.MAC, Port: p.UID, Evidence: overlay.EvidenceDevice}}}})
+		until(t, idle, "endpoint where none does", func(d api.Down) bool {
+			port, endpoint := has(d)
+			together = together || port && endpoint
+			return endpoint
+		})
+	}
+	if !together {
+		t.Error("no port came with its endpoint, want them in one message")
 	}
 }

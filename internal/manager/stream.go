@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
 
 	"culvert/internal/api"
-	"culvert/internal/api/culvertv1"
 	"culvert/internal/api/culvertv1/culvertv1connect"
 	"culvert/internal/api/rpcerr"
 	"culvert/internal/apiserver"
@@ -42,6 +41,7 @@ type stream struct {
 	name    string
 	session uint64
 	end     context.CancelCauseFunc
+	waits   atomic.Bool // devices there wait for a port to be declared
 
 	mu      sync.Mutex
 	add     []api.Position
@@ -291,6 +291,9 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 		if len(up.Report.Problems) > 0 { // one may be why it never acknowledges
 			return s.m.inLoop(ctx, s.m.noteStates)
 		}
+	case up.Waits != nil:
+		s.waits.Store(up.Waits.Devices)
+		s.ring()
 	case up.Breath || up.ProbeResult != nil || up.Seek != nil:
 		return s.alive(ctx, up)
 	}
@@ -317,171 +320,4 @@ func (m *Manager) publishStates() (next time.Duration) {
 	m.hosts.publish(m.core.View())
 	m.statesDue = false
 	return max(statesEvery, statesShare*m.cfg.Now().Sub(start))
-}
-
-// sendAll sends what the cursor finds, and answers, until ctx ends.
-func (s *stream) sendAll(ctx context.Context, st culvertv1connect.AgentsAttachServerStream, hello *api.Hello) error {
-	view, changed := s.m.feed.next()
-	cur := managercore.NewCursor(view, s.name, fleetPosition(hello))
-	var told overlay.Rev // the newest UpTo that was sent
-	for {
-		if err := s.sendShort(st); err != nil {
-			return err
-		}
-		if err := s.interest(ctx, view, cur); err != nil {
-			return err
-		}
-		b := cur.Next(view, batchItems)
-		if len(b.Items)+len(b.Ends)+len(b.Begins) > 0 || told.Less(b.UpTo) {
-			if err := st.Send(api.DownPB(api.Down{Items: itemsOf(b)})); err != nil {
-				return err
-			}
-		}
-		if b.UpTo.IsZero() { // more to send of this very view
-			continue
-		}
-		told = b.UpTo
-		select {
-		case <-changed:
-		case <-s.wake:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		view, changed = s.m.feed.next()
-	}
-}
-
-func fleetPosition(h *api.Hello) overlay.Rev {
-	for _, p := range h.Logs {
-		if p.Network.IsZero() {
-			return p.Sent
-		}
-	}
-	return overlay.Rev{}
-}
-
-func itemsOf(b managercore.Batch) *api.Items {
-	out := &api.Items{Begins: b.Begins, UpTo: b.UpTo}
-	for _, it := range b.Items {
-		out.Items = append(out.Items, api.StreamItem{Wire: it.Wire})
-	}
-	for _, e := range b.Ends {
-		out.Ends = append(out.Ends, api.LogEnd(e))
-	}
-	return out
-}
-
-// sendShort sends what does not wait for the logs: probes and questions, then answers.
-func (s *stream) sendShort(st culvertv1connect.AgentsAttachServerStream) error {
-	for _, p := range s.takeProbes() {
-		if err := st.Send(api.DownPB(api.Down{Probe: &p})); err != nil {
-			return err
-		}
-	}
-	for _, a := range s.takeAsks() {
-		if err := st.Send(api.DownPB(api.Down{Ask: &a})); err != nil {
-			return err
-		}
-	}
-	s.mu.Lock()
-	as := s.answers
-	s.answers = nil
-	s.mu.Unlock()
-	for part := range slices.Chunk(as, api.MaxStreamClaims) {
-		if err := st.Send(api.DownPB(api.Down{Answers: part})); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// interest takes the subscriptions that came in. One that the host is not
-// entitled to is counted and comes to nothing: the host was not told of such a
-// network, or will be told that it is gone.
-func (s *stream) interest(ctx context.Context, v *managercore.View, cur *managercore.Cursor) error {
-	s.mu.Lock()
-	add, remove := s.add, s.remove
-	s.add, s.remove = nil, nil
-	s.mu.Unlock()
-	for _, n := range remove {
-		cur.Unsubscribe(n)
-		if err := s.m.send(ctx, managercore.Subscribed{Host: s.host, Session: s.session, Network: n, Off: true}); err != nil {
-			return err
-		}
-	}
-	for _, p := range add {
-		if !cur.Subscribe(v, p.Network, p.Sent) {
-			s.m.counts.add("subscriptions_refused", 1)
-			s.m.log.Warn("subscription refused", "host", s.name, "network", p.Network.String())
-			continue
-		}
-		if err := s.m.send(ctx, managercore.Subscribed{Host: s.host, Session: s.session, Network: p.Network}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Resolve finds a declared port by name or MAC, of networks that select the
-// caller.
-func (a agents) Resolve(ctx context.Context, req *culvertv1.ResolveRequest) (*culvertv1.ResolveResponse, error) {
-	id, _, no := agentIdentity(ctx)
-	if no != nil {
-		return nil, a.m.refuseStream(id, no)
-	}
-	v := a.m.feed.view()
-	what, why := "Port "+req.GetTenant()+"/"+req.GetPort()+" was not found", "no port of a network that host "+id.Name+" serves has that name"
-	find := portNamed
-	if req.GetPort() == "" {
-		what, why = fmt.Sprintf("The port with MAC %s was not found", macOf(req)), fmt.Sprintf("the network with VNI %d has none, or does not select host %s", req.GetVni(), id.Name)
-		find = portWithMAC
-	}
-	port := find(v, req)
-	if port == nil {
-		return nil, rpcerr.Encode(api.Refuse(api.CodeNotFound, what, why, "See the ports: culvert port list"))
-	}
-	n := v.Network(port.Network)
-	if n == nil || !n.SelectsHost(id.Name) {
-		return nil, rpcerr.Encode(api.Refuse(api.CodeNotFound, what, why, "See the ports: culvert port list"))
-	}
-	return &culvertv1.ResolveResponse{Network: n.UID[:], Vni: uint32(n.VNI), Port: port.UID[:], Name: port.Name, Mac: port.MAC[:], Hosts: port.Hosts}, nil
-}
-
-func portNamed(v *managercore.View, req *culvertv1.ResolveRequest) *overlay.Port {
-	t := v.Named(overlay.KindTenant, overlay.UID{}, req.GetTenant())
-	if t == nil {
-		return nil
-	}
-	p := v.Named(overlay.KindPort, t.Key.UID, req.GetPort())
-	if p == nil {
-		return nil
-	}
-	return p.Rec.(*overlay.Port)
-}
-
-// portWithMAC looks through the ports of the network's tenant. It is asked
-// when a guest starts that its host was not told of, which needs no index.
-func portWithMAC(v *managercore.View, req *culvertv1.ResolveRequest) *overlay.Port {
-	mac := macOf(req)
-	for n := range v.List(overlay.KindNetwork, overlay.UID{}) {
-		net := n.Rec.(*overlay.Network)
-		if net.VNI != overlay.VNI(req.GetVni()) {
-			continue
-		}
-		for p := range v.List(overlay.KindPort, net.Tenant) {
-			if port := p.Rec.(*overlay.Port); port.Network == net.UID && port.MAC == mac {
-				return port
-			}
-		}
-	}
-	return nil
-}
-
-// macOf is the MAC of a request; of one that has none, the zero one, which no
-// port has.
-func macOf(req *culvertv1.ResolveRequest) (m overlay.MAC) {
-	if len(req.GetMac()) == len(m) {
-		copy(m[:], req.GetMac())
-	}
-	return m
 }

@@ -3,6 +3,7 @@ package managercore
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -426,6 +427,53 @@ func TestTombstonesArePrunedBehindAFloor(t *testing.T) {
 	c.Subscribe(r.c.View(), n.UID, early)
 	if b := c.Next(r.c.View(), 10_000); !slices.Contains(b.Begins, n.UID) {
 		t.Errorf("a reader below the floor gets %d items without a full pass, want a full pass", len(b.Items))
+	}
+}
+
+// Ports that nobody waits for may go with what comes next: what two batches
+// say together is what one says that is taken later.
+func TestBatchesThatWaitSayTheSameTogether(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	n := r.must(ModeCreate, network("blue", "10.1.0.0/16")).Changes[0].Rec.(*overlay.Network)
+	h1, s1 := r.attach("h1")
+	first := r.must(ModeCreate, port("p0", "blue"))
+	cursor := func() *Cursor {
+		c := NewCursor(r.c.View(), "h2", r.c.View().At)
+		c.Subscribe(r.c.View(), n.UID, r.c.View().At)
+		c.Next(r.c.View(), 10)
+		return c
+	}
+	early, late := cursor(), cursor()
+
+	r.must(ModeCreate, port("p1", "blue"))
+	b := early.Next(r.c.View(), 10)
+	if len(b.Items) != 1 || b.Urgent() {
+		t.Fatalf("a declared port is %d items, urgent %v; want one that is not", len(b.Items), b.Urgent())
+	}
+	p := r.portOf(first, 0)
+	if a := r.claim(h1, s1, p, overlay.Rev{}, false); !a.Accepted {
+		t.Fatalf("claim: %+v", a)
+	}
+	more := early.Next(r.c.View(), 10)
+	if !more.Urgent() {
+		t.Error("an endpoint can wait, want it to be urgent")
+	}
+	if !b.Join(more) {
+		t.Fatal("the batches do not join")
+	}
+	if want := late.Next(r.c.View(), 10); !reflect.DeepEqual(b, want) {
+		t.Errorf("joined\n%+v\nwant\n%+v", b, want)
+	}
+
+	r.ask(Asked{Delete: &Delete{Kind: overlay.KindPort, Tenant: DefaultTenant, Name: "p1"}})
+	gone := early.Next(r.c.View(), 10)
+	if !gone.Urgent() {
+		t.Error("a deleted port can wait, want it to be urgent")
+	}
+	full := NewCursor(r.c.View(), "h2", overlay.Rev{})
+	if all := full.Next(r.c.View(), 10); !all.Urgent() || b.Join(all) {
+		t.Error("a full pass can wait or be joined, want neither")
 	}
 }
 

@@ -3,6 +3,7 @@ package managercore
 import (
 	"cmp"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/tidwall/btree"
@@ -210,6 +211,35 @@ type Batch struct {
 	Ends   []LogEnd
 	// UpTo is zero while something at or below it is unsent.
 	UpTo overlay.Rev
+}
+
+// Urgent reports whether the batch says more than which ports are declared, and
+// up to where the host was told.
+func (b *Batch) Urgent() bool {
+	for _, it := range b.Items {
+		if _, port := it.Rec.(*overlay.Port); it.Gone || !port {
+			return true
+		}
+	}
+	return len(b.Begins) > 0 || b.UpTo.IsZero() || slices.ContainsFunc(b.Ends, func(e LogEnd) bool { return e.Full })
+}
+
+// Join appends what Next found after b, which must not be Urgent. It reports
+// false, and does nothing, if a full pass begins there.
+func (b *Batch) Join(more Batch) bool {
+	if len(more.Begins) > 0 {
+		return false
+	}
+	b.Items = append(b.Items, more.Items...)
+	b.UpTo = more.UpTo
+	for _, e := range more.Ends { // a sum is of all that the log says until then
+		if i := slices.IndexFunc(b.Ends, func(old LogEnd) bool { return old.Network == e.Network }); i >= 0 {
+			b.Ends[i] = e
+		} else {
+			b.Ends = append(b.Ends, e)
+		}
+	}
+	return true
 }
 
 // Next takes at most max items that are unsent, the fleet's first: a host is

@@ -798,6 +798,7 @@ type Up struct {
 	//	*Up_Breath
 	//	*Up_ProbeResult
 	//	*Up_Seek
+	//	*Up_Waits
 	Body          isUp_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -921,6 +922,15 @@ func (x *Up) GetSeek() *Seek {
 	return nil
 }
 
+func (x *Up) GetWaits() *Waits {
+	if x != nil {
+		if x, ok := x.Body.(*Up_Waits); ok {
+			return x.Waits
+		}
+	}
+	return nil
+}
+
 type isUp_Body interface {
 	isUp_Body()
 }
@@ -961,6 +971,10 @@ type Up_Seek struct {
 	Seek *Seek `protobuf:"bytes,9,opt,name=seek,proto3,oneof"`
 }
 
+type Up_Waits struct {
+	Waits *Waits `protobuf:"bytes,10,opt,name=waits,proto3,oneof"`
+}
+
 func (*Up_Hello) isUp_Body() {}
 
 func (*Up_Interest) isUp_Body() {}
@@ -979,6 +993,55 @@ func (*Up_ProbeResult) isUp_Body() {}
 
 func (*Up_Seek) isUp_Body() {}
 
+func (*Up_Waits) isUp_Body() {}
+
+// Waits says whether devices here wait for a port to be declared, when that has
+// changed since the stream began or it was last said. Where none does, ports
+// alone are told with some milliseconds' delay.
+type Waits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       bool                   `protobuf:"varint,1,opt,name=devices,proto3" json:"devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Waits) Reset() {
+	*x = Waits{}
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Waits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Waits) ProtoMessage() {}
+
+func (x *Waits) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Waits.ProtoReflect.Descriptor instead.
+func (*Waits) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Waits) GetDevices() bool {
+	if x != nil {
+		return x.Devices
+	}
+	return false
+}
+
 // Seek says that a guest here asked for an address that nobody is known to
 // have. There is no answer: if somebody has it, the log will say so.
 type Seek struct {
@@ -991,7 +1054,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1066,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1079,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Seek) GetNetwork() []byte {
@@ -1042,7 +1105,7 @@ type Breath struct {
 
 func (x *Breath) Reset() {
 	*x = Breath{}
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1117,7 @@ func (x *Breath) String() string {
 func (*Breath) ProtoMessage() {}
 
 func (x *Breath) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1130,7 @@ func (x *Breath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breath.ProtoReflect.Descriptor instead.
 func (*Breath) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 // ProbeResult is what became of a Probe. Unable: it could not be carried out,
@@ -1083,7 +1146,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1158,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1171,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProbeResult) GetId() uint64 {
@@ -1147,7 +1210,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1222,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1235,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -1234,7 +1297,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1309,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1322,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -1287,7 +1350,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1362,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1375,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -1349,7 +1412,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1424,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1437,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -1457,7 +1520,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1532,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1545,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1510,7 +1573,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1585,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1598,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -1555,7 +1618,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1630,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1643,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -1608,7 +1671,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1683,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1696,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Report) GetProblems() []string {
@@ -1710,7 +1773,7 @@ type Seen struct {
 
 func (x *Seen) Reset() {
 	*x = Seen{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1785,7 @@ func (x *Seen) String() string {
 func (*Seen) ProtoMessage() {}
 
 func (x *Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1798,7 @@ func (x *Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seen.ProtoReflect.Descriptor instead.
 func (*Seen) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Seen) GetPorts() []*SeenPort {
@@ -1757,7 +1820,7 @@ type SeenPort struct {
 
 func (x *SeenPort) Reset() {
 	*x = SeenPort{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1832,7 @@ func (x *SeenPort) String() string {
 func (*SeenPort) ProtoMessage() {}
 
 func (x *SeenPort) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +1845,7 @@ func (x *SeenPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenPort.ProtoReflect.Descriptor instead.
 func (*SeenPort) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SeenPort) GetNetwork() []byte {
@@ -1823,7 +1886,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1898,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +1911,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Count) GetReason() string {
@@ -1879,7 +1942,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +1954,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +1967,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Refused) GetNetwork() []byte {
@@ -1959,7 +2022,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2034,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2047,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -2104,7 +2167,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2179,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2192,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -2180,7 +2243,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2255,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2268,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Probe) GetId() uint64 {
@@ -2242,7 +2305,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2317,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2330,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -2322,7 +2385,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2397,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2410,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -2393,7 +2456,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2468,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2481,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -2463,7 +2526,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2538,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2551,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2543,7 +2606,7 @@ type AddressRefusal struct {
 
 func (x *AddressRefusal) Reset() {
 	*x = AddressRefusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2618,7 @@ func (x *AddressRefusal) String() string {
 func (*AddressRefusal) ProtoMessage() {}
 
 func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2631,7 @@ func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressRefusal.ProtoReflect.Descriptor instead.
 func (*AddressRefusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AddressRefusal) GetAddress() []byte {
@@ -2594,7 +2657,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2669,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2682,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -2644,7 +2707,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2719,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2732,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Refusal) GetCode() string {
@@ -2721,7 +2784,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +2796,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +2809,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -2791,7 +2854,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +2866,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +2879,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -2919,7 +2982,7 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x19\n" +
 	"\bhost_uid\x18\x04 \x01(\tR\ahostUid\x12\x1a\n" +
-	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xf7\x03\n" +
+	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xa8\x04\n" +
 	"\x02Up\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.culvert.agent.v1.HelloH\x00R\x05hello\x128\n" +
 	"\binterest\x18\x02 \x01(\v2\x1a.culvert.agent.v1.InterestH\x00R\binterest\x122\n" +
@@ -2929,8 +2992,12 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x06report\x18\x06 \x01(\v2\x18.culvert.agent.v1.ReportH\x00R\x06report\x122\n" +
 	"\x06breath\x18\a \x01(\v2\x18.culvert.agent.v1.BreathH\x00R\x06breath\x12B\n" +
 	"\fprobe_result\x18\b \x01(\v2\x1d.culvert.agent.v1.ProbeResultH\x00R\vprobeResult\x12,\n" +
-	"\x04seek\x18\t \x01(\v2\x16.culvert.agent.v1.SeekH\x00R\x04seekB\x06\n" +
-	"\x04body\":\n" +
+	"\x04seek\x18\t \x01(\v2\x16.culvert.agent.v1.SeekH\x00R\x04seek\x12/\n" +
+	"\x05waits\x18\n" +
+	" \x01(\v2\x17.culvert.agent.v1.WaitsH\x00R\x05waitsB\x06\n" +
+	"\x04body\"!\n" +
+	"\x05Waits\x12\x18\n" +
+	"\adevices\x18\x01 \x01(\bR\adevices\":\n" +
 	"\x04Seek\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\fR\aaddress\"\b\n" +
@@ -3088,7 +3155,7 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
@@ -3103,94 +3170,96 @@ var file_culvertv1_agent_proto_goTypes = []any{
 	(*JoinRequest)(nil),         // 10: culvert.agent.v1.JoinRequest
 	(*JoinResponse)(nil),        // 11: culvert.agent.v1.JoinResponse
 	(*Up)(nil),                  // 12: culvert.agent.v1.Up
-	(*Seek)(nil),                // 13: culvert.agent.v1.Seek
-	(*Breath)(nil),              // 14: culvert.agent.v1.Breath
-	(*ProbeResult)(nil),         // 15: culvert.agent.v1.ProbeResult
-	(*Hello)(nil),               // 16: culvert.agent.v1.Hello
-	(*LogPosition)(nil),         // 17: culvert.agent.v1.LogPosition
-	(*Interest)(nil),            // 18: culvert.agent.v1.Interest
-	(*Claim)(nil),               // 19: culvert.agent.v1.Claim
-	(*Claims)(nil),              // 20: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),        // 21: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                 // 22: culvert.agent.v1.Ack
-	(*Report)(nil),              // 23: culvert.agent.v1.Report
-	(*Seen)(nil),                // 24: culvert.agent.v1.Seen
-	(*SeenPort)(nil),            // 25: culvert.agent.v1.SeenPort
-	(*Count)(nil),               // 26: culvert.agent.v1.Count
-	(*Refused)(nil),             // 27: culvert.agent.v1.Refused
-	(*Down)(nil),                // 28: culvert.agent.v1.Down
-	(*Ask)(nil),                 // 29: culvert.agent.v1.Ask
-	(*Probe)(nil),               // 30: culvert.agent.v1.Probe
-	(*Welcome)(nil),             // 31: culvert.agent.v1.Welcome
-	(*Items)(nil),               // 32: culvert.agent.v1.Items
-	(*LogEnd)(nil),              // 33: culvert.agent.v1.LogEnd
-	(*Answer)(nil),              // 34: culvert.agent.v1.Answer
-	(*AddressRefusal)(nil),      // 35: culvert.agent.v1.AddressRefusal
-	(*Answers)(nil),             // 36: culvert.agent.v1.Answers
-	(*Refusal)(nil),             // 37: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),      // 38: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),     // 39: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                 // 40: culvert.record.v1.Rev
-	(*Item)(nil),                // 41: culvert.record.v1.Item
+	(*Waits)(nil),               // 13: culvert.agent.v1.Waits
+	(*Seek)(nil),                // 14: culvert.agent.v1.Seek
+	(*Breath)(nil),              // 15: culvert.agent.v1.Breath
+	(*ProbeResult)(nil),         // 16: culvert.agent.v1.ProbeResult
+	(*Hello)(nil),               // 17: culvert.agent.v1.Hello
+	(*LogPosition)(nil),         // 18: culvert.agent.v1.LogPosition
+	(*Interest)(nil),            // 19: culvert.agent.v1.Interest
+	(*Claim)(nil),               // 20: culvert.agent.v1.Claim
+	(*Claims)(nil),              // 21: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),        // 22: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                 // 23: culvert.agent.v1.Ack
+	(*Report)(nil),              // 24: culvert.agent.v1.Report
+	(*Seen)(nil),                // 25: culvert.agent.v1.Seen
+	(*SeenPort)(nil),            // 26: culvert.agent.v1.SeenPort
+	(*Count)(nil),               // 27: culvert.agent.v1.Count
+	(*Refused)(nil),             // 28: culvert.agent.v1.Refused
+	(*Down)(nil),                // 29: culvert.agent.v1.Down
+	(*Ask)(nil),                 // 30: culvert.agent.v1.Ask
+	(*Probe)(nil),               // 31: culvert.agent.v1.Probe
+	(*Welcome)(nil),             // 32: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 33: culvert.agent.v1.Items
+	(*LogEnd)(nil),              // 34: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 35: culvert.agent.v1.Answer
+	(*AddressRefusal)(nil),      // 36: culvert.agent.v1.AddressRefusal
+	(*Answers)(nil),             // 37: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 38: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 39: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 40: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 41: culvert.record.v1.Rev
+	(*Item)(nil),                // 42: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	16, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	18, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	20, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	21, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	22, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	23, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	14, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
-	15, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
-	13, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
-	40, // 9: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	17, // 10: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	40, // 11: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	17, // 12: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	40, // 13: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	40, // 14: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
-	19, // 15: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	40, // 16: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	26, // 17: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
-	26, // 18: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
-	27, // 19: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
-	24, // 20: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
-	25, // 21: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
-	26, // 22: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
-	31, // 23: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	32, // 24: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	36, // 25: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	37, // 26: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	30, // 27: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
-	29, // 28: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
-	41, // 29: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	40, // 30: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	33, // 31: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	40, // 32: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	40, // 33: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	35, // 34: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
-	34, // 35: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 36: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	38, // 37: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 38: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 39: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 40: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 41: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 42: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 43: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	28, // 44: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	39, // 45: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 46: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 47: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 48: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 49: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 50: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 51: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	44, // [44:52] is the sub-list for method output_type
-	36, // [36:44] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	17, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	19, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	21, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	22, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	23, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	24, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	15, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
+	16, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
+	14, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
+	13, // 9: culvert.agent.v1.Up.waits:type_name -> culvert.agent.v1.Waits
+	41, // 10: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	18, // 11: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	41, // 12: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	18, // 13: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	41, // 14: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	41, // 15: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
+	20, // 16: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	41, // 17: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	27, // 18: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
+	27, // 19: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
+	28, // 20: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
+	25, // 21: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
+	26, // 22: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
+	27, // 23: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
+	32, // 24: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	33, // 25: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	37, // 26: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	38, // 27: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	31, // 28: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	30, // 29: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
+	42, // 30: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	41, // 31: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	34, // 32: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	41, // 33: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	41, // 34: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	36, // 35: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
+	35, // 36: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 37: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	39, // 38: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 39: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 40: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 41: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 42: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 43: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 44: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	29, // 45: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	40, // 46: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 47: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 48: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 49: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 50: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 51: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 52: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	45, // [45:53] is the sub-list for method output_type
+	37, // [37:45] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }
@@ -3209,8 +3278,9 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_Breath)(nil),
 		(*Up_ProbeResult)(nil),
 		(*Up_Seek)(nil),
+		(*Up_Waits)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[28].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[29].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
@@ -3224,7 +3294,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
