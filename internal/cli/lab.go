@@ -27,7 +27,7 @@ func labCommand(env *Env) *cobra.Command {
 	s := &labSession{env: env}
 	c := &cobra.Command{
 		Use: "lab", Short: "A data centre on this machine, to try things in", RunE: group,
-		Long:    "Builds hosts, a manager and VMs as network namespaces of this machine, with the real daemons in them.\nVMs are namespaces too, or real guests under QEMU (--vms qemu, vm create --qemu), which CULVERT_GUESTS may name a\nfolder of unpacked packages for (kernel, busybox-static); else they come from /var/cache/culvert/guest or this machine.\nTwo labs do not know of each other; down leaves nothing behind.",
+		Long:    "Builds hosts, a manager and VMs as network namespaces of this machine, with the real daemons in them.\nVMs are namespaces too, or real guests under QEMU (--vms qemu, vm create --qemu), which CULVERT_GUESTS may name a\nfolder of unpacked packages for (kernel, busybox-static, dhcpcd-base); else they come from /var/cache/culvert/guest or this machine.\nTwo labs do not know of each other; down leaves nothing behind.",
 		Example: "  sudo culvert lab up\n  sudo culvert lab ping vm1 vm6\n  sudo culvert lab vm migrate vm1 h3 --while-pinging\n  sudo culvert lab down",
 	}
 	c.PersistentFlags().StringVar(&s.name, "lab", lab.DefaultName, "name of the lab")

@@ -48,7 +48,7 @@ func (s *labSession) vmCreateCommand() *cobra.Command {
 	f.StringArrayVar(&v.Addresses, "ip", nil, "address, may be repeated (default: allocated)")
 	f.BoolVar(&v.Undeclared, "undeclared", false, "declare no port: the device stays unclaimed")
 	f.BoolVar(&v.Qemu, "qemu", false, "a real guest, booted by QEMU (default: a namespace)")
-	f.BoolVar(&v.DHCP, "dhcp", false, "no address is set: a DHCP client in it may ask (default: the port's are)")
+	f.BoolVar(&v.DHCP, "dhcp", false, "no address is set: it asks the network, a guest by itself, a namespace by a client that you run (default: the port's are set)")
 	f.BoolVar(&v.Announce, "announce", false, "the guest announces itself (default: silent)")
 	return c
 }

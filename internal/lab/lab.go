@@ -140,7 +140,7 @@ func (l *Lab) build(ctx context.Context, t Topology, empty bool) (*state, error)
 	}
 	if t.VMs == VMsQemu {
 		// What is missing is better said before anything was built.
-		if _, _, _, err := l.image(fmt.Sprintf("lab %q was not built", l.name)); err != nil {
+		if _, _, _, err := l.image(false, fmt.Sprintf("lab %q was not built", l.name)); err != nil {
 			return nil, err
 		}
 	}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +25,8 @@ import (
 type machine struct {
 	Guest
 	lab *Lab
+	// leased are the addresses that a guest which asks for them is to get.
+	leased []netip.Prefix
 }
 
 // bootLimit is how long a guest has to boot on a loaded machine: 3 s on one
@@ -52,19 +56,26 @@ func (m machine) logPath(host, kind string) string {
 
 func (v VM) machine(l *Lab) (machine, error) {
 	g, err := v.guest(l.name)
-	return machine{g, l}, err
+	m := machine{Guest: g, lab: l}
+	if g.Asks {
+		m.leased = v.Addresses
+	}
+	return m, err
 }
 
 // image is what the lab's guests are booted from: QEMU's program, a kernel and
-// its initramfs. The lab keeps its own copies from its first guest on, so that
+// its initramfs, for guests that ask for their addresses or for others. The lab keeps its own copies from its first guest on, so that
 // guests go on to fit each other. What is missing is refused with the way to
 // get it.
-func (l *Lab) image(what string) (kernel, initramfs, program string, err error) {
+func (l *Lab) image(asks bool, what string) (kernel, initramfs, program string, err error) {
 	kernel, initramfs = filepath.Join(l.guestDir(), "kernel"), filepath.Join(l.guestDir(), "initramfs")
+	if asks {
+		kernel, initramfs = kernel+"-dhcp", initramfs+"-dhcp"
+	}
 	program, err = qemu.Program()
 	if _, serr := os.Stat(initramfs); err != nil || serr != nil { // it is written last
 		if err == nil {
-			err = l.makeImage(kernel, initramfs)
+			err = l.makeImage(asks, kernel, initramfs)
 		}
 	}
 	var missing *qemu.MissingError
@@ -77,16 +88,16 @@ func (l *Lab) image(what string) (kernel, initramfs, program string, err error) 
 // GuestImage is the kernel and the initramfs that the lab's guests are booted
 // from, for guests that others start.
 func (l *Lab) GuestImage() (kernel, initramfs string, err error) {
-	kernel, initramfs, _, err = l.image("there is nothing to boot guests from")
+	kernel, initramfs, _, err = l.image(false, "there is nothing to boot guests from")
 	return kernel, initramfs, err
 }
 
-func (l *Lab) makeImage(kernel, initramfs string) error {
+func (l *Lab) makeImage(asks bool, kernel, initramfs string) error {
 	im, err := qemu.Find(append(l.cfg.GuestRoots[:len(l.cfg.GuestRoots):len(l.cfg.GuestRoots)], GuestRoots...))
 	if err != nil {
 		return err
 	}
-	b, err := im.Initramfs()
+	b, err := im.Initramfs(asks)
 	if err != nil {
 		return err
 	}
@@ -107,12 +118,12 @@ func (l *Lab) makeImage(kernel, initramfs string) error {
 // up, as hypervisors leave it. incoming is the URI that the guest is to come
 // in at; empty for one that boots.
 func (m machine) start(host, incoming string) (Daemon, error) {
-	kernel, initramfs, program, err := m.lab.image(fmt.Sprintf("VM %q was not started", m.VM))
+	kernel, initramfs, program, err := m.lab.image(m.Asks, fmt.Sprintf("VM %q was not started", m.VM))
 	if err != nil {
 		return Daemon{}, err
 	}
 	g := qemu.Guest{
-		Name: m.VM, MAC: m.MAC.String(), Addresses: m.Addresses, MTU: m.MTU, Announce: m.Announce,
+		Name: m.VM, MAC: m.MAC.String(), Addresses: slices.Concat(m.leased, m.Addresses), MTU: m.MTU, DHCP: m.Asks, Announce: m.Announce,
 		Kernel: kernel, Initramfs: initramfs, Incoming: incoming,
 		Monitor: m.path(host, "qmp"), Watch: m.path(host, "watch"), Serial: m.path(host, "serial"), SerialLog: m.logPath(host, "serial.log"),
 	}
@@ -185,7 +196,7 @@ func (m machine) place(host string) error {
 		func() error { return node.LinkSetHardwareAddr(tap, net.HardwareAddr(mac[:])) },
 		func() error { return node.LinkSetMTU(tap, bridge.Attrs().MTU) },
 		func() error {
-			if m.Announce {
+			if m.Announce || m.Asks {
 				return nil
 			}
 			return hush(node, tap)

@@ -123,7 +123,7 @@ func TestSocketPathsFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := machine{Guest{VM: string(slices.Repeat([]byte("v"), 63))}, l}
+	m := machine{Guest: Guest{VM: string(slices.Repeat([]byte("v"), 63))}, lab: l}
 	for _, path := range []string{m.path("h99", "incoming"), l.LibvirtSocket("h99")} {
 		if len(path) > 107 {
 			t.Errorf("%d bytes: %s", len(path), path)

@@ -115,7 +115,7 @@ func (c *creation) choose(ctx context.Context, specs []VMSpec) error {
 			return err
 		}
 		if v.Qemu {
-			if _, _, _, err := c.lab.image(what); err != nil {
+			if _, _, _, err := c.lab.image(v.DHCP, what); err != nil {
 				return err
 			}
 		}
@@ -165,9 +165,6 @@ func (v VMSpec) check(t Topology) error {
 		if _, err := overlay.ParseAddr("ip", a); err != nil {
 			return err
 		}
-	}
-	if v.DHCP && v.Qemu {
-		return &overlay.FieldError{Field: "dhcp", Value: "true", Allowed: "a VM that is a namespace"}
 	}
 	if v.Undeclared && len(v.Addresses) == 0 && !v.DHCP {
 		return &overlay.FieldError{Field: "ip", Value: "", Allowed: "an address: nobody gives one to an undeclared VM"}

@@ -13,7 +13,7 @@ import (
 func (l *Lab) dropVM(ctx context.Context, s *state, vm VM) error {
 	var err error
 	if vm.Qemu {
-		err = machine{Guest{Lab: l.name, VM: vm.Name}, l}.remove(ctx, vm.Processes)
+		err = machine{Guest: Guest{Lab: l.name, VM: vm.Name}, lab: l}.remove(ctx, vm.Processes)
 	} else {
 		err = (Guest{Lab: l.name, VM: vm.Name}).Remove(ctx)
 	}

@@ -59,6 +59,7 @@ var hypervisor = []need{
 var guests = []need{
 	{probe: unpacked() + "/bin/busybox", unpack: "busybox-static"},
 	{probe: unpacked() + "/boot/vmlinuz-*", unpack: "linux-image-cloud-amd64", meta: true},
+	{probe: unpacked() + "/usr/sbin/dhcpcd", unpack: "dhcpcd-base"},
 }
 
 var rings = []ring{

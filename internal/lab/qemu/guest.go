@@ -29,10 +29,12 @@ const tapFD = 3
 type Guest struct {
 	Name      string
 	MAC       string
-	Addresses []netip.Prefix // static, of eth0
+	Addresses []netip.Prefix // of eth0; static, unless DHCP
 	Gateway   netip.Addr     // IPv4; invalid for none
 	MTU       int            // bytes
-	DHCP      bool           // addresses come by DHCP instead
+	// DHCP says that it asks the network for its addresses, MTU, routes and name
+	// servers. It is ready when it has Addresses, which may be empty.
+	DHCP bool
 	// Announce says that the guest and QEMU speak unasked: gratuitous ARP at
 	// boot, and the guest's own announcement after a migration.
 	Announce bool

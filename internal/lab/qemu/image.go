@@ -17,8 +17,14 @@ import (
 //go:embed init.sh
 var initScript []byte
 
-//go:embed dhcp.sh
-var dhcpScript []byte
+// What tells the DHCP client of guests that ask for their addresses what to
+// ask for, and what it runs when it was told something.
+//
+//go:embed dhcpcd.conf
+var clientConfig []byte
+
+//go:embed told.sh
+var clientScript []byte
 
 // needed are the modules of a guest's NIC: everything else that it needs,
 // kernels have built in.
@@ -29,6 +35,17 @@ type Image struct {
 	Kernel  string // bzImage
 	Modules string // directory lib/modules/RELEASE that belongs to it
 	Busybox string // statically linked
+	// Client is the DHCP client of guests that ask for their addresses, dhcpcd;
+	// empty if there is none. Guests that do not ask need none.
+	Client    string
+	Libraries []Library // of the client, its loader among them
+	roots     []string  // that all of it was looked for in
+}
+
+// Library is a file that a program is linked to.
+type Library struct {
+	Path string // of it here
+	Name string // of it in the guest, without a leading slash
 }
 
 // MissingError says what a guest cannot be booted without.
@@ -51,7 +68,7 @@ func (e *MissingError) Cure(root string) string { return strings.ReplaceAll(e.cu
 // nothing of how the machine boots.
 const (
 	cureQEMU   = "apt-get install --no-install-recommends qemu-system-x86"
-	cureUnpack = "cd $(mktemp -d) && apt-get download busybox-static $(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/{print $2}') && for d in *.deb; do dpkg-deb -x $d %s; done"
+	cureUnpack = "cd $(mktemp -d) && apt-get download busybox-static dhcpcd-base $(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/{print $2}') && for d in *.deb; do dpkg-deb -x $d %s; done"
 )
 
 // Program is the path of QEMU, looked for on the search path; a *MissingError
@@ -68,7 +85,7 @@ func Program() (string, error) {
 // installed packages; the first root that has it wins. What is missing is a
 // *MissingError.
 func Find(roots []string) (Image, error) {
-	var m Image
+	m := Image{roots: roots}
 	for _, root := range roots {
 		if m.Kernel == "" {
 			m.Kernel, m.Modules = findKernel(root)
@@ -85,6 +102,7 @@ func Find(roots []string) (Image, error) {
 	if m.Busybox == "" {
 		return Image{}, &MissingError{"statically linked busybox", roots, cureUnpack}
 	}
+	m.findClient()
 	return m, nil
 }
 
@@ -116,20 +134,32 @@ func static(path string) bool {
 }
 
 // Initramfs is the file system that a guest runs in: busybox, the modules of
-// its NIC and an init of ours. It is the same for all guests, and the same
-// bytes for the same image.
-func (m Image) Initramfs() ([]byte, error) {
+// its NIC, an init of ours, and for a guest that asks for its addresses a DHCP
+// client. It is the same for all such guests, and the same bytes for the same
+// image. A client that is missing is a *MissingError.
+func (m Image) Initramfs(asks bool) ([]byte, error) {
 	var a Archive
 	for _, d := range []string{"proc/", "sys/", "dev/", "tmp/"} {
 		a.Add(d+".keep", 0o644, nil)
 	}
 	a.Add("init", 0o755, initScript)
-	a.Add("etc/dhcp.sh", 0o755, dhcpScript)
-	b, err := os.ReadFile(m.Busybox)
-	if err != nil {
-		return nil, fmt.Errorf("guest's programs: %w", err)
+	files := []Library{{m.Busybox, "bin/busybox"}}
+	if asks {
+		if m.Client == "" {
+			return nil, &MissingError{"DHCP client (dhcpcd) with the libraries that it is linked to", m.roots, cureUnpack}
+		}
+		a.Add("etc/dhcpcd.conf", 0o644, clientConfig)
+		a.Add("etc/told.sh", 0o755, clientScript)
+		a.Add("var/lib/dhcpcd/.keep", 0o644, nil)
+		files = append(append(files, Library{m.Client, "bin/dhcpcd"}), m.Libraries...)
 	}
-	a.Add("bin/busybox", 0o755, b)
+	for _, f := range files {
+		b, err := os.ReadFile(f.Path)
+		if err != nil {
+			return nil, fmt.Errorf("guest's programs: %w", err)
+		}
+		a.Add(f.Name, 0o755, b)
+	}
 	order, err := m.ModuleFiles(needed)
 	if err != nil {
 		return nil, fmt.Errorf("guest's modules: %w", err)

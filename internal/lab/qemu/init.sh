@@ -7,7 +7,8 @@
 #   cv.gw=A                IPv4 gateway
 #   cv.ip6=A/LEN,...       IPv6 addresses
 #   cv.mtu=N               bytes
-#   cv.dhcp=1              addresses come by DHCP instead
+#   cv.dhcp=1              it asks for addresses, and is ready when it has
+#                          those that are named, or after half a minute
 #   cv.announce=1          it speaks unasked, as most systems do
 #
 # When it says "guest ready" on the serial line, it takes commands from there:
@@ -27,7 +28,7 @@ set4() { echo "$2" >/proc/sys/net/ipv4/"$1"; }
 set6() { for each in all default; do echo "$2" >/proc/sys/net/ipv6/conf/$each/"$1"; done; }
 # Guests answer broadcast pings: that is how a lab shows whom one reaches.
 set4 icmp_echo_ignore_broadcasts 0
-if [ -z "${announce:-}" ]; then
+if [ -z "${announce:-}${dhcp:-}" ]; then
 	# Before eth0 is there, so that it is born silent.
 	set6 accept_ra 0
 	set6 autoconf 0
@@ -44,10 +45,21 @@ until [ -e /sys/class/net/eth0 ] || [ $tries -ge 100 ]; do usleep 20000; tries=$
 ip link set lo up
 [ -n "${mtu:-}" ] && ip link set eth0 mtu "$mtu"
 ip link set eth0 up
+if [ -n "${dhcp:-}" ]; then
+	# It is asked whether the address is another's before it is on eth0.
+	dhcpcd -b -f /etc/dhcpcd.conf -j /run/dhcpcd.log eth0 >/dev/null 2>&1
+	tries=0
+	for a in $(echo "${ip:-},${ip6:-}" | tr , ' '); do
+		until ip address show dev eth0 | grep -v tentative | grep -qF "${a%/*}/" || [ $tries -ge 300 ]; do
+			usleep 100000
+			tries=$((tries + 1))
+		done
+	done
+	ip= ip6= gw=
+fi
 for a in $(echo "${ip:-}" | tr , ' '); do ip address add "$a" dev eth0; done
 for a in $(echo "${ip6:-}" | tr , ' '); do ip -6 address add "$a" dev eth0; done
 [ -n "${gw:-}" ] && ip route add default via "$gw"
-[ -n "${dhcp:-}" ] && udhcpc -i eth0 -q -n -t 10 -T 1 -s /etc/dhcp.sh -O mtu
 if [ -n "${ip6:-}" ]; then
 	# It hears questions for its addresses once the kernel has noticed the
 	# link, and answers once duplicate address detection has ended.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -101,6 +102,59 @@ func TestWhatIsMissingIsNamedWithItsCure(t *testing.T) {
 	t.Setenv("PATH", root)
 	if _, err := Program(); !errors.As(err, &missing) || !strings.Contains(missing.Cure(""), "qemu-system-x86") {
 		t.Errorf("Program = %v", err)
+	}
+}
+
+// A DHCP client is one only with all that it is linked to, and only guests that
+// ask for their addresses need one.
+func TestClient(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(sh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	for name, data := range map[string][]byte{
+		"usr/sbin/dhcpcd": program, "bin/busybox": []byte("x"), "boot/vmlinuz-1": []byte("x"),
+		"lib/modules/1/modules.builtin": []byte("virtio_pci.ko\nvirtio_net.ko\naf_packet.ko\n"), "lib/modules/1/kernel/.keep": nil,
+	} {
+		p := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, data, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := Image{Kernel: filepath.Join(root, "boot/vmlinuz-1"), Modules: filepath.Join(root, "lib/modules/1"), Busybox: filepath.Join(root, "bin/busybox"), roots: []string{root}}
+	if m.findClient(); m.Client != "" {
+		t.Errorf("without its libraries it is %+v", m)
+	}
+	var missing *MissingError
+	if _, err := m.Initramfs(true); !errors.As(err, &missing) || !strings.Contains(err.Error(), "dhcpcd") || !strings.Contains(missing.Cure("/guests"), " dhcpcd-base ") {
+		t.Errorf("Initramfs = %v", err)
+	}
+	b, err := m.Initramfs(false)
+	if err != nil || unpack(t, b)["bin/dhcpcd"] != "" {
+		t.Errorf("for a guest that does not ask: %v", err)
+	}
+
+	m.roots = append(m.roots, "/")
+	if m.findClient(); m.Client != filepath.Join(root, "usr/sbin/dhcpcd") || len(m.Libraries) < 2 {
+		t.Fatalf("with its libraries: %+v", m)
+	}
+	b, err = m.Initramfs(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := unpack(t, b)
+	for _, l := range append(m.Libraries, Library{m.Client, "bin/dhcpcd"}) {
+		if want, err := os.ReadFile(l.Path); err != nil || !strings.HasSuffix(files[l.Name], string(want)) || l.Name[0] == '/' {
+			t.Errorf("%+v is not in the archive: %v", l, err)
+		}
+	}
+	if files["etc/dhcpcd.conf"] == "" || files["etc/told.sh"] == "" {
+		t.Error("the client's own files are not in the archive")
 	}
 }
 
