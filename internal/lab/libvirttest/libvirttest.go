@@ -22,6 +22,9 @@ const limit = 90 * time.Second
 type Domain struct {
 	qemu.Guest
 	Bridge string // that its NIC is in: cvb<VNI>
+	// Parent is the device that its NIC is a macvtap on, instead, and Mode is
+	// libvirt's word for how: bridge, vepa, private, passthrough.
+	Parent, Mode string
 	// Alias is that of its NIC ("ua-..."), which libvirt keeps over a
 	// migration; empty for one of libvirt's choice.
 	Alias string
@@ -38,6 +41,10 @@ func (d Domain) XML() string {
 	for _, a := range args {
 		words.WriteString("<qemu:arg value='" + quoted(a) + "'/>")
 	}
+	nic := NIC(d.MAC, d.Bridge, d.Alias)
+	if d.Parent != "" {
+		nic = direct(d.MAC, d.Parent, d.Mode, d.Alias)
+	}
 	return fmt.Sprintf(`<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>%s</name>
   <memory unit='MiB'>96</memory><vcpu>1</vcpu>
@@ -52,16 +59,24 @@ func (d Domain) XML() string {
   </devices>
   <qemu:commandline>%[6]s</qemu:commandline>
 </domain>
-`, quoted(d.Name), quoted(d.Kernel), quoted(d.Initramfs), quoted(d.CommandLine()), NIC(d.MAC, d.Bridge, d.Alias), words.String())
+`, quoted(d.Name), quoted(d.Kernel), quoted(d.Initramfs), quoted(d.CommandLine()), nic, words.String())
 }
 
 // NIC is the definition of an interface, also of one that is plugged into a
 // running guest. There is room for two of those.
 func NIC(mac, bridge, alias string) string {
-	if alias != "" {
-		alias = "<alias name='" + quoted(alias) + "'/>"
+	return fmt.Sprintf("<interface type='bridge'><mac address='%s'/><source bridge='%s'/><model type='virtio'/>%s</interface>", mac, bridge, named(alias))
+}
+
+func direct(mac, parent, mode, alias string) string {
+	return fmt.Sprintf("<interface type='direct'><mac address='%s'/><source dev='%s' mode='%s'/><model type='virtio'/>%s</interface>", mac, parent, mode, named(alias))
+}
+
+func named(alias string) string {
+	if alias == "" {
+		return ""
 	}
-	return fmt.Sprintf("<interface type='bridge'><mac address='%s'/><source bridge='%s'/><model type='virtio'/>%s</interface>", mac, bridge, alias)
+	return "<alias name='" + quoted(alias) + "'/>"
 }
 
 func quoted(s string) string {
