@@ -105,8 +105,12 @@ func (n *network) has(a netip.Addr) (overlay.MAC, bool) {
 // leases answers DHCP for a declared port.
 func (c *Core) leases(n *network, g *guest, p *overlay.Port, e Heard) {
 	switch {
-	case e.DHCP4 != nil && e.DHCP4.Type == packet.Decline4, e.DHCP6 != nil && e.DHCP6.Type == packet.Decline6:
+	case e.DHCP4 != nil && e.DHCP4.Type == packet.Decline4:
 		c.declined(n, g, p, e.Fact.Target)
+	case e.DHCP6 != nil && e.DHCP6.Type == packet.Decline6:
+		for _, l := range e.DHCP6.Leases[:e.DHCP6.NLease] {
+			c.declined(n, g, p, l.IP)
+		}
 	}
 	switch {
 	case e.DHCP4 != nil:
@@ -114,30 +118,32 @@ func (c *Core) leases(n *network, g *guest, p *overlay.Port, e Heard) {
 			c.send(g.tap, frame)
 		}
 	case e.DHCP6 != nil:
-		if frame, silent := answer.DHCP6(*e.DHCP6, told6(n.rec, p, e.DHCP6)); silent == answer.Spoken {
+		if frame, silent := answer.DHCP6(*e.DHCP6, told6(n.rec, p)); silent == answer.Spoken {
 			c.send(g.tap, frame)
 		}
 	}
 }
 
-// lease picks the address of a port that a message is about: one that it names,
-// else the first that is in a subnet. Without one it is the first subnet of the
-// family, whose other parameters are told to a guest that asks for those alone.
-func lease(n *overlay.Network, p *overlay.Port, six bool, named func(netip.Addr) bool) (netip.Addr, overlay.Subnet) {
+// lease4 picks the IPv4 address of a port that a message is about: one that it
+// names, else the first that is in a subnet; a guest has one by DHCPv4. Without
+// one it is the first subnet, whose other parameters are told to a guest that
+// asks for those alone.
+func lease4(n *overlay.Network, p *overlay.Port, m *packet.DHCP4) (netip.Addr, overlay.Subnet) {
 	var addr netip.Addr
 	var in overlay.Subnet
 	for _, s := range n.Subnets {
-		if s.Prefix.Addr().Is6() != six {
+		if s.Prefix.Addr().Is6() {
 			continue
 		}
 		if !in.Prefix.IsValid() {
 			in = s
 		}
 		for _, a := range p.Addresses {
-			if s.Prefix.Contains(a) && (!addr.IsValid() || named(a)) {
+			named := a == m.Requested || a == m.Has
+			if s.Prefix.Contains(a) && (!addr.IsValid() || named) {
 				addr, in = a, s
 			}
-			if addr == a && named(a) {
+			if addr == a && named {
 				return addr, in
 			}
 		}
@@ -146,7 +152,7 @@ func lease(n *overlay.Network, p *overlay.Port, six bool, named func(netip.Addr)
 }
 
 func told4(n *overlay.Network, p *overlay.Port, m *packet.DHCP4) answer.V4 {
-	a, s := lease(n, p, false, func(a netip.Addr) bool { return a == m.Requested || a == m.Has })
+	a, s := lease4(n, p, m)
 	v := answer.V4{MAC: overlay.ServerMAC, Server: s.Gateway, MTU: n.MTU, DNS: n.Tell.DNS, Seconds: n.Tell.Seconds()}
 	if a.IsValid() {
 		v.Addr = netip.PrefixFrom(a, s.Prefix.Bits())
@@ -160,11 +166,21 @@ func told4(n *overlay.Network, p *overlay.Port, m *packet.DHCP4) answer.V4 {
 	return v
 }
 
-func told6(n *overlay.Network, p *overlay.Port, m *packet.DHCP6) answer.V6 {
-	a, s := lease(n, p, true, func(a netip.Addr) bool {
-		return slices.ContainsFunc(m.Leases[:m.NLease], func(l packet.Lease6) bool { return l.IP == a })
-	})
-	return answer.V6{MAC: overlay.ServerMAC, Server: serverIP6, Addr: a, Prefix: s.Prefix, DNS: n.Tell.DNS, Seconds: n.Tell.Seconds()}
+// told6 has all IPv6 addresses of the port that are in subnets of its network,
+// which share one link.
+func told6(n *overlay.Network, p *overlay.Port) answer.V6 {
+	v := answer.V6{MAC: overlay.ServerMAC, Server: serverIP6, DNS: n.Tell.DNS, Seconds: n.Tell.Seconds()}
+	for _, s := range n.Subnets {
+		if s.Prefix.Addr().Is6() {
+			v.Prefixes = append(v.Prefixes, s.Prefix)
+		}
+	}
+	for _, a := range p.Addresses {
+		if slices.ContainsFunc(v.Prefixes, func(s netip.Prefix) bool { return s.Contains(a) }) {
+			v.Addrs = append(v.Addrs, a)
+		}
+	}
+	return v
 }
 
 // advertisement is a network's router advertisement to one guest, or to all

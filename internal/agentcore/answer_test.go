@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -137,6 +138,41 @@ func TestAGuestIsAnswered(t *testing.T) {
 		r := told(t)
 		if got := strings.Join(r.speaks(c.frame), "\n"); got != c.want {
 			t.Errorf("%s: answered\n%s\nwant\n%s", c.name, got, c.want)
+		}
+	}
+}
+
+// A guest is given all IPv6 addresses that are its port's alone, of all subnets
+// of its link, also when it names one already.
+func TestAllIPv6AddressesAreGiven(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10 tells 10.0.0.0/24 fd00::/64 fd00:2::/64")
+	r.plug("n1", "p1")
+	r.connect()
+	r.log("n1", "port p1 "+mac1+" ip=10.0.0.5,fd00::5,fd00::6,fd00:2::5,fd00:9::5 share=fd00::9")
+	r.ups()
+	r.tick(second)
+	for _, frame := range [][]byte{ask6(packet.Solicit6, "", false), ask6(packet.Request6, "fd00::6", true), ask6(packet.Renew6, "fd00:2::5", true)} {
+		r.m.Sent, r.now = nil, r.now+second
+		m, d := packet.ReadDHCP6(packet.FromGuest, frame, len(frame))
+		if d != packet.Taken {
+			t.Fatal(d)
+		}
+		e := Heard{Port: 3, At: r.now, DHCP6: &m}
+		e.Fact, _ = packet.Parse(packet.FromGuest, frame, len(frame))
+		r.step(e)
+		if len(r.m.Sent) != 1 {
+			t.Fatalf("%d answers", len(r.m.Sent))
+		}
+		a, d := packet.ReadDHCP6(packet.ToGuest, []byte(r.m.Sent[0].Frame), len(r.m.Sent[0].Frame))
+		var got []string
+		for _, l := range a.Leases[:a.NLease] {
+			got = append(got, l.IP.String())
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, " "); d != packet.Taken || a.NIA != 1 || s != "fd00:2::5 fd00::5 fd00::6" {
+			t.Errorf("%v: given %s in %d associations, %v", e.Fact.Kind, s, a.NIA, d)
 		}
 	}
 }

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"culvert/internal/packet"
@@ -16,7 +19,7 @@ var (
 	mine6 = addr("fe80::ff:fe00:1")
 	duid  = []byte{0, 4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 	v6    = V6{
-		MAC: host, Server: mine6, Addr: own6, Prefix: netip.MustParsePrefix("fd00:1::/64"),
+		MAC: host, Server: mine6, Addrs: []netip.Addr{own6}, Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00:1::/64")},
 		DNS: []netip.Addr{addr("fd00:1::2"), addr("10.1.0.2")}, Search: []string{"a.example"}, Seconds: 3600,
 	}
 )
@@ -163,11 +166,84 @@ func equal[T comparable](a, b []T) bool {
 	return len(a) == len(b)
 }
 
+// TestDHCP6Addresses: a guest that has several is given each once, where it
+// says it has it, else where there is none yet.
+func TestDHCP6Addresses(t *testing.T) {
+	client, server := opt6(packet.OptClientID6, duid), opt6(packet.OptServerID6, v6.ServerID())
+	na := packet.OptIANA6
+	for _, c := range []struct {
+		name    string
+		typ     uint8
+		addrs   string
+		options [][]byte
+		want    string // by association: ID, addresses with their seconds, status
+	}{
+		{"one association", packet.Solicit6, "9 a b", [][]byte{client, ia(na, 7)}, "7 9/3600 a/3600 b/3600"},
+		{"what was advertised", packet.Request6, "9 a b", [][]byte{client, server, ia(na, 7, "fd00:1::9", "fd00:1::a", "fd00:1::b")}, "7 9/3600 a/3600 b/3600"},
+		{"two associations", packet.Solicit6, "9 a b", [][]byte{client, ia(na, 7), ia(na, 8)}, "7 9/3600 b/3600; 8 a/3600"},
+		{"more associations than addresses", packet.Solicit6, "9 a", [][]byte{client, ia(na, 7), ia(na, 8), ia(na, 6)}, "7 9/3600; 8 a/3600; 6 status 2"},
+		{"each as it has them", packet.Renew6, "9 a", [][]byte{client, server, ia(na, 7, "fd00:1::a"), ia(na, 8, "fd00:1::9")}, "7 a/3600; 8 9/3600"},
+		{"one is new", packet.Renew6, "9 a", [][]byte{client, server, ia(na, 7, "fd00:1::a")}, "7 a/3600 9/3600"},
+		{"one is gone", packet.Rebind6, "9 a", [][]byte{client, ia(na, 7, "fd00:1::9", "fd00:1::b", "fd00:1::a")}, "7 9/3600 a/3600 b/0"},
+		{"one is named twice", packet.Renew6, "9 a", [][]byte{client, server, ia(na, 7, "fd00:1::9"), ia(na, 8, "fd00:1::9")}, "7 9/3600; 8 a/3600 9/0"},
+		{"temporary only", packet.Solicit6, "9 a", [][]byte{client, ia(packet.OptIATA6, 7)}, "7 status 2"},
+		{"all others", packet.Rebind6, "1 2 3 4 5 6 7 8", [][]byte{client, ia(na, 7, "fd00:1::a1", "fd00:1::a2", "fd00:1::a3", "fd00:1::a4", "fd00:1::a5", "fd00:1::a6", "fd00:1::a7", "fd00:1::a8", "fd00:1::a9")},
+			"7 1/3600 2/3600 3/3600 4/3600 5/3600 6/3600 7/3600 8/3600 a1/0 a2/0 a3/0 a4/0 a5/0 a6/0 a7/0 a8/0"},
+		{"more than are given", packet.Solicit6, "1 2 3 4 5 6 7 8 9", [][]byte{client, ia(na, 7)}, "7 1/3600 2/3600 3/3600 4/3600 5/3600 6/3600 7/3600 8/3600"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := v6
+			cfg.Addrs = nil
+			for _, a := range strings.Fields(c.addrs) {
+				cfg.Addrs = append(cfg.Addrs, addr("fd00:1::"+a))
+			}
+			b, s := DHCP6(ask6(t, c.typ, c.options...), cfg)
+			if s != Spoken {
+				t.Fatal(s)
+			}
+			m, d := packet.ReadDHCP6(packet.ToGuest, b, len(b))
+			if d != packet.Taken {
+				t.Fatal(d)
+			}
+			_, each := statuses(t, b)
+			var got []string
+			for i, ia := range m.IAs[:m.NIA] {
+				w := fmt.Sprint(ia.ID)
+				for _, l := range m.Leases[ia.First : ia.First+ia.N] {
+					w += fmt.Sprintf(" %s/%d", strings.TrimPrefix(l.IP.String(), "fd00:1::"), l.Seconds)
+				}
+				if each[i] >= 0 {
+					w += fmt.Sprintf(" status %d", each[i])
+				}
+				got = append(got, w)
+			}
+			if g := strings.Join(got, "; "); g != c.want {
+				t.Errorf("given %q, want %q", g, c.want)
+			}
+		})
+	}
+
+	c := v6
+	c.Prefixes = append(c.Prefixes, netip.MustParsePrefix("fd00:2::/64"))
+	b, _ := DHCP6(ask6(t, packet.Confirm6, client, ia(na, 7, "fd00:1::9", "fd00:2::9")), c)
+	if message, _ := statuses(t, b); message != statusSuccess {
+		t.Errorf("addresses of two subnets of the link are confirmed with status %d", message)
+	}
+	// A list that does not fit beside the rest is left out whole.
+	for i := range 40 {
+		c.Search = append(c.Search, fmt.Sprintf("%d.a-domain-with-a-long-name.example", i))
+	}
+	b, s := DHCP6(ask6(t, packet.Information6), c)
+	if s != Spoken || len(b) > 1280+14 || bytes.Contains(b, []byte("\x07example\x00")) || !bytes.Contains(b, []byte{0, 23, 0, 16}) {
+		t.Errorf("%v, %d bytes: % x", s, len(b), b)
+	}
+}
+
 // TestDHCP6WithoutAddress: a guest without an address learns that, and the
 // rest.
 func TestDHCP6WithoutAddress(t *testing.T) {
 	c := v6
-	c.Addr = netip.Addr{}
+	c.Addrs = nil
 	b, s := DHCP6(ask6(t, packet.Solicit6, opt6(packet.OptClientID6, duid), ia(packet.OptIANA6, 7)), c)
 	if s != Spoken {
 		t.Fatal(s)
@@ -180,7 +256,7 @@ func TestDHCP6WithoutAddress(t *testing.T) {
 		t.Errorf("without a server: %v, % x", s, b)
 	}
 	c = v6
-	c.Prefix = netip.Prefix{}
+	c.Prefixes = nil
 	if _, s := DHCP6(ask6(t, packet.Confirm6, opt6(packet.OptClientID6, duid), ia(packet.OptIANA6, 7, "fd00:1::9")), c); s != NoAddress {
 		t.Errorf("a link without prefix confirms: %v", s)
 	}
@@ -198,17 +274,22 @@ func TestDHCP6Bytes(t *testing.T) {
 }
 
 // FuzzAnswer: whatever a guest asks, an answer is a sound frame to that guest
-// that gives it no address but its own, and none asked anew changes it.
+// that gives it no address but its own, and each of these once.
 func FuzzAnswer(f *testing.F) {
-	f.Add(false, packet.Discover4, []byte{50, 4, 10, 1, 0, 9, 255})
-	f.Add(false, packet.Request4, []byte{50, 4, 10, 1, 0, 9, 54, 4, 10, 1, 255, 254, 61, 2, 1, 2, 255})
-	f.Add(true, packet.Solicit6, append(opt6(packet.OptClientID6, duid), ia(packet.OptIANA6, 7, "fd00:1::77")...))
-	f.Add(true, packet.Renew6, append(append(opt6(packet.OptClientID6, duid), opt6(packet.OptServerID6, v6.ServerID())...), ia(packet.OptIANA6, 7, "fd00:1::9")...))
-	f.Fuzz(func(t *testing.T, six bool, typ uint8, options []byte) {
+	f.Add(false, uint8(1), packet.Discover4, []byte{50, 4, 10, 1, 0, 9, 255})
+	f.Add(false, uint8(1), packet.Request4, []byte{50, 4, 10, 1, 0, 9, 54, 4, 10, 1, 255, 254, 61, 2, 1, 2, 255})
+	f.Add(true, uint8(2), packet.Solicit6, append(opt6(packet.OptClientID6, duid), ia(packet.OptIANA6, 7, "fd00:1::77")...))
+	f.Add(true, uint8(9), packet.Renew6, append(append(opt6(packet.OptClientID6, duid), opt6(packet.OptServerID6, v6.ServerID())...), ia(packet.OptIANA6, 7, "fd00:1::9")...))
+	f.Fuzz(func(t *testing.T, six bool, addrs, typ uint8, options []byte) {
 		if len(options) > 1200 {
 			return
 		}
 		var b []byte
+		c6, many := v6, int(addrs%12)
+		c6.Addrs = nil
+		for i := range many {
+			c6.Addrs = append(c6.Addrs, addr(fmt.Sprintf("fd00:1::%x", 9+i)))
+		}
 		if six {
 			q := packet.UDP(host, guest, netip.AddrPortFrom(link, 546), netip.MustParseAddrPort("[ff02::1:2]:547"), append([]byte{typ, 1, 2, 3}, options...))
 			m, d := packet.ReadDHCP6(packet.FromGuest, q, len(q))
@@ -216,7 +297,7 @@ func FuzzAnswer(f *testing.F) {
 				return
 			}
 			var s Silence
-			if b, s = DHCP6(m, v6); (s == Spoken) != (b != nil) {
+			if b, s = DHCP6(m, c6); (s == Spoken) != (b != nil) {
 				t.Fatalf("%v, % x", s, b)
 			}
 		} else {
@@ -244,8 +325,26 @@ func FuzzAnswer(f *testing.F) {
 			t.Fatalf("%v, %+v, %d bytes", d, got, len(b))
 		case !six && got.IP.IsValid() && got.IP != own:
 			t.Fatalf("another's address: %+v", got)
-		case six && got.IP.IsValid() && got.IP != own6 && got.Seconds > 0:
-			t.Fatalf("another's address: %+v", got)
+		}
+		if !six {
+			return
+		}
+		m, d := packet.ReadDHCP6(packet.ToGuest, b, len(b))
+		if d != packet.Taken {
+			t.Fatal(d)
+		}
+		given := map[netip.Addr]bool{}
+		for _, l := range m.Leases[:m.NLease] {
+			if l.Seconds == 0 {
+				continue
+			}
+			if given[l.IP] || !slices.Contains(c6.Addrs, l.IP) {
+				t.Fatalf("%v is given of %v, after %v", l.IP, c6.Addrs, given)
+			}
+			given[l.IP] = true
+		}
+		if want := min(many, MostGiven); len(given) > 0 && len(given) != want {
+			t.Fatalf("%d addresses are given, want %d", len(given), want)
 		}
 	})
 }

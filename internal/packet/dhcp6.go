@@ -41,7 +41,7 @@ const (
 // Bounds of one message.
 const (
 	MostIAs    = 4
-	MostLeases = 8
+	MostLeases = 16
 )
 
 // Lease6 is one address of a DHCPv6 message.

@@ -231,10 +231,10 @@ var refusals = []refusal{
 	{"five associations", FromGuest, "dhclient solicit", func(b []byte) []byte {
 		return append(b, bytes.Repeat([]byte{0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0}, 5)...)
 	}, false, DHCP6Many},
-	{"nine addresses", FromGuest, "dhclient solicit", func(b []byte) []byte {
+	{"17 addresses", FromGuest, "dhclient solicit", func(b []byte) []byte {
 		one := append(append([]byte{0, 5, 0, 24}, addr("2001:db8::9").AsSlice()...), make([]byte, 8)...) // in one association for temporary ones
-		b = append(b, 0, 4, byte((4+9*len(one))>>8), byte(4+9*len(one)), 0, 0, 0, 9)
-		return append(b, bytes.Repeat(one, 9)...)
+		b = append(b, 0, 4, byte((4+17*len(one))>>8), byte(4+17*len(one)), 0, 0, 0, 9)
+		return append(b, bytes.Repeat(one, 17)...)
 	}, false, DHCP6Many},
 }
 
