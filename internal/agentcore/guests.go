@@ -240,7 +240,7 @@ func (c *Core) hypervisor(e Guests) {
 		} else {
 			c.nics[x.Device] = sourced{x, e.Source}
 		}
-		c.nicChanged(x.Device, x)
+		c.nicChanged(x)
 	}
 	if !e.Full {
 		return
@@ -253,17 +253,54 @@ func (c *Core) hypervisor(e Guests) {
 	}
 	slices.Sort(gone)
 	for _, name := range gone {
+		x := hoststate.NIC{Device: name, Over: c.nics[name].Over}
 		delete(c.nics, name)
-		c.nicChanged(name, hoststate.NIC{})
+		c.nicChanged(x)
 	}
 }
 
+// nicOf is what the hypervisor says of a device: of itself, or of the macvtap
+// on the other end of its pair, unless several stand there.
+func (c *Core) nicOf(device, peer string) hoststate.NIC {
+	if x, ok := c.nics[device]; ok || peer == "" {
+		return x.NIC
+	}
+	var only hoststate.NIC
+	for _, x := range c.nics { // order-free: if there are two, neither counts
+		if x.Over != peer {
+			continue
+		}
+		if only.State != 0 {
+			return hoststate.NIC{}
+		}
+		only = x.NIC
+	}
+	return only
+}
+
+// overNone reports whether no macvtap of a hypervisor stands on a device.
+func (c *Core) overNone(device string) bool {
+	for _, x := range c.nics { // order-free: one is enough
+		if x.Over == device {
+			return false
+		}
+	}
+	return true
+}
+
 // nicChanged takes what the hypervisor now says of one device.
-func (c *Core) nicChanged(device string, x hoststate.NIC) {
+func (c *Core) nicChanged(said hoststate.NIC) {
 	for _, n := range c.sortedNets() {
 		for _, idx := range sortedTaps(n.taps) {
 			t := n.taps[idx]
-			if t.name != device || t.nic == x {
+			if t.name != said.Device && (said.Over == "" || t.peer != said.Over) {
+				continue
+			}
+			x := c.nicOf(t.name, t.peer)
+			if x.State == 0 && said.State == hoststate.NICGone && (t.peer == "" || c.overNone(t.peer)) {
+				x = said
+			}
+			if t.nic == x {
 				continue
 			}
 			was := t.nic.State

@@ -14,6 +14,7 @@ type tap struct {
 	index   int32
 	name    string
 	alias   string
+	peer    string // of one end of a veth pair: the other, which a macvtap may stand on
 	state   hoststate.PortState
 	tuned   bool // flood, learning and IPv6 are off, and the port program stands
 	apart   bool // flood and IPv6 are off: it was made a port of ours, claimed or not
@@ -90,7 +91,7 @@ func sortedLinks(m map[int32]hoststate.Link) []int32 {
 }
 
 func (c *Core) tapCame(n *network, l hoststate.Link) {
-	t := &tap{index: l.Index, nic: c.nics[l.Name].NIC}
+	t := &tap{index: l.Index, nic: c.nicOf(l.Name, l.Peer)}
 	t.word = t.nic.State == hoststate.NICRunning
 	n.taps[l.Index] = t
 	c.stirred = true
@@ -103,7 +104,7 @@ func (c *Core) tapCame(n *network, l hoststate.Link) {
 // tapChanged takes what was read of a device that is a port of our bridge.
 func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	up := l.State == hoststate.StateForwarding && t.state != hoststate.StateForwarding
-	t.name, t.alias, t.state, t.tuned, t.apart, t.guarded = l.Name, l.Alias, l.State, tuned(l), apart(l), l.Guarded
+	t.name, t.alias, t.peer, t.state, t.tuned, t.apart, t.guarded = l.Name, l.Alias, l.Peer, l.State, tuned(l), apart(l), l.Guarded
 	c.identify(n, t)
 	c.ask(n, t)
 	if up && n.looked { // a NIC that begins to pass frames

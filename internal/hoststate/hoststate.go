@@ -195,6 +195,7 @@ type Link struct {
 	AltNames []string // sorted
 
 	// Bridge ports.
+	Peer          string // of one end of a veth pair: the other's name, if it is in this namespace
 	State         PortState
 	Flood, Learns bool // IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_LEARNING
 	// Guarded: our programs of this version stand on it, at ingress and

@@ -73,6 +73,22 @@ func TestFacts(t *testing.T) {
 			t.Errorf("left after deletion by group: %v", l)
 		}
 	})
+	t.Run("the other end of a pair is named if it is in this namespace", func(t *testing.T) {
+		t.Parallel()
+		h := newRig(t, 1).hosts[0]
+		// vm1 is of another namespace, whose device may have the index of one here.
+		h.vm("vm1", macN(1))
+		h.ns.Exec("ip", "link", "add", "m0", "type", "veth", "peer", "name", "p0")
+		h.ns.Exec("ip", "link", "add", "link", "m0", "name", "g0", "type", "macvtap", "mode", "private")
+		h.ns.Exec("ip", "link", "set", "p0", "master", "cvb100")
+		got := map[string]string{}
+		for _, l := range h.state().Links {
+			got[l.Name] = l.Peer
+		}
+		if got["p0"] != "m0" || len(got) != 4 || got["vm1"]+got["cvb100"]+got["cvx100"] != "" {
+			t.Errorf("peers are %q, want m0 of p0 alone", got)
+		}
+	})
 	t.Run("facts-7/another classic device on the port does not hinder ours, another kind does", func(t *testing.T) {
 		t.Parallel()
 		h := newRig(t, 1).hosts[0]

@@ -19,6 +19,7 @@ type link struct {
 	isoPort bool   // IFLA_BRPORT_ISOLATED
 
 	loopback  bool
+	peer      int32  // IFLA_LINK of a device whose other end is in this namespace
 	slaveKind string // IFLA_INFO_SLAVE_KIND: what kind of master it has
 }
 
@@ -121,6 +122,7 @@ func parseLink(b []byte) (link, error) {
 	l.Up = native.Uint32(b[8:])&unix.IFF_UP != 0
 	l.loopback = native.Uint32(b[8:])&unix.IFF_LOOPBACK != 0
 	var nested error
+	elsewhere := false
 	err := eachAttr(b[unix.SizeofIfInfomsg:], func(typ uint16, d []byte) {
 		switch typ {
 		case unix.IFLA_IFNAME:
@@ -135,6 +137,10 @@ func parseLink(b []byte) (link, error) {
 			}
 		case unix.IFLA_IFALIAS:
 			l.Alias = str0(d)
+		case unix.IFLA_LINK:
+			l.peer = int32(u32Attr(d))
+		case unix.IFLA_LINK_NETNSID:
+			elsewhere = true
 		case unix.IFLA_GROUP:
 			l.group = u32Attr(d)
 		case unix.IFLA_PROP_LIST:
@@ -149,6 +155,9 @@ func parseLink(b []byte) (link, error) {
 			nested = errors.Join(nested, l.parseInfo(d))
 		}
 	})
+	if elsewhere || l.kind != "veth" {
+		l.peer = 0
+	}
 	slices.Sort(l.AltNames)
 	if v, ok := overlay.VNIOfDevice(l.Name); ok {
 		l.VNI = v

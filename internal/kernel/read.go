@@ -78,14 +78,16 @@ func (k *Kernel) readLinks(st *hoststate.State) error {
 	if err := eachLink(k.read, 0, func(l link) { all = append(all, l) }); err != nil {
 		return err
 	}
-	ours := map[int32]bool{}
+	ours, names := map[int32]bool{}, map[int32]string{}
 	for _, l := range all {
+		names[l.Index] = l.Name
 		if _, ok := vniOf(l); ok && l.Kind == hoststate.LinkBridge {
 			ours[l.Index] = true
 		}
 	}
 	for _, l := range all {
 		if l.VNI != 0 || ours[l.Master] {
+			l.Peer = names[l.peer]
 			st.Links = append(st.Links, l.Link)
 		}
 	}

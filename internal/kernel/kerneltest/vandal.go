@@ -23,6 +23,18 @@ func (m *Model) Plug(name string, vni overlay.VNI, alias string) int32 {
 	return l.Index
 }
 
+// Pair makes a device the end of a pair whose other end is of that name; false
+// if there is none.
+func (m *Model) Pair(name, peer string) bool {
+	l := m.links[m.names[name]]
+	if l == nil {
+		return false
+	}
+	l.Peer = peer
+	m.ringLinks()
+	return true
+}
+
 // Unplug deletes a device by name, as a stopping VM does; false if there is
 // none.
 func (m *Model) Unplug(name string) bool {
