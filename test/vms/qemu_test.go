@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,7 @@ func TestGuestsUnderQEMU(t *testing.T) {
 	if r, err := l.RemoveVM(t.Context(), "silent"); err != nil || !r.Changed {
 		t.Errorf("remove: %+v, %v", r, err)
 	}
-	if left := running(t, "-silent"); len(left) > 0 {
+	if left := running(t, filepath.Join(lab.DefaultRoot, l.Name(), "guest", "vm-silent")); len(left) > 0 {
 		t.Errorf("left running: %v", left)
 	}
 }
