@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -35,7 +36,7 @@ const maxRatio = 1.2
 
 // appear measures the appearance of endpoints in all worlds by turns.
 func appear(ctx context.Context, o options, worlds []*world, out *printer) error {
-	fl, err := newFloor(ctx)
+	fl, err := newFloor(ctx, 2, 8)
 	if err != nil {
 		return errors.Join(fmt.Errorf("floor: %w", err), fl.close(context.WithoutCancel(ctx)))
 	}
@@ -189,9 +190,10 @@ func (w *world) removed(_ context.Context, n nic, e endpoint) error {
 }
 
 // floor is what the machine needs for the same without us: the same entries
-// written into 1 and 7 kernels one after the other, and one commit of the
-// store to the same disk.
+// written into the kernels of all hosts but one, one after the other, and one
+// commit of the store to the same disk.
 type floor struct {
+	sizes  []int // numbers of hosts
 	lab    *lab.Lab
 	places []*place
 	ears   []*ear
@@ -202,17 +204,17 @@ type floor struct {
 	commit sample
 }
 
-const floorHosts = 8
-
-func newFloor(ctx context.Context) (f *floor, err error) {
-	f = &floor{writes: map[int]sample{}}
+// newFloor is a floor for numbers of hosts.
+func newFloor(ctx context.Context, sizes ...int) (f *floor, err error) {
+	f = &floor{sizes: sizes, writes: map[int]sample{}}
+	most := slices.Max(sizes)
 	if f.lab, err = lab.New("benchfloor", lab.Config{}); err != nil {
 		return f, err
 	}
-	if _, err := f.lab.Up(ctx, lab.Topology{Name: "benchfloor", Hosts: floorHosts, NoDaemons: true}, true); err != nil {
+	if _, err := f.lab.Up(ctx, lab.Topology{Name: "benchfloor", Hosts: most, NoDaemons: true}, true); err != nil {
 		return f, err
 	}
-	for i := range floorHosts - 1 {
+	for i := range most - 1 {
 		p, err := openPlace("benchfloor", lab.HostName(i+2))
 		if err != nil {
 			return f, err
@@ -283,7 +285,7 @@ func (f *floor) measure(ctx context.Context, i int) error {
 	e := endpoint{MAC: overlay.MAC{0x52, 0x54, 0x43, 0, byte(i >> 8), byte(i)}, IPs: []netip.Addr{
 		netip.AddrFrom4([4]byte{10, 65, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x64, 14: byte(i >> 8), 15: byte(i)}),
 	}}
-	for _, hosts := range []int{2, floorHosts} {
+	for _, hosts := range f.sizes {
 		e.MAC[3]++
 		for k := range e.IPs {
 			e.IPs[k] = e.IPs[k].Next()
@@ -337,7 +339,7 @@ func (e *ear) write(ep endpoint) error {
 }
 
 func (f *floor) print(out *printer) error {
-	for _, hosts := range []int{2, floorHosts} {
+	for _, hosts := range f.sizes {
 		if err := out.figure(newFigure("floor, kernel alone", "ms", hosts, 0, f.writes[hosts], bound{})); err != nil {
 			return err
 		}

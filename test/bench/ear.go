@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +19,8 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"culvert/internal/hoststate"
+	"culvert/internal/kernel"
 	"culvert/internal/lab"
 	"culvert/internal/overlay"
 )
@@ -30,6 +34,7 @@ type place struct {
 	fd       int
 	guests   *netlink.Handle
 	guestsFD int
+	edge     *kernel.Kernel // reads what netlink alone does not tell
 }
 
 func openPlace(labName, node string) (*place, error) {
@@ -46,6 +51,9 @@ func openPlace(labName, node string) (*place, error) {
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("namespace of guests on %s: %w", node, err), p.close())
+	}
+	if p.edge, err = kernel.Open(p.fd, kernel.Config{}); err != nil {
+		return nil, errors.Join(fmt.Errorf("kernel of %s: %w", node, err), p.close())
 	}
 	return p, nil
 }
@@ -68,6 +76,28 @@ func guestNamespace() (fd int, err error) {
 	return fd, err
 }
 
+// guarded waits until the port programs stand on a device: from then on the
+// agent hears what its guest says.
+func (p *place) guarded(ctx context.Context, n nic) error {
+	err := await(ctx, func() (bool, error) {
+		st, err := p.edge.Read(ctx, hoststate.Scope{Links: true})
+		if err != nil {
+			return false, err
+		}
+		i := slices.IndexFunc(st.Links, func(l hoststate.Link) bool { return l.Index == int32(n.index) })
+		return i >= 0 && st.Links[i].Guarded && st.Links[i].State == hoststate.StateForwarding, nil
+	})
+	if err != nil {
+		return fmt.Errorf("programs on %s of %s: %w", n.name, p.node, err)
+	}
+	return nil
+}
+
+// socket opens a packet socket on a guest's end, to send what the guest says.
+func (p *place) socket(device string) (fd int, err error) {
+	return packetSocket(p.guestsFD, device, 0)
+}
+
 func (p *place) close() error {
 	p.Handle.Close()
 	errs := []error{unix.Close(p.fd)}
@@ -76,6 +106,9 @@ func (p *place) close() error {
 	}
 	if p.guestsFD != 0 {
 		errs = append(errs, unix.Close(p.guestsFD))
+	}
+	if p.edge != nil {
+		errs = append(errs, p.edge.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -10,7 +10,7 @@
 //
 // It needs root: `make bench`, or
 //
-//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,death,migrate]
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,death,migrate]
 package main
 
 import (
@@ -42,6 +42,14 @@ func (o options) wants(what string) bool {
 	return o.only == "" || strings.Contains(","+o.only+",", ","+what+",")
 }
 
+// sizes are numbers of hosts, ascending; of a small run the first alone.
+func (o options) sizes(all ...int) []int {
+	if o.small {
+		return all[:1]
+	}
+	return all
+}
+
 func main() {
 	if len(os.Args) == 3 && os.Args[1] == crowdVerb {
 		if err := runCrowd(os.Args[2], os.Stdin, os.Stdout); err != nil {
@@ -57,7 +65,7 @@ func main() {
 	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
 	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
-	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,death,migrate; empty: all")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,death,migrate; empty: all")
 	flag.IntVar(&o.moves, "moves", 25, "live migrations of each of two guests")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
 	flag.BoolVar(&o.small, "small", false, "leave out the labs of 8 hosts")
@@ -121,14 +129,15 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	if o.wants("death") {
-		if err := deaths(ctx, o, out); err != nil {
-			return err
+	for _, f := range []struct {
+		name    string
+		measure func(context.Context, options, *printer) error
+	}{{"share", share}, {"death", deaths}, {"migrate", migrate}} {
+		if !o.wants(f.name) {
+			continue
 		}
-	}
-	if o.wants("migrate") {
-		if err := migrate(ctx, o, out); err != nil {
-			return err
+		if err := f.measure(ctx, o, out); err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
 		}
 	}
 	out.table()

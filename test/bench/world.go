@@ -334,12 +334,15 @@ type nic struct {
 	name  string
 }
 
+// peerOf names the guest's end of a port's device.
+func peerOf(port string) string { return "vm" + port[len(port)-6:] }
+
 // makeNIC makes a device that says by its alias which port it is. It is a veth
 // whose other end is up already: like a running VM's tap it has carrier as
 // soon as it is up.
 func (p *place) makeNIC(port string) (nic, error) {
 	n := nic{name: "nic" + port[len(port)-6:]}
-	d := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: n.name, MTU: 1500}, PeerName: "vm" + port[len(port)-6:], PeerNamespace: netlink.NsFd(p.guestsFD)}
+	d := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: n.name, MTU: 1500}, PeerName: peerOf(port), PeerNamespace: netlink.NsFd(p.guestsFD)}
 	err := p.LinkAdd(d)
 	if err == nil {
 		err = p.LinkSetAlias(d, hoststate.PortAlias(api.DefaultTenant, port))
