@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,4 +50,44 @@ func packetSocket(ns int, device string, protocol uint16) (fd int, err error) {
 		return -1, fmt.Errorf("packet socket on %s: %w", device, err)
 	}
 	return fd, nil
+}
+
+// burstSize is the most equal frames that go out by one system call.
+const burstSize = 64
+
+// burst sends the same frame many times (sendmmsg(2)).
+type burst struct {
+	sock  int
+	frame []byte
+	iov   unix.Iovec
+	msgs  [burstSize]struct {
+		hdr unix.Msghdr
+		len uint32
+		_   uint32
+	}
+}
+
+func newBurst(sock int, frame []byte) *burst {
+	b := &burst{sock: sock, frame: frame}
+	b.iov.Base = &b.frame[0]
+	b.iov.SetLen(len(frame))
+	for i := range b.msgs {
+		b.msgs[i].hdr.Iov = &b.iov
+		b.msgs[i].hdr.Iovlen = 1
+	}
+	return b
+}
+
+// send sends the frame up to n times, at most burstSize, and says how often.
+func (b *burst) send(n int) (int, error) {
+	for {
+		sent, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(b.sock), uintptr(unsafe.Pointer(&b.msgs[0])), uintptr(min(n, burstSize)), 0, 0, 0)
+		switch errno {
+		case 0:
+			return int(sent), nil
+		case unix.EINTR, unix.EAGAIN, unix.ENOBUFS:
+		default:
+			return 0, fmt.Errorf("send frames: %w", errno)
+		}
+	}
 }
