@@ -53,6 +53,18 @@ func (s sample) verdict(q, must float64) string {
 	return "too noisy"
 }
 
+// verdictLeast is verdict of what a quantile must not fall below.
+func (s sample) verdictLeast(q, must float64) string {
+	low, high := s.between(q)
+	switch {
+	case low >= must:
+		return "met"
+	case high < must:
+		return "missed"
+	}
+	return "too noisy"
+}
+
 // figure is one line of the output. Times are in the unit that it names.
 type figure struct {
 	Figure     string  `json:"figure"`
@@ -90,6 +102,18 @@ func newFigure(name, unit string, hosts, endpoints int, s sample, b bound) figur
 	if b.p99 > 0 {
 		f.VerdictP99 = s.verdict(0.99, b.p99)
 	}
+	return f
+}
+
+// newRatio is a figure of ratios that must be least or more in the median; 0
+// demands nothing.
+func newRatio(name string, hosts int, s sample, least float64) figure {
+	f := newFigure(name, "x", hosts, 0, s, bound{})
+	if f.Must = least; least > 0 {
+		f.Verdict = s.verdictLeast(0.5, least)
+	}
+	low, high := s.between(0.5)
+	f.Note = fmt.Sprintf("%.3f to %.3f", low, high)
 	return f
 }
 

@@ -45,6 +45,18 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+func TestVerdictLeast(t *testing.T) {
+	s := upTo(200)
+	for _, c := range []struct {
+		must float64
+		want string
+	}{{80, "met"}, {120, "missed"}, {99, "too noisy"}, {101, "too noisy"}} {
+		if got := s.verdictLeast(0.5, c.must); got != c.want {
+			t.Errorf("median of 1..200 against at least %g: %s, want %s", c.must, got, c.want)
+		}
+	}
+}
+
 func TestPrinterGivesLinesAndTable(t *testing.T) {
 	var out bytes.Buffer
 	p := &printer{w: &out}

@@ -129,16 +129,6 @@ func hearOnly(sock int) error {
 	return unix.SetsockoptSockFprog(sock, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 }
 
-// delivered is what came to the guest since it was asked last, whether there
-// was room in the socket or not (packet(7), PACKET_STATISTICS).
-func (f *forger) delivered() (uint64, error) {
-	st, err := unix.GetsockoptTpacketStats(f.guest, unix.SOL_PACKET, unix.PACKET_STATISTICS)
-	if err != nil {
-		return 0, fmt.Errorf("count frames of the guest: %w", err)
-	}
-	return uint64(st.Packets), nil
-}
-
 func (f *forger) counted(ctx context.Context, r hoststate.DropReason) (uint64, error) {
 	st, err := f.host.edge.Read(ctx, hoststate.Scope{Links: true})
 	if err != nil {
@@ -179,14 +169,14 @@ func (f *forger) measure(ctx context.Context, k forgery, count int, out *printer
 		judged = n - before
 	}
 	took := time.Since(start)
-	arrived, err := f.delivered()
+	got, err := arrived(f.guest)
 	if err != nil {
 		return err
 	}
 	if err := f.control(ctx); err != nil {
 		return fmt.Errorf("after: %w", err)
 	}
-	fig := untouched(newFigure("forged, "+k.what, "1", 2, 0, sample{float64(arrived)}, bound{}), sample{float64(arrived)})
+	fig := untouched(newFigure("forged, "+k.what, "1", 2, 0, sample{float64(got)}, bound{}), sample{float64(got)})
 	fig.Note = fmt.Sprintf("delivered of %d, counted as %s, %.0f a second", judged, k.reason, float64(sent)/took.Seconds())
 	return errors.Join(out.figure(fig), ctx.Err())
 }
@@ -194,7 +184,7 @@ func (f *forger) measure(ctx context.Context, k forgery, count int, out *printer
 // control sends honest frames, all of which must arrive.
 func (f *forger) control(ctx context.Context) error {
 	const count = 1000
-	if _, err := f.delivered(); err != nil {
+	if _, err := arrived(f.guest); err != nil {
 		return err
 	}
 	b := newBurst(f.sock, f.onWire(f.honest))
@@ -207,7 +197,7 @@ func (f *forger) control(ctx context.Context) error {
 	}
 	got := uint64(0)
 	err := await(ctx, func() (bool, error) {
-		n, err := f.delivered()
+		n, err := arrived(f.guest)
 		got += n
 		return got >= count, err
 	})

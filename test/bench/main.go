@@ -10,7 +10,7 @@
 //
 // It needs root: `make bench`, or
 //
-//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,forged,death,migrate]
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,snoop,forged,death,migrate]
 package main
 
 import (
@@ -33,6 +33,7 @@ type options struct {
 	more      int // endpoints that appear while an agent restarts
 	deaths    int // of a host
 	moves     int // of each guest
+	rounds    int // with programs and without
 	forged    int // frames of each kind
 	only      string
 	small     bool
@@ -66,9 +67,10 @@ func main() {
 	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
 	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
-	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,forged,death,migrate; empty: all")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,snoop,forged,death,migrate; empty: all")
 	flag.IntVar(&o.moves, "moves", 25, "live migrations of each of two guests")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
+	flag.IntVar(&o.rounds, "rounds", 31, "rounds with programs and without")
 	flag.IntVar(&o.forged, "forged", 10_000_000, "forged frames of each kind")
 	flag.BoolVar(&o.small, "small", false, "leave out the labs of 8 hosts")
 	flag.Parse()
@@ -87,7 +89,7 @@ func run(ctx context.Context, o options) (err error) {
 	if o.culvert, err = filepath.Abs(o.culvert); err != nil {
 		return err
 	}
-	if o.samples < 11 || o.restarts < 11 || o.deaths < 11 || o.moves < 11 || o.endpoints < 1 || o.forged < 1 || o.more < 1 {
+	if o.samples < 11 || o.restarts < 11 || o.deaths < 11 || o.moves < 11 || o.rounds < 11 || o.endpoints < 1 || o.forged < 1 || o.more < 1 {
 		return errors.New("a median wants 11 samples or more, and many endpoints are one at least")
 	}
 	out := &printer{w: os.Stdout}
@@ -134,7 +136,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, f := range []struct {
 		name    string
 		measure func(context.Context, options, *printer) error
-	}{{"share", share}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
+	}{{"share", share}, {"snoop", snoop}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
 		if !o.wants(f.name) {
 			continue
 		}

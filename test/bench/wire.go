@@ -52,6 +52,16 @@ func packetSocket(ns int, device string, protocol uint16) (fd int, err error) {
 	return fd, nil
 }
 
+// arrived is how many frames came to a packet socket since it was asked last,
+// whether there was room in it or not (packet(7), PACKET_STATISTICS).
+func arrived(sock int) (uint64, error) {
+	st, err := unix.GetsockoptTpacketStats(sock, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil {
+		return 0, fmt.Errorf("count frames: %w", err)
+	}
+	return uint64(st.Packets), nil
+}
+
 // burstSize is the most equal frames that go out by one system call.
 const burstSize = 64
 
