@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"culvert/internal/api"
+	"culvert/internal/bpf"
 	"culvert/internal/hoststate"
 	"culvert/internal/lab"
 	"culvert/internal/overlay"
@@ -22,8 +23,9 @@ import (
 const leastRatio = 0.98
 
 // snoop measures what it costs two guests of two hosts that every port, VXLAN
-// device and underlay device has our programs, beside a bridge and a VXLAN
-// device made by hand, in turns; and what a guest that floods its port with
+// device and underlay device has our programs, beside the same with those of
+// the ports detached and beside a bridge and a VXLAN device made by hand, in
+// turns; and what a guest that floods its port with
 // questions costs others.
 func snoop(ctx context.Context, o options, out *printer) (err error) {
 	fmt.Fprintln(os.Stderr, "building two labs of 2 hosts, one of them bare")
@@ -41,7 +43,9 @@ func snoop(ctx context.Context, o options, out *printer) (err error) {
 	return nil
 }
 
-// measures are what is compared, more being better.
+// measures are what is compared, more being better. A round has parts, each
+// taken of all variants before the next, so that a busy moment meets all of
+// them; the round's value is the parts' median.
 var measures = []struct {
 	name, unit string
 	least      float64 // of the ratio; 0: none is demanded
@@ -50,6 +54,15 @@ var measures = []struct {
 	{"TCP", "Gbit/s", leastRatio, func(s *stream) (float64, error) { v, err := s.bytes(); return v * 8 / 1e9, err }},
 	{"round trips", "1/ms", leastRatio, func(s *stream) (float64, error) { v, err := s.trip(); return 1000 / v, err }},
 	{"least frames", "1/ms", 0, func(s *stream) (float64, error) { v, err := s.frames(); return v / 1000, err }},
+}
+
+const parts = 5
+
+// variant is a stream under conditions.
+type variant struct {
+	name string
+	*stream
+	prepare func() error // nil: nothing is to be done
 }
 
 func (w *world) compare(ctx context.Context, rounds int, out *printer) error {
@@ -63,34 +76,81 @@ func (w *world) compare(ctx context.Context, rounds int, out *printer) error {
 	if err != nil {
 		return err
 	}
-	with, without, ratio := make([]sample, len(measures)), make([]sample, len(measures)), make([]sample, len(measures))
+	// Agents would put back what is taken off.
+	defer func() { _ = w.signal(context.WithoutCancel(ctx), unix.SIGCONT) }()
+	if err := w.signal(ctx, unix.SIGSTOP); err != nil {
+		return err
+	}
+	variants := []variant{
+		{"programs", ours.stream, func() error { return ours.ports(true) }},
+		{"detached", ours.stream, func() error { return ours.ports(false) }},
+		{"bare", bare, nil},
+	}
+	took := map[string]sample{} // by measure and variant
 	for i := range rounds + 1 {
-		for k, m := range measures {
-			turn := []*stream{ours.stream, bare}
-			var got [2]float64
-			for j := range turn {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				which := (i + j) % 2
-				if got[which], err = m.take(turn[which]); err != nil {
-					return fmt.Errorf("%s, round %d: %w", m.name, i, err)
+		for _, m := range measures {
+			got := make([]sample, len(variants))
+			for part := range parts {
+				for j := range variants {
+					k := (i + part + j) % len(variants)
+					v, err := variants[k].value(ctx, m.take)
+					if err != nil {
+						return fmt.Errorf("%s, %s, round %d: %w", m.name, variants[k].name, i, err)
+					}
+					got[k] = append(got[k], v)
 				}
 			}
-			if i > 0 { // the first warms up
-				with[k], without[k], ratio[k] = append(with[k], got[0]), append(without[k], got[1]), append(ratio[k], got[0]/got[1])
+			for k, v := range variants {
+				if i > 0 { // the first warms up
+					took[m.name+", "+v.name] = append(took[m.name+", "+v.name], got[k].quantile(0.5))
+				}
 			}
 		}
 	}
-	for k, m := range measures {
-		for _, f := range []figure{
-			newFigure(m.name+", programs", m.unit, 2, 0, with[k], bound{}),
-			newFigure(m.name+", bare", m.unit, 2, 0, without[k], bound{}),
-			newRatio("ratio, "+m.name, 2, ratio[k], m.least),
-		} {
-			if err := out.figure(f); err != nil {
+	if err := errors.Join(ours.ports(true), w.signal(ctx, unix.SIGCONT)); err != nil {
+		return err
+	}
+	for _, m := range measures {
+		with := took[m.name+", programs"]
+		for _, v := range variants {
+			if err := out.figure(newFigure(m.name+", "+v.name, m.unit, 2, 0, took[m.name+", "+v.name], bound{})); err != nil {
 				return err
 			}
+		}
+		for _, v := range variants[1:] {
+			if err := out.figure(newRatio(m.name+" to "+v.name, 2, with.over(took[m.name+", "+v.name]), m.least)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (v variant) value(ctx context.Context, take func(*stream) (float64, error)) (float64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if v.prepare != nil {
+		if err := v.prepare(); err != nil {
+			return 0, err
+		}
+	}
+	return take(v.stream)
+}
+
+// over divides measurements of the same rounds.
+func (s sample) over(o sample) (ratio sample) {
+	for i := range s {
+		ratio = append(ratio, s[i]/o[i])
+	}
+	return ratio
+}
+
+// signal signals all agents of the lab.
+func (w *world) signal(ctx context.Context, sig unix.Signal) error {
+	for _, p := range w.places {
+		if err := w.lab.Signal(ctx, p.node, sig); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -99,7 +159,50 @@ func (w *world) compare(ctx context.Context, rounds int, out *printer) error {
 // flow is a stream with what its guests' devices have.
 type flow struct {
 	*stream
-	mtu int
+	mtu   int
+	hosts []guardedPort
+}
+
+// guardedPort is a guest's device with the programs of its host.
+type guardedPort struct {
+	*place
+	set *bpf.Set
+	dev int32
+}
+
+// ports puts the port programs onto the guests' devices, or takes them off.
+func (f flow) ports(on bool) error {
+	for _, h := range f.hosts {
+		err := inside(h.fd, func() error {
+			if on {
+				return errors.Join(h.set.Attach(h.dev, bpf.FromPort), h.set.Attach(h.dev, bpf.ToPort))
+			}
+			return errors.Join(h.set.Detach(h.dev, bpf.FromPort), h.set.Detach(h.dev, bpf.ToPort))
+		})
+		if err != nil {
+			return fmt.Errorf("programs on %s: %w", h.node, err)
+		}
+	}
+	return nil
+}
+
+// takeOver opens the programs that stand on a device.
+func (p *place) takeOver(device string) (g guardedPort, err error) {
+	g = guardedPort{place: p, dev: int32(p.index(device))}
+	err = inside(p.fd, func() (err error) {
+		if g.set, err = bpf.Load(bpf.Config{UDPPort: 4789}, []int32{g.dev}); err != nil {
+			return err
+		}
+		on, err := g.set.Standing(g.dev)
+		if err == nil && (on.Ingress != bpf.FromPort || on.Egress != bpf.ToPort || !on.Current) {
+			err = fmt.Errorf("%+v: not the agent's", on)
+		}
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("programs on %s of %s: %w", device, p.node, err)
+	}
+	return g, err
 }
 
 // guarded is a stream between two guests of declared ports on h1 and h2.
@@ -108,6 +211,9 @@ func (w *world) guarded(ctx context.Context) (f flow, closeAll func(), err error
 	closeAll = func() {
 		if f.stream != nil {
 			f.close()
+		}
+		for _, h := range f.hosts {
+			_ = h.set.Close()
 		}
 		for _, g := range guests {
 			_ = g.close()
@@ -132,6 +238,15 @@ func (w *world) guarded(ctx context.Context) (f flow, closeAll func(), err error
 		want := entries{}
 		e.entries(want, vtep(i+1), 0)
 		if err := w.awaitEntries(ctx, w.places[1-i], want); err != nil {
+			return f, closeAll, err
+		}
+	}
+	for _, p := range w.places {
+		h, err := p.takeOver("flow")
+		if h.set != nil {
+			f.hosts = append(f.hosts, h)
+		}
+		if err != nil {
 			return f, closeAll, err
 		}
 	}
