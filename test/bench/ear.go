@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -76,12 +77,18 @@ func guestNamespace() (fd int, err error) {
 	return fd, err
 }
 
-// guarded waits until the port programs stand on a device: from then on the
-// agent hears what its guest says.
+// guarded waits until the port programs stand on a device and its guest's end
+// can send: from then on the agent hears what the guest says. A device whose
+// carrier the kernel has not looked at yet throws away what is sent
+// (net/core/link_watch.c), without an error.
 func (p *place) guarded(ctx context.Context, n nic) error {
 	err := await(ctx, func() (bool, error) {
 		st, err := p.edge.Read(ctx, hoststate.Scope{Links: true})
 		if err != nil {
+			return false, err
+		}
+		end, err := p.guests.LinkByName("vm" + strings.TrimPrefix(n.name, "nic"))
+		if err != nil || end.Attrs().OperState != netlink.OperUp {
 			return false, err
 		}
 		i := slices.IndexFunc(st.Links, func(l hoststate.Link) bool { return l.Index == int32(n.index) })

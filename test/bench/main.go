@@ -10,7 +10,7 @@
 //
 // It needs root: `make bench`, or
 //
-//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,snoop,forged,death,migrate]
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,boot,snoop,forged,death,migrate]
 package main
 
 import (
@@ -38,6 +38,7 @@ type options struct {
 	only      string
 	small     bool
 	hosts     int
+	admission string // of the network; empty: as declared
 }
 
 func (o options) wants(what string) bool {
@@ -67,7 +68,7 @@ func main() {
 	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
 	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
-	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,snoop,forged,death,migrate; empty: all")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,forged,death,migrate; empty: all")
 	flag.IntVar(&o.moves, "moves", 25, "live migrations of each of two guests")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
 	flag.IntVar(&o.rounds, "rounds", 31, "rounds with programs and without")
@@ -136,7 +137,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, f := range []struct {
 		name    string
 		measure func(context.Context, options, *printer) error
-	}{{"share", share}, {"snoop", snoop}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
+	}{{"share", share}, {"boot", boot}, {"snoop", snoop}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
 		if !o.wants(f.name) {
 			continue
 		}

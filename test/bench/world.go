@@ -83,7 +83,7 @@ func newWorld(ctx context.Context, o options, hosts, endpoints int) (w *world, e
 		}
 		w.places = append(w.places, p)
 	}
-	if err := w.makeNetwork(ctx); err != nil {
+	if err := w.makeNetwork(ctx, o.admission); err != nil {
 		return w, err
 	}
 	if err := w.keep(ctx); err != nil {
@@ -121,10 +121,10 @@ func (w *world) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (w *world) makeNetwork(ctx context.Context) error {
+func (w *world) makeNetwork(ctx context.Context, admission string) error {
 	res, err := w.api.Put(ctx, &culvertv1.PutRequest{Mode: culvertv1.PutMode_PUT_MODE_CREATE, Resources: []*culvertv1.Resource{api.Wrap(&culvertv1.Network{
 		ApiVersion: api.Version, Kind: "Network", Metadata: &culvertv1.Metadata{Name: networkName, Tenant: api.DefaultTenant},
-		Spec: &culvertv1.NetworkSpec{Subnets: []*culvertv1.Subnet{{Prefix: "10.64.0.0/12"}, {Prefix: "fd00:64::/64"}}},
+		Spec: &culvertv1.NetworkSpec{Subnets: []*culvertv1.Subnet{{Prefix: "10.64.0.0/12"}, {Prefix: "fd00:64::/64"}}, Admission: admission},
 	})}})
 	if err != nil {
 		return fmt.Errorf("make network: %w", err)
@@ -337,15 +337,20 @@ type nic struct {
 // peerOf names the guest's end of a port's device.
 func peerOf(port string) string { return "vm" + port[len(port)-6:] }
 
-// makeNIC makes a device that says by its alias which port it is. It is a veth
-// whose other end is up already: like a running VM's tap it has carrier as
-// soon as it is up.
+// makeNIC makes a device that says by its alias which port it is.
 func (p *place) makeNIC(port string) (nic, error) {
+	return p.makeDevice(port, hoststate.PortAlias(api.DefaultTenant, port))
+}
+
+// makeDevice makes a VM's device, named after a port. It is a veth whose other
+// end is up already: like a running VM's tap it has carrier as soon as it is
+// up. An empty alias is none.
+func (p *place) makeDevice(port, alias string) (nic, error) {
 	n := nic{name: "nic" + port[len(port)-6:]}
 	d := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: n.name, MTU: 1500}, PeerName: peerOf(port), PeerNamespace: netlink.NsFd(p.guestsFD)}
 	err := p.LinkAdd(d)
-	if err == nil {
-		err = p.LinkSetAlias(d, hoststate.PortAlias(api.DefaultTenant, port))
+	if err == nil && alias != "" {
+		err = p.LinkSetAlias(d, alias)
 	}
 	if err == nil {
 		err = p.guests.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: d.PeerName}})
