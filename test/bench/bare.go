@@ -26,12 +26,13 @@ const (
 
 // makeBare makes a bridge with a VXLAN device on a host, as one makes them by
 // hand. With a group the device floods to it and learns from what it gets;
-// without, its table is written by hand.
-func makeBare(p *place, local netip.Addr, mtu int, group netip.Addr) error {
+// without, its table is written by hand. Beside an agent port must be another
+// than its own, which it guards.
+func makeBare(p *place, local netip.Addr, port, mtu int, group netip.Addr) error {
 	snooping := false
 	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bareBridge, MTU: mtu}, MulticastSnooping: &snooping}
 	vx := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: bareVXLAN, MTU: mtu}, VxlanId: bareVNI, Port: 4789, SrcAddr: local.AsSlice(), Learning: group.IsValid(),
+		LinkAttrs: netlink.LinkAttrs{Name: bareVXLAN, MTU: mtu}, VxlanId: bareVNI, Port: port, SrcAddr: local.AsSlice(), Learning: group.IsValid(),
 	}
 	if group.IsValid() {
 		vx.Group, vx.VtepDevIndex = group.AsSlice(), p.index("eth0")

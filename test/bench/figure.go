@@ -156,7 +156,7 @@ func (p *printer) machine() error {
 }
 
 func (p *printer) table() {
-	const format = "%-22s %5s %9s %5s  %9s %9s %9s %9s  %6s %-9s %6s %s\n"
+	const format = "%-32s %5s %9s %5s  %9s %9s %9s %9s  %6s %-9s %6s %s\n"
 	fmt.Fprintf(p.w, "\n"+format, "FIGURE", "HOSTS", "ENDPOINTS", "UNIT", "Q1", "MEDIAN", "Q3", "P99", "MUST", "VERDICT", "P99<=", "VERDICT")
 	num := func(v float64) string {
 		if v == 0 {

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 type options struct {
@@ -32,7 +33,9 @@ type options struct {
 	restarts  int
 	more      int // endpoints that appear while an agent restarts
 	deaths    int // of a host
+	calm      time.Duration
 	moves     int // of each guest
+	silent    int // of them on the plain network, of the silent guest
 	rounds    int // with programs and without
 	forged    int // frames of each kind
 	only      string
@@ -61,6 +64,9 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) == 2 && os.Args[1] == burnVerb {
+		runBurn()
+	}
 	var o options
 	flag.StringVar(&o.culvert, "culvert", "bin/culvert", "the binary to measure")
 	flag.IntVar(&o.samples, "samples", 200, "samples of each configuration")
@@ -71,6 +77,9 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,forged,death,migrate; empty: all")
 	flag.IntVar(&o.moves, "moves", 25, "live migrations of each of two guests")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
+	flag.IntVar(&o.moves, "moves", 50, "live migrations of each of two guests, and on a plain network")
+	flag.IntVar(&o.silent, "silent", 5, "moves of the silent guest on the plain network, up to 90 s each")
+	flag.DurationVar(&o.calm, "calm", 10*time.Minute, "how long no host may be declared dead under load; 0: not at all")
 	flag.IntVar(&o.rounds, "rounds", 31, "rounds with programs and without")
 	flag.IntVar(&o.forged, "forged", 10_000_000, "forged frames of each kind")
 	flag.BoolVar(&o.small, "small", false, "leave out the labs of 8 hosts")
@@ -90,7 +99,7 @@ func run(ctx context.Context, o options) (err error) {
 	if o.culvert, err = filepath.Abs(o.culvert); err != nil {
 		return err
 	}
-	if o.samples < 11 || o.restarts < 11 || o.deaths < 11 || o.moves < 11 || o.rounds < 11 || o.endpoints < 1 || o.forged < 1 || o.more < 1 {
+	if o.samples < 11 || o.restarts < 11 || o.deaths < 11 || o.moves < 11 || o.silent < 1 || o.rounds < 11 || o.endpoints < 1 || o.forged < 1 || o.more < 1 {
 		return errors.New("a median wants 11 samples or more, and many endpoints are one at least")
 	}
 	out := &printer{w: os.Stdout}

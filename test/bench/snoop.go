@@ -286,7 +286,7 @@ func bareStream(ctx context.Context, mtu int) (s *stream, closeAll func(), err e
 		}
 		places = append(places, p)
 		e := endpoint{MAC: overlay.MAC{0x52, 0x54, 0x44, 0, 0, byte(i)}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 66, 0, byte(i + 1)})}}
-		if err := makeBare(p, vtep(i+1), mtu, netip.Addr{}); err != nil {
+		if err := makeBare(p, vtep(i+1), 4789, mtu, netip.Addr{}); err != nil {
 			return nil, closeAll, err
 		}
 		other := e.MAC
