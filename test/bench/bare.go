@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -83,13 +82,16 @@ type machine struct {
 // newMachine makes a guest and plugs it into a bridge of a host by a device of
 // that name and alias.
 func newMachine(p *place, bridge, device, alias string, e endpoint, bits, mtu int) (m *machine, err error) {
-	m = &machine{fd: -1, addr: e.IPs[0], mac: e.MAC}
+	m = &machine{addr: e.IPs[0], mac: e.MAC}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("guest behind %s on %s: %w", device, p.node, err), m.close())
 		}
 	}()
-	if err := m.open(); err != nil {
+	if m.fd, err = guestNamespace(); err == nil {
+		m.Handle, err = netlink.NewHandleAt(netns.NsHandle(m.fd), unix.NETLINK_ROUTE)
+	}
+	if err != nil {
 		return m, err
 	}
 	veth := &netlink.Veth{
@@ -108,11 +110,6 @@ func newMachine(p *place, bridge, device, alias string, e endpoint, bits, mtu in
 		},
 		func() (err error) { eth0, err = m.LinkByName("eth0"); return err },
 		func() error {
-			return inside(m.fd, func() error {
-				return os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0)
-			})
-		},
-		func() error {
 			return m.AddrReplace(eth0, &netlink.Addr{IPNet: &net.IPNet{IP: m.addr.AsSlice(), Mask: net.CIDRMask(bits, 32)}})
 		},
 		func() error { return m.LinkSetUp(eth0) },
@@ -126,31 +123,12 @@ func newMachine(p *place, bridge, device, alias string, e endpoint, bits, mtu in
 	return m, nil
 }
 
-// open makes the namespace.
-func (m *machine) open() error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			m.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		return fmt.Errorf("make namespace: %w", err)
-	}
-	var err error
-	m.Handle, err = netlink.NewHandleAt(netns.NsHandle(m.fd), unix.NETLINK_ROUTE)
-	return err
-}
-
 // close lets go of the namespace, and with it of the guest's devices.
 func (m *machine) close() error {
 	if m.Handle != nil {
 		m.Handle.Close()
 	}
-	if m.fd < 0 {
+	if m.fd == 0 {
 		return nil
 	}
 	return unix.Close(m.fd)

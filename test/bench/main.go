@@ -48,8 +48,12 @@ func (o options) wants(what string) bool {
 	return o.only == "" || strings.Contains(","+o.only+",", ","+what+",")
 }
 
-// sizes are numbers of hosts, ascending; of a small run the first alone.
+// sizes are numbers of hosts, ascending; of a small run the first alone, and
+// where one number was asked for that one.
 func (o options) sizes(all ...int) []int {
+	if o.hosts != 0 {
+		return []int{o.hosts}
+	}
 	if o.small {
 		return all[:1]
 	}
@@ -75,14 +79,13 @@ func main() {
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
 	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
 	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,forged,death,migrate; empty: all")
-	flag.IntVar(&o.moves, "moves", 25, "live migrations of each of two guests")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
 	flag.IntVar(&o.moves, "moves", 50, "live migrations of each of two guests, and on a plain network")
 	flag.IntVar(&o.silent, "silent", 5, "moves of the silent guest on the plain network, up to 90 s each")
 	flag.DurationVar(&o.calm, "calm", 10*time.Minute, "how long no host may be declared dead under load; 0: not at all")
 	flag.IntVar(&o.rounds, "rounds", 31, "rounds with programs and without")
 	flag.IntVar(&o.forged, "forged", 10_000_000, "forged frames of each kind")
-	flag.BoolVar(&o.small, "small", false, "leave out the labs of 8 hosts")
+	flag.BoolVar(&o.small, "small", false, "leave out the labs of 8 hosts and more")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
