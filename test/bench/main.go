@@ -1,7 +1,9 @@
 // Command bench measures what Culvert promises in time and memory, on whole
 // labs of real processes and real kernels: how long an endpoint takes to
-// appear in all other hosts' tables, how an agent comes back, what daemons
-// weigh. It prints a JSON line a figure and a table at the end.
+// appear in all other hosts' tables and to go, how an agent comes back, what
+// daemons weigh, how fast tables follow a guest that moves, and a host that
+// dies; what the programs on every port cost, and what forged frames come to.
+// It prints a JSON line a figure and a table at the end.
 //
 // Arrival is taken by a netlink listener of its own in each host's namespace,
 // never from an agent's or a manager's word. Configurations are interleaved
