@@ -67,10 +67,16 @@ func (c *Core) wantServing(n *network) bool {
 }
 
 // occupied reports whether a guest is or may come here: also behind a port's
-// device that is empty now.
+// device that is empty now. One that is bound here and went where it is expected
+// is sent after until the manager says so, however long there is none.
 func (n *network) occupied() bool {
 	if len(n.guests) > 0 {
 		return true
+	}
+	for mac := range n.mine { // order-free: any will do
+		if len(n.eps[mac].rec.Pre) > 0 {
+			return true
+		}
 	}
 	for _, t := range n.taps { // order-free: any will do
 		if t.declared != nil {

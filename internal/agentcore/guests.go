@@ -35,6 +35,8 @@ type guest struct {
 	// left: it was here and its binding went elsewhere. Its device is what a
 	// migration leaves behind for a moment, not one where it is expected.
 	left bool
+	// lived: a frame of it came after the newest word of its hypervisor.
+	lived bool
 
 	claim   uint64 // under way; 0 if none
 	claimed bool   // accepted in this session
@@ -133,8 +135,20 @@ func (g *guest) follow(self overlay.UID, was, e *endpoint) {
 // leaves reports whether the guest was stopped here to go on at a host that
 // expects it.
 func (g *guest) leaves(e *endpoint) bool {
-	return g.tap.nic.State == hoststate.NICLeaving && e.rec != nil && !e.gone && len(e.rec.Pre) > 0
+	return g.tap.nic.State == hoststate.NICLeaving && !g.lived && e.rec != nil && !e.gone && len(e.rec.Pre) > 0
 }
+
+// returns reports whether the guest is awaited here though it is bound to this
+// host: it went to one that expected it, no manager was there to say so, and it
+// is to come back. Until it does it is reached where it went, as before its
+// device came: that would hold, and drop, what is for the guest meanwhile.
+func (g *guest) returns(self overlay.UID, e *endpoint) bool {
+	return g.tap.nic.State == hoststate.NICIncoming && !g.lived && e.rec != nil && !e.gone && e.rec.Host == self && len(e.rec.Pre) > 0
+}
+
+// away reports whether the guest is not behind its device, whose it is by its
+// binding or by a former sign of life.
+func (g *guest) away(self overlay.UID, e *endpoint) bool { return g.leaves(e) || g.returns(self, e) }
 
 // came looks what a device that began to pass frames says of a guest behind
 // it: if nobody else has it, that it is here.
@@ -208,10 +222,17 @@ func (c *Core) heard(e Heard) {
 // lives takes a sign of life of a guest, seen at a time.
 func (c *Core) lives(n *network, g *guest, at Time) {
 	e := n.eps[g.mac]
-	if !n.log.complete || n.guests[g.mac] != g || e == nil || g.owns(c.cfg.Self, e) || at <= e.at {
-		return
+	switch {
+	case !n.log.complete || n.guests[g.mac] != g || e == nil:
+	case g.owns(c.cfg.Self, e):
+		if g.away(c.cfg.Self, e) && at > g.tap.said {
+			g.lived, g.back = true, e.leaving // whatever its hypervisor forgot to say
+			c.replan(n, g.mac)
+			c.member(n, g.tap)
+		}
+	case at > e.at:
+		c.arrive(n, g)
 	}
-	c.arrive(n, g)
 }
 
 // Guests is what a source, a hypervisor, says of the NICs on this host. Full:
@@ -305,6 +326,12 @@ func (c *Core) nicChanged(said hoststate.NIC) {
 			}
 			was := t.nic.State
 			t.nic = x
+			if was != x.State {
+				t.said = c.now
+				for _, g := range t.guests() {
+					g.lived = false
+				}
+			}
 			t.word = x.State == hoststate.NICRunning && (t.word || was != x.State)
 			c.identify(n, t)
 			if x.State != 0 && (x.State == hoststate.NICGone) != t.empty {
@@ -373,6 +400,10 @@ func (c *Core) GuestState(device string) (state, refusal string) {
 			}
 			e := n.eps[g.mac]
 			switch {
+			case e != nil && g.returns(c.cfg.Self, e):
+				if c.guardStands(t) {
+					return "expected", ""
+				}
 			case e != nil && g.owns(c.cfg.Self, e) && g.claimed:
 				return "here", g.refusal
 			case e != nil && g.owns(c.cfg.Self, e):

@@ -20,6 +20,11 @@ func expecting(t *testing.T) *rig {
 	return r
 }
 
+// about is a hypervisor's word on a guest of which it names the device alone.
+func (r *rig) about(device string, s hoststate.NICState) {
+	r.step(Guests{Source: "report", NICs: []hoststate.NIC{{Device: device, State: s}}})
+}
+
 func (r *rig) nic(device string, s hoststate.NICState) {
 	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: device, MAC: mac(mac2), State: s}}})
 }
@@ -108,6 +113,7 @@ func TestAStoppedSourceHandsOver(t *testing.T) {
 	r.ups()
 	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: "tap-p1", MAC: mac(mac1), State: hoststate.NICLeaving}}})
 	r.wants(
+		"set port if3 mac "+mac1+" open,watch", // it may go on here, after all
 		"set fdb 10 "+mac1+" dst 192.0.2.203 static,extern_learn",
 		"set master 10 "+mac1+" dev cvx10 static,extern_learn",
 		"set repl 10 dst 192.0.2.203",
@@ -194,6 +200,135 @@ func TestAGuestThatCameBackIsClaimedBack(t *testing.T) {
 		t.Errorf("the kernel holds\n%s\nwant the guest here", s)
 	}
 	r.says("claim 3 "+mac1+" base 12 hypervisor", "ack 12")
+}
+
+// Without a manager the guest goes to h3, which expects it, and comes back: its
+// device alone does not end the relay, and the first sign of life does.
+func TestAGuestThatIsToComeBackIsReachedWhereItWent(t *testing.T) {
+	t.Parallel()
+	for name, sign := range map[string]func(r *rig, device int32){
+		"hypervisor": func(r *rig, _ int32) { r.about("tap-p1", hoststate.NICRunning) },
+		"frame":      func(r *rig, device int32) { r.step(Heard{Port: device, Fact: packet.Fact{Src: mac(mac1)}, At: r.now}) },
+	} {
+		r := serving(t)
+		r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+		r.news("n1", "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")
+		r.about("tap-p1", hoststate.NICRunning)
+		r.step(Disconnected{})
+		r.about("tap-p1", hoststate.NICLeaving)
+		r.unplug("p1")
+		gone := r.dump()
+		device := r.plug("n1", "p1") // of the same name, of which the hypervisor has said that the guest left
+		r.about("tap-p1", hoststate.NICIncoming)
+		wants := func(when string) {
+			t.Helper()
+			s := r.dump()
+			for _, want := range []string{"relay 10 " + mac1, "fdb 10 " + mac1 + " dst 192.0.2.203", "neigh 10 10.0.0.1", "port tap-p1 mac " + mac1 + " open,watch"} {
+				if !strings.Contains(s, want) || strings.Contains(s, "dev tap-p1") {
+					t.Errorf("%s: %s: the kernel holds\n%s\nwant %q as before the device was there:\n%s", name, when, s, want, gone)
+				}
+			}
+			if got, _ := r.c.GuestState("tap-p1"); got != "expected" {
+				t.Errorf("%s: %s: the guest's state is %s", name, when, got)
+			}
+		}
+		wants("its device is there")
+		r.step(Heard{Port: device, Fact: packet.Fact{Src: mac(mac1)}, At: r.now}) // older than the hypervisor's word
+		wants("an old frame was heard")
+
+		// A manager that comes back now is told that the binding stands.
+		r.connect()
+		r.says("add n1 from 11", "claim 2 "+mac1+" base 11 device", "inventory ends", "ack 11")
+		r.step(Answered{ID: 2, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 11}})
+		wants("a manager was there")
+		r.step(Disconnected{})
+
+		r.now++
+		sign(r, device)
+		if s := r.dump(); strings.Contains(s, "relay 10") || !strings.Contains(s, "master 10 "+mac1+" dev tap-p1") || strings.Contains(s, "watch") {
+			t.Errorf("%s: the kernel holds\n%s\nwant the guest here", name, s)
+		}
+	}
+}
+
+// The last guest of a network goes where it is expected, and no manager says so
+// for longer than a network without ports is kept.
+func TestAGuestIsSentAfterUntilAManagerSaysWhereItIs(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")
+	r.ups()
+	r.step(Disconnected{})
+	r.unplug("p1")
+	for range 10 {
+		r.tick(10 * second)
+	}
+	if s := r.dump(); !strings.Contains(s, "relay 10 "+mac1) || !strings.Contains(s, "fdb 10 "+mac1+" dst 192.0.2.203") {
+		t.Errorf("the kernel holds\n%s\nwant a relay", s)
+	}
+	r.connect()
+	r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1 from=h1")
+	for range 3 {
+		r.tick(6 * second)
+	}
+	if s := r.dump(); strings.Contains(s, "cvx10") {
+		t.Errorf("the kernel holds\n%s\nwant no VXLAN device any more", s)
+	}
+}
+
+// A device that only the entry of its guest names is still known after the
+// agent's restart, though its guest is expected elsewhere by then.
+func TestAGuestThatIsExpectedElsewhereIsKnownAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10")
+	r.connect()
+	device := r.m.Plug("tap-p1", 10, "")
+	r.settle()
+	r.ups()
+	log := []string{"port p1 " + mac1, "port p2 " + mac2, "at h2 p2 " + mac2 + " 10.0.0.2"}
+	r.log("n1", log...)
+	r.step(Heard{Port: device, Fact: packet.Fact{Src: mac(mac1)}, At: r.now})
+	r.says("claim 1 "+mac1+" base 8 frame", "inventory ends", "ack 8")
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")
+	before := r.dump()
+	r.did()
+	r.restart()
+	r.rev = 0
+	r.fleet("n1 10")
+	r.log("n1", append(log, "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")...)
+	if r.wants(); r.dump() != before {
+		t.Errorf("the kernel holds\n%s\nand held\n%s", r.dump(), before)
+	}
+}
+
+// A guest whose migration failed while its hypervisor forgets to say so speaks
+// for itself.
+func TestAFrameAfterItsStopSaysThatAGuestIsHere(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")
+	r.about("tap-p1", hoststate.NICLeaving)
+	heard := func(at Time) {
+		r.step(Heard{Port: 3, Fact: packet.Fact{Src: mac(mac1)}, At: at})
+	}
+	heard(r.now)
+	if s := r.dump(); !strings.Contains(s, "relay 10 "+mac1) {
+		t.Errorf("the kernel holds\n%s\nwant a frame from before the stop to say nothing", s)
+	}
+	r.now++
+	heard(r.now)
+	if s := r.dump(); strings.Contains(s, "relay 10") || !strings.Contains(s, "master 10 "+mac1+" dev tap-p1") {
+		t.Errorf("the kernel holds\n%s\nwant the guest here", s)
+	}
+	// What it says of a next migration is new again.
+	r.about("tap-p1", hoststate.NICRunning)
+	r.about("tap-p1", hoststate.NICLeaving)
+	if s := r.dump(); !strings.Contains(s, "relay 10 "+mac1) {
+		t.Errorf("the kernel holds\n%s\nwant a relay", s)
+	}
 }
 
 // Where it is expected back nothing is relayed: it would turn in a circle with

@@ -437,7 +437,7 @@ func (c *Core) alter(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev
 // planned is the input of the plan for one (network, MAC).
 func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.Endpoint {
 	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood}
-	if g != nil && g.owns(c.cfg.Self, e) && !g.leaves(e) {
+	if g != nil && g.owns(c.cfg.Self, e) && !g.away(c.cfg.Self, e) {
 		p.Port = g.tap.index
 		c.relayed(&p, e)
 		return p

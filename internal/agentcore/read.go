@@ -133,7 +133,8 @@ func (c *Core) read(e Read) {
 	if c.cfg.Verify > 0 {
 		c.alarmAt(c.now + c.cfg.Verify)
 	}
-	if n.vxlan == 0 { // nothing is ours to be there; devices may have spoken
+	c.recognise(n, e.State.Rows)
+	if n.vxlan == 0 { // nothing is ours to be there
 		for _, r := range hoststate.SortedRows(e.State.Rows) {
 			c.learned(n, r.Key, r.Val)
 		}
@@ -143,6 +144,22 @@ func (c *Core) read(e Read) {
 	if !n.tablesRead {
 		n.tablesRead = true
 		c.touch(n)
+	}
+}
+
+// recognise takes what entries say of devices that are not known yet. It comes
+// before anything is compared: an endpoint that is expected elsewhere, and of
+// which no device is known here, is wanted elsewhere.
+func (c *Core) recognise(n *network, have map[hoststate.Key]hoststate.Val) {
+	var rows []hoststate.Row
+	for k, v := range have { // order-free: sorted below
+		if t := n.taps[v.Port]; k.Table == hoststate.TableMaster && t != nil && t.declared == nil {
+			rows = append(rows, hoststate.Row{Key: k, Val: v})
+		}
+	}
+	slices.SortFunc(rows, func(a, b hoststate.Row) int { return a.Key.Compare(b.Key) })
+	for _, r := range rows {
+		c.learned(n, r.Key, r.Val)
 	}
 }
 

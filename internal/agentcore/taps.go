@@ -29,6 +29,7 @@ type tap struct {
 	// pending: it came before the network's log was complete. What follows
 	// from that waits for the end of the pass.
 	pending bool
+	said    Time // when it last said something new
 	// word: the hypervisor said that the guest runs here, see weigh.
 	word bool
 	// empty: the hypervisor said, at that time, that its guest is gone. Its
@@ -91,7 +92,7 @@ func sortedLinks(m map[int32]hoststate.Link) []int32 {
 }
 
 func (c *Core) tapCame(n *network, l hoststate.Link) {
-	t := &tap{index: l.Index, nic: c.nicOf(l.Name, l.Peer)}
+	t := &tap{index: l.Index, nic: c.nicOf(l.Name, l.Peer), said: c.now}
 	t.word = t.nic.State == hoststate.NICRunning
 	n.taps[l.Index] = t
 	c.stirred = true
@@ -277,7 +278,11 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 		}
 		e := n.eps[g.mac]
 		switch {
-		case e == nil || g.owns(c.cfg.Self, e):
+		case e == nil:
+		case g.owns(c.cfg.Self, e):
+			if g.away(c.cfg.Self, e) {
+				p.Flags |= hoststate.Watch
+			}
 		case slices.Contains(e.rec.Pre, c.cfg.Self):
 			p.Flags |= hoststate.Watch
 		default:

@@ -114,9 +114,9 @@ func (n *network) owes() bool {
 	return len(n.mine) > 0 || len(n.pre) > 0 || n.claiming > 0 || n.log.sent.Less(n.awaits)
 }
 
-// owesLess looks anew at a network that may be subscribed for nothing.
+// owesLess looks anew at a network that may be subscribed or served for nothing.
 func (c *Core) owesLess(n *network) {
-	if n.subscribed && !n.serving && len(n.taps) == 0 && !n.owes() {
+	if n.subscribed && len(n.taps) == 0 && (n.serving && n.graceEnd == 0 || !n.serving && !n.owes()) {
 		c.touch(n)
 	}
 }
@@ -369,8 +369,13 @@ func (c *Core) bindingChanged(n *network, g *guest, e *endpoint) {
 }
 
 // ready reports whether the kernel holds what a guest needs before anybody is
-// told of it: its pinned entry and what its port program lets through.
+// told of it: its pinned entry and what its port program lets through. One that
+// is to come back has no such entry yet: that it is bound here says all the same
+// that it is to stay so until another host claims it.
 func (c *Core) ready(n *network, g *guest) bool {
+	if !g.tap.tuned || !c.guardStands(g.tap) {
+		return false
+	}
 	p := n.rows.get(hoststate.Key{Table: hoststate.TableMaster, VNI: n.rec.VNI, MAC: g.mac})
-	return g.tap.tuned && c.guardStands(g.tap) && p != nil && p.settled() && p.want().Port == g.tap.index
+	return g.returns(c.cfg.Self, n.eps[g.mac]) || p != nil && p.settled() && p.want().Port == g.tap.index
 }
