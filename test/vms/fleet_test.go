@@ -215,9 +215,27 @@ func (f *fleet) reached(name string, hosts ...string) {
 	}
 	for _, h := range hosts {
 		for _, a := range f.vms[name].Addresses {
-			reaches(f.t, f.l, "n"+h[1:], a.Addr().String())
+			if err := reach(f.t, f.l, "n"+h[1:], a.Addr().String()); err != nil {
+				f.t.Fatal(errors.Join(err, f.panicked(name)))
+			}
 		}
 	}
+}
+
+// panicked is what the kernel of a guest of QEMU said at its end; nil if it has
+// not panicked. Emulated guests do, rarely, and on a busy machine, when they were
+// moved: a page of their memory is then an older one.
+func (f *fleet) panicked(name string) error {
+	b, err := os.ReadFile(filepath.Join(lab.DefaultRoot, f.l.Name(), name+"."+f.vms[name].Host+".serial.log"))
+	if err != nil {
+		return nil // a VM of another kind
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, "Kernel panic") {
+			return fmt.Errorf("the guest's own kernel has ended: %s", strings.TrimSpace(line))
+		}
+	}
+	return nil
 }
 
 // await polls until there is no complaint.

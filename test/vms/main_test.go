@@ -216,16 +216,23 @@ func vm(t *testing.T, l *lab.Lab, spec lab.VMSpec) lab.VM {
 // reaches pings until all of a few pings come back.
 func reaches(t *testing.T, l *lab.Lab, from, to string) {
 	t.Helper()
+	if err := reach(t, l, from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reach(t *testing.T, l *lab.Lab, from, to string) error {
+	t.Helper()
 	var last lab.PingReport
 	end := time.Now().Add(settle)
 	for time.Now().Before(end) {
 		r, err := l.PingVM(t.Context(), from, to, lab.PingOptions{Count: 3, Interval: 50 * time.Millisecond})
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		if last = r; r.OK() {
-			return
+			return nil
 		}
 	}
-	t.Fatalf("%s does not reach %s within %s: %s", from, to, settle, last.Text())
+	return fmt.Errorf("%s does not reach %s within %s: %s", from, to, settle, strings.TrimSpace(last.Text()))
 }
