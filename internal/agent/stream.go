@@ -288,11 +288,6 @@ func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error
 
 // sendUp sends what is urgent of u.
 func sendUp(st Stream, session uint64, u agentcore.Up) error {
-	if u.Waits != nil {
-		if err := st.Send(api.Up{Waits: &api.Waits{Devices: *u.Waits}}); err != nil {
-			return err
-		}
-	}
 	if len(u.Add)+len(u.Remove) > 0 {
 		in := &api.Interest{Remove: append([]overlay.UID(nil), u.Remove...)}
 		for _, p := range u.Add {
@@ -308,6 +303,11 @@ func sendUp(st Stream, session uint64, u agentcore.Up) error {
 			cs.Claims = append(cs.Claims, api.Claim(c))
 		}
 		if err := st.Send(api.Up{Claims: cs}); err != nil {
+			return err
+		}
+	}
+	if u.Waits != nil {
+		if err := st.Send(api.Up{Waits: &api.Waits{Devices: *u.Waits}}); err != nil {
 			return err
 		}
 	}

@@ -293,7 +293,9 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 		}
 	case up.Waits != nil:
 		s.waits.Store(up.Waits.Devices)
-		s.ring()
+		if up.Waits.Devices { // what was held is wanted now
+			s.ring()
+		}
 	case up.Breath || up.ProbeResult != nil || up.Seek != nil:
 		return s.alive(ctx, up)
 	}
