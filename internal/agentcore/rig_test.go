@@ -127,7 +127,7 @@ func (r *rig) wants(lines ...string) {
 //
 //	host h2 192.0.2.2 [dead]
 //	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [10.0.0.0/24 ...]
-//	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [share=10.0.0.9] [host ...]
+//	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [share=10.0.0.9] [checked] [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
 func (r *rig) item(network, line string) Item {
 	line, gone := strings.CutPrefix(line, "-")
@@ -170,6 +170,9 @@ func (r *rig) item(network, line string) Item {
 		}
 		if len(p.Hosts) > 0 && strings.HasPrefix(p.Hosts[0], "share=") {
 			p.Shared, p.Hosts = addresses(p.Hosts[0][6:]), p.Hosts[1:]
+		}
+		if len(p.Hosts) > 0 && p.Hosts[0] == "checked" {
+			p.AddressCheck, p.Hosts = true, p.Hosts[1:]
 		}
 		it.Rec = p
 	case "at":

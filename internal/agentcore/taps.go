@@ -302,7 +302,28 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 	if len(p.MACs) == 0 {
 		return nil
 	}
+	if t.declared != nil {
+		checkAddresses(n.portOf(t.declared), &p)
+	}
 	return plan.PortRows(nil, p)
+}
+
+// checkAddresses lets the device of a port that asks for it send only from what
+// it has, and from what it may share, whoever has that now: the port that takes
+// it over says so with it.
+func checkAddresses(d *overlay.Port, p *plan.Guard) {
+	if d == nil || !d.AddressCheck {
+		return
+	}
+	p.Flags |= hoststate.CheckIP | hoststate.CheckLocal
+	for _, m := range p.MACs {
+		p.Addrs = append(p.Addrs, overlay.EUI64LinkLocal(m))
+	}
+	for _, a := range d.Shared {
+		if !slices.Contains(p.Addrs, a) {
+			p.Share = append(p.Share, a)
+		}
+	}
 }
 
 // guard brings the rows of a device's port program up to date.

@@ -12,6 +12,8 @@ import (
 	"culvert/internal/overlay"
 )
 
+const portHead = "apiVersion: culvert/v1alpha1\nkind: Port\nmetadata: {name: vm1}\nspec:\n  network: blue\n"
+
 const netHead = "apiVersion: culvert/v1alpha1\nkind: Network\nmetadata: {name: blue}\n"
 
 func TestDecodeAccepts(t *testing.T) {
@@ -115,6 +117,9 @@ func TestDecodeRefuses(t *testing.T) {
 		{"number too large", netHead + "spec: {vni: 4294967296}\n", `4:13: spec.vni is a number, 4294967296`},
 		{"number in quotes", netHead + "spec: {vni: \"10\"}\n", `4:13: spec.vni is "10"`},
 		{"explicit zero", netHead + "spec: {vni: 0}\n", `4:13: spec.vni is a number, 0`},
+		{"truth value is a word", portHead + "  addressCheck: on\n", `6:17: spec.addressCheck is "on"`},
+		{"truth value in quotes", portHead + "  addressCheck: \"true\"\n", `6:17: spec.addressCheck is "true"`},
+		{"truth value is a number", portHead + "  addressCheck: 1\n", `6:17: spec.addressCheck is a number, 1`},
 		{"explicit empty text", netHead + "spec: {flood: \"\"}\n", `4:15: spec.flood is ""`},
 		{"name is a number", "apiVersion: culvert/v1alpha1\nkind: Network\nmetadata: {name: 10}\n", `3:18: metadata.name is a number, 10`},
 		{"name is a truth value", "apiVersion: culvert/v1alpha1\nkind: Network\nmetadata: {name: true}\n", `3:18: metadata.name is true or false, true`},

@@ -295,7 +295,7 @@ func parsePort(p *culvertv1.Port) (overlay.Doc, error) {
 	if !vmText(s.GetVm()) {
 		return overlay.Doc{}, &overlay.FieldError{Field: "spec.vm", Value: s.GetVm(), Allowed: fmt.Sprintf("at most %d bytes of printable text", maxVMBytes)}
 	}
-	d.Port.VM = s.GetVm()
+	d.Port.VM, d.Port.AddressCheck = s.GetVm(), s.GetAddressCheck()
 	d.Port.Hosts, err = parseNames("spec.hosts", s.GetHosts())
 	return d, err
 }

@@ -98,7 +98,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 	case *overlay.Port:
 		pb.Body = &culvertv1.Record_Port{Port: &culvertv1.PortRecord{
 			Meta: metaPB(&r.Meta), Network: uidBytes(r.Network), WantMac: macBytes(r.WantMAC), Mac: macBytes(r.MAC),
-			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts, Shared: addrsBytes(r.Shared),
+			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts, Shared: addrsBytes(r.Shared), AddressCheck: r.AddressCheck,
 		}}
 	case *overlay.Host:
 		pb.Body = &culvertv1.Record_Host{Host: &culvertv1.HostRecord{
@@ -292,7 +292,7 @@ func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err erro
 			Meta: d.meta(p.GetMeta()), Network: d.uid(p.GetNetwork(), "port's network", true),
 			WantMAC: d.mac(p.GetWantMac(), "wanted MAC", false), MAC: d.mac(p.GetMac(), "MAC", true),
 			WantAddresses: d.addrs(p.GetWantAddresses(), "wanted addresses"), Addresses: d.addrs(p.GetAddresses(), "addresses"),
-			VM: p.GetVm(), Hosts: d.names(p.GetHosts(), "port's hosts"), Shared: d.addrs(p.GetShared(), "shared addresses"),
+			VM: p.GetVm(), Hosts: d.names(p.GetHosts(), "port's hosts"), Shared: d.addrs(p.GetShared(), "shared addresses"), AddressCheck: p.GetAddressCheck(),
 		}
 	case *culvertv1.Record_Host:
 		h := b.Host

@@ -77,7 +77,7 @@ func renderTell(spec *culvertv1.NetworkSpec, status *culvertv1.NetworkStatus, t 
 // RenderPort shows a port. Status has MAC and addresses in force and the state
 // "declared"; where it is, is the caller's to add.
 func RenderPort(p *overlay.Port, tenant, network string, rev overlay.Rev) *culvertv1.Port {
-	spec := &culvertv1.PortSpec{Network: network, Addresses: addrStrings(p.WantAddresses), Vm: p.VM, Hosts: p.Hosts, SharedAddresses: addrStrings(p.Shared)}
+	spec := &culvertv1.PortSpec{Network: network, Addresses: addrStrings(p.WantAddresses), Vm: p.VM, Hosts: p.Hosts, SharedAddresses: addrStrings(p.Shared), AddressCheck: p.AddressCheck}
 	if !p.WantMAC.IsZero() {
 		spec.Mac = p.WantMAC.String()
 	}

@@ -42,6 +42,7 @@ var meanings = map[string]string{
 	"Port.spec.vm":                        "name of the VM",
 	"Port.spec.hosts[]":                   "hosts that it may appear on; default all of the network",
 	"Port.spec.sharedAddresses[]":         "addresses that it may hold besides its own, as other ports may (VRRP); at most 8",
+	"Port.spec.addressCheck":              "whether it may send from these addresses alone; default false",
 }
 
 var metaMeanings = map[string]string{

@@ -190,7 +190,7 @@ func genRecord(t *rapid.T) overlay.Record {
 		}
 	case 2:
 		meta.Tenant = genUID(t, "tenant")
-		return &overlay.Port{Meta: meta, Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Addresses: genAddrs(t), VM: genText(t, "vm"), Shared: genAddrs(t)}
+		return &overlay.Port{Meta: meta, Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Addresses: genAddrs(t), VM: genText(t, "vm"), Shared: genAddrs(t), AddressCheck: rapid.Bool().Draw(t, "address check")}
 	}
 	e := &overlay.Endpoint{
 		Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Port: genUID(t, "port"), Host: genUID(t, "host"), Addresses: genAddrs(t),

@@ -102,29 +102,49 @@ static __always_inline bool owns_mac(__u32 port, const struct port_conf *p, cons
 	return bpf_map_lookup_elem(&cv_own, &k) != NULL;
 }
 
-static __always_inline bool owns_ip(__u32 port, const struct in6 *ip)
+// owned is what the port has an address as, OWNED or SHARED; NULL if it has not.
+static __always_inline const __u8 *owned(__u32 port, const struct in6 *ip)
 {
 	struct own_key k = { .port = port, .kind = OWN_IP };
 
 	__builtin_memcpy(k.addr, ip, sizeof(*ip));
-	return bpf_map_lookup_elem(&cv_own, &k) != NULL;
+	return bpf_map_lookup_elem(&cv_own, &k);
 }
 
-// spoofs says whether a frame of the guest's names an address that is not its
-// own, where it may name only such.
-static __always_inline bool spoofs(__u32 port, const struct facts *f)
+// owns_ip says whether an address is the port's and nobody else's.
+static __always_inline bool owns_ip(__u32 port, const struct in6 *ip)
+{
+	const __u8 *as = owned(port, ip);
+
+	return as && *as == OWNED;
+}
+
+// may_use6 says whether a guest whose addresses are checked may have one.
+static __always_inline bool may_use6(__u32 port, __u16 flags, const struct in6 *ip)
+{
+	return (is_linklocal(ip) && !(flags & CHECK_LOCAL)) || owned(port, ip);
+}
+
+// spoofs says whether a frame of the guest's names an address that it may not
+// use, where it may name only such.
+static __always_inline bool spoofs(__u32 port, __u16 flags, const struct facts *f)
 {
 	switch (f->type) {
+	case ETH_P_8021Q:
+	case ETH_P_8021AD:
+		return true; // behind more tags than are looked through
 	case ETH_P_ARP:
-		return !is_any4(&f->src) && !owns_ip(port, &f->src); // 0: a probe (RFC 5227)
+		return !is_any4(&f->src) && !owned(port, &f->src); // 0: a probe (RFC 5227)
 	case ETH_P_IP:
 		if (is_any4(&f->src))
 			return !(f->proto == IPPROTO_UDP && f->sport == 68 && f->dport == 67); // RFC 2131 section 4.1
-		return !owns_ip(port, &f->src);
+		return !owned(port, &f->src);
 	case ETH_P_IPV6:
-		if (f->proto == PROTO_ICMPV6 && f->icmp == ND_ADVERT && !is_linklocal(&f->target) && !owns_ip(port, &f->target))
+		if (f->proto == PROTO_ICMPV6 && f->icmp == ND_ADVERT && !may_use6(port, flags, &f->target))
 			return true;
-		return !is_any6(&f->src) && !is_linklocal(&f->src) && !owns_ip(port, &f->src);
+		if (is_any6(&f->src)) // of one that has none yet (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13)
+			return f->proto != PROTO_ICMPV6;
+		return !may_use6(port, flags, &f->src);
 	}
 	return false;
 }
@@ -159,7 +179,7 @@ int cv_from_port(struct __sk_buff *skb)
 	}
 	if (!parse(skb, &f))
 		return drop(port, SHORT);
-	if ((p->flags & CHECK_IP) && spoofs(port, &f))
+	if ((p->flags & CHECK_IP) && spoofs(port, p->flags, &f))
 		verdict = drop(port, SOURCE_IP);
 	else if ((p->flags & NO_SERVERS) && serves(&f))
 		return drop(port, SERVER);

@@ -24,8 +24,9 @@ enum { // hoststate.DropReason
 	UNKNOWN_VTEP, UNSERVED_VNI, MALFORMED, FOREIGN_SOURCE, FRAGMENT, REASONS
 };
 
-enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8 }; // port_conf.flags
+enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8, CHECK_LOCAL = 16 }; // port_conf.flags
 enum { OWN_IP = 0, OWN_MAC = 1 };                // own_key.kind
+enum { OWNED = 0, SHARED = 1 };                  // value of cv_own: whether others may claim it, too
 enum { SOURCE = 1, RELAYED = 2 };                // peer_key.kind
 
 // bucket is a rate as the generic cell rate algorithm takes it (ITU-T I.371):

@@ -57,6 +57,8 @@ const (
 	ownIP  = 0
 	ownMAC = 1
 
+	asShared = 1
+
 	peerSource  = 1
 	peerRelayed = 2
 )
@@ -65,7 +67,7 @@ const (
 var flags = [...]struct {
 	row  hoststate.Flags
 	prog uint16
-}{{hoststate.Open, 1}, {hoststate.CheckIP, 2}, {hoststate.NoServers, 4}, {hoststate.Watch, 8}}
+}{{hoststate.Open, 1}, {hoststate.CheckIP, 2}, {hoststate.NoServers, 4}, {hoststate.Watch, 8}, {hoststate.CheckLocal, 16}}
 
 func portOf(v hoststate.Val) portConf {
 	c := portConf{MAC: v.MAC}
@@ -94,6 +96,22 @@ func ownOf(k hoststate.Key) ownKey {
 	o := ownKey{Port: uint32(k.Port), Kind: ownMAC}
 	copy(o.Addr[:], k.MAC[:])
 	return o
+}
+
+// ownedAs is an entry's value: whether others may claim the address, too.
+func ownedAs(v hoststate.Val) uint8 {
+	if v.Flags&hoststate.Shared != 0 {
+		return asShared
+	}
+	return 0
+}
+
+// ownedVal is what ownedAs was made of.
+func ownedVal(as uint8) (v hoststate.Val) {
+	if as == asShared {
+		v.Flags = hoststate.Shared
+	}
+	return v
 }
 
 func (o ownKey) key() hoststate.Key {

@@ -155,11 +155,14 @@ func TestFromPort(t *testing.T) {
 		{"a foreign IPv4", eth(other, mine, v4, ip4(their4, own4, 6)), hoststate.DropSourceIP},
 		{"a foreign IPv4 behind a tag", eth(other, mine, vlan, tag(0, v4), ip4(their4, own4, 6)), hoststate.DropSourceIP},
 		{"a foreign IPv4 behind two tags", eth(other, mine, vlan, tag(0, vlan), tag(0, v4), ip4(their4, own4, 6)), hoststate.DropSourceIP},
+		{"a foreign IPv4 behind more tags than are looked through", eth(other, mine, vlan, tag(0, vlan), tag(0, vlan), tag(0, v4), ip4(their4, own4, 6)), hoststate.DropSourceIP},
 		{"a foreign IPv4 in a later fragment", eth(other, mine, v4, fragment(ip4(their4, own4, 17), 5)), hoststate.DropSourceIP},
 		{"a foreign IPv6", eth(other, mine, v6, ip6(their6, own6, 6)), hoststate.DropSourceIP},
 		{"no IPv4, asking for one", eth(all, mine, v4, ip4(none4, netip.MustParseAddr("255.255.255.255"), 17, udp(68, 67))), 0},
 		{"no IPv4, otherwise", eth(other, mine, v4, ip4(none4, their4, 17, udp(1000, 67))), hoststate.DropSourceIP},
 		{"no IPv6", eth(other, mine, v6, ip6(none6, their6, 58, icmp6(135, own6))), 0},
+		{"no IPv6, joining a group", eth(other, mine, v6, ip6(none6, their6, 0, options(58), icmp6(143, netip.Addr{}))), 0},
+		{"no IPv6, otherwise", eth(other, mine, v6, ip6(none6, their6, 6, make([]byte, 20))), hoststate.DropSourceIP},
 		{"ARP of its own", eth(all, mine, arpT, arp(1, mine, own4, their4)), 0},
 		{"ARP probe", eth(all, mine, arpT, arp(1, mine, none4, own4)), 0},
 		{"ARP of another's", eth(all, mine, arpT, arp(2, mine, their4, own4)), hoststate.DropSourceIP},
@@ -203,6 +206,41 @@ func TestFromPort(t *testing.T) {
 	if a, c := b.run(b.objects.CvFromPort, closed[0].frame), b.run(b.objects.CvToPort, closed[0].frame); a != shot || c != shot {
 		t.Errorf("a port that is not registered: verdicts %d and %d", a, c)
 	}
+}
+
+// TestSharedAndLinkLocal: an address that others may have, too, is sent from and
+// claimed by both; and a port may be kept to link-local addresses of its own.
+func TestSharedAndLinkLocal(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, Limits{Storm: Rate{1, 1000}, Punt: Rate{1, 1000}, Unclaimed: Rate{1, 1000}})
+	const arpT, v4, v6 = 0x0806, 0x0800, 0x86dd
+	share4, share6, local := netip.MustParseAddr("10.1.0.9"), netip.MustParseAddr("fd00:1::9"), overlay.EUI64LinkLocal(mine)
+	for _, a := range []netip.Addr{share4, share6} {
+		b.row(hoststate.Key{Table: hoststate.TableOwn, Port: port, IP: a}, hoststate.Val{Flags: hoststate.Shared})
+	}
+	b.row(hoststate.Key{Table: hoststate.TableOwn, Port: port, IP: local}, hoststate.Val{})
+	b.row(hoststate.Key{Table: hoststate.TablePort, Port: port}, hoststate.Val{MAC: mine, Flags: safe | hoststate.CheckLocal})
+	b.verdicts(b.objects.CvFromPort, port, []frameCase{
+		{"IPv4 from a shared address", eth(other, mine, v4, ip4(share4, their4, 6)), 0},
+		{"IPv6 from a shared address", eth(other, mine, v6, ip6(share6, their6, 6)), 0},
+		{"announcing a shared address", eth(all, mine, arpT, arp(2, mine, share4, share4)), 0},
+		{"advertising a shared address", eth(all, mine, v6, ip6(local, their6, 58, icmp6(136, share6))), 0},
+		{"from its own link-local address", eth(other, mine, v6, ip6(local, their6, 6)), 0},
+		{"advertising its own link-local address", eth(other, mine, v6, ip6(own6, their6, 58, icmp6(136, local))), 0},
+		{"from another's link-local address", eth(other, mine, v6, ip6(link6, their6, 6)), hoststate.DropSourceIP},
+		{"advertising another's link-local address", eth(other, mine, v6, ip6(own6, their6, 58, icmp6(136, link6))), hoststate.DropSourceIP},
+		{"asking whether another has its link-local address", eth(all, mine, v6, ip6(none6, their6, 58, icmp6(135, local))), 0},
+		{"from another's address", eth(other, mine, v6, ip6(their6, own6, 6)), hoststate.DropSourceIP},
+	})
+	b.verdicts(b.objects.CvToPort, port, []frameCase{
+		{"another announces a shared address", eth(all, other, arpT, arp(2, other, share4, share4)), 0},
+		{"another advertises a shared address", eth(mine, other, v6, ip6(their6, own6, 58, icmp6(136, share6))), 0},
+		{"another announces its own address", eth(all, other, arpT, arp(2, other, own4, own4)), hoststate.DropOwnAddress},
+		{"another advertises its link-local address", eth(mine, other, v6, ip6(their6, own6, 58, icmp6(136, local))), hoststate.DropOwnAddress},
+	})
+	// What was shared becomes its own by one write.
+	b.row(hoststate.Key{Table: hoststate.TableOwn, Port: port, IP: share4}, hoststate.Val{})
+	b.verdicts(b.objects.CvToPort, port, []frameCase{{"shared no more", eth(all, other, arpT, arp(2, other, share4, share4)), hoststate.DropOwnAddress}})
 }
 
 // withOptions puts 8 bytes of options into an IPv4 packet.

@@ -162,7 +162,7 @@ func (s *Set) grow(v overlay.VNI, n *network, more int) error {
 }
 
 // writePeers writes rows of one network, in a larger map if they need it.
-func (s *Set) writePeers(v overlay.VNI, h *halves[peerKey], errs []error) {
+func (s *Set) writePeers(v overlay.VNI, h *halves[peerKey, uint8], errs []error) {
 	s.netMu.Lock()
 	defer s.netMu.Unlock()
 	all := func(err error) {
@@ -182,7 +182,7 @@ func (s *Set) writePeers(v overlay.VNI, h *halves[peerKey], errs []error) {
 			return
 		}
 		if again { // what was deleted is, and what was refused may pass now
-			h[1] = group[peerKey]{}
+			h[1] = group[peerKey, uint8]{}
 		}
 		all(nil)
 		h.write(n.Map, errs)

@@ -20,30 +20,27 @@ type Change struct {
 }
 
 // group collects the entries of one map and the numbers of their changes.
-type group[K any] struct {
+type group[K, V any] struct {
 	keys   []K
-	values []portConf // only ports have any
+	values []V
 	at     []int
 }
 
-func (g *group[K]) add(k K, i int) { g.keys, g.at = append(g.keys, k), append(g.at, i) }
-
 // halves are what is written of one map and what is deleted.
-type halves[K any] [2]group[K]
+type halves[K, V any] [2]group[K, V]
 
-func (h *halves[K]) add(k K, i int, del bool) *group[K] {
+func (h *halves[K, V]) add(k K, v V, i int, del bool) {
 	g := &h[0]
 	if del {
 		g = &h[1]
 	}
-	g.add(k, i)
-	return g
+	g.keys, g.values, g.at = append(g.keys, k), append(g.values, v), append(g.at, i)
 }
 
-// write carries out both halves of a map whose values say nothing.
-func (h *halves[K]) write(m *ebpf.Map, errs []error) {
+// write carries out both halves.
+func (h *halves[K, V]) write(m *ebpf.Map, errs []error) {
 	failed := func(at []int) func(int, error) { return func(i int, err error) { errs[at[i]] = err } }
-	put(m, h[0].keys, make([]uint8, len(h[0].keys)), failed(h[0].at))
+	put(m, h[0].keys, h[0].values, failed(h[0].at))
 	remove(m, h[1].keys, failed(h[1].at))
 }
 
@@ -52,30 +49,28 @@ func (h *halves[K]) write(m *ebpf.Map, errs []error) {
 // are the caller's mistake and are written all the same.
 func (s *Set) Write(changes []Change) []error {
 	errs := make([]error, len(changes))
-	var ports halves[uint32]
-	var owned halves[ownKey]
-	var relays halves[relayKey]
-	peers := map[overlay.VNI]*halves[peerKey]{}
+	var ports halves[uint32, portConf]
+	var owned halves[ownKey, uint8]
+	var relays halves[relayKey, uint8]
+	peers := map[overlay.VNI]*halves[peerKey, uint8]{}
 	for i, c := range changes {
 		switch k := c.Row.Key; k.Table {
 		case hoststate.TablePort:
-			g := ports.add(uint32(k.Port), i, c.Delete)
-			g.values = append(g.values, portOf(c.Row.Val))
+			ports.add(uint32(k.Port), portOf(c.Row.Val), i, c.Delete)
 		case hoststate.TableOwn:
-			owned.add(ownOf(k), i, c.Delete)
+			owned.add(ownOf(k), ownedAs(c.Row.Val), i, c.Delete)
 		case hoststate.TableRelay:
-			relays.add(relayKey{Device: uint32(c.Device), MAC: k.MAC}, i, c.Delete)
+			relays.add(relayKey{Device: uint32(c.Device), MAC: k.MAC}, 0, i, c.Delete)
 		case hoststate.TableSource, hoststate.TableRelayed:
 			if peers[k.VNI] == nil {
-				peers[k.VNI] = &halves[peerKey]{}
+				peers[k.VNI] = &halves[peerKey, uint8]{}
 			}
-			peers[k.VNI].add(peerOf(k), i, c.Delete)
+			peers[k.VNI].add(peerOf(k), 0, i, c.Delete)
 		default:
 			errs[i] = fmt.Errorf("table %s: %w", k.Table, unix.EINVAL)
 		}
 	}
-	put(s.objects.CvPorts, ports[0].keys, ports[0].values, func(i int, err error) { errs[ports[0].at[i]] = err })
-	remove(s.objects.CvPorts, ports[1].keys, func(i int, err error) { errs[ports[1].at[i]] = err })
+	ports.write(s.objects.CvPorts, errs)
 	owned.write(s.objects.CvOwn, errs)
 	relays.write(s.objects.CvRelay, errs)
 	for v, h := range peers {
@@ -122,7 +117,8 @@ func (s *Set) row(k hoststate.Key, device int32, n *network) (v hoststate.Val, o
 		c, ok, err := get[uint32, portConf](s.objects.CvPorts, uint32(k.Port))
 		return c.val(), ok, err
 	case hoststate.TableOwn:
-		_, ok, err = get[ownKey, uint8](s.objects.CvOwn, ownOf(k))
+		as, ok, err := get[ownKey, uint8](s.objects.CvOwn, ownOf(k))
+		return ownedVal(as), ok, err
 	case hoststate.TableRelay:
 		_, ok, err = get[relayKey, uint8](s.objects.CvRelay, relayKey{Device: uint32(device), MAC: k.MAC})
 	case hoststate.TableSource, hoststate.TableRelayed:
@@ -138,7 +134,7 @@ func (s *Set) PortRows(f func(hoststate.Row)) error {
 	err := each(s.objects.CvPorts, func(port uint32, c portConf) {
 		f(hoststate.Row{Key: hoststate.Key{Table: hoststate.TablePort, Port: int32(port)}, Val: c.val()})
 	})
-	return errors.Join(err, each(s.objects.CvOwn, func(o ownKey, _ uint8) { f(hoststate.Row{Key: o.key()}) }))
+	return errors.Join(err, each(s.objects.CvOwn, func(o ownKey, as uint8) { f(hoststate.Row{Key: o.key(), Val: ownedVal(as)}) }))
 }
 
 // NetworkRows hands out the rows of a network: those of TableSource,

@@ -242,6 +242,8 @@ type portFlags struct {
 	shared       []string
 	anyHost      bool
 	noShared     bool
+	check        bool
+	noCheck      bool
 }
 
 func (p *portFlags) define(f *pflag.FlagSet, set bool) {
@@ -252,16 +254,18 @@ func (p *portFlags) define(f *pflag.FlagSet, set bool) {
 	f.StringVar(&p.mac, "mac", "", "MAC of the VM's card (default: allocated)")
 	f.StringArrayVar(&p.ips, "ip", nil, "address of the VM (repeatable; default: one a subnet is allocated)")
 	f.StringArrayVar(&p.shared, "shared-address", nil, "address that it may hold besides its own, as other ports may (repeatable)")
+	f.BoolVar(&p.check, "address-check", false, "let it send from its own and its shared addresses only")
 	f.StringVar(&p.vm, "vm", "", "name of the VM, for people and the hypervisor")
 	f.StringArrayVar(&p.hosts, "host", nil, "host that it may appear on (repeatable; default: all of the network)")
 	if set {
 		f.BoolVar(&p.anyHost, "any-host", false, "let it appear on any host of the network")
 		f.BoolVar(&p.noShared, "no-shared-address", false, "let it hold its own addresses only")
+		f.BoolVar(&p.noCheck, "no-address-check", false, "let it send from any address")
 	}
 }
 
 func (p *portFlags) any(f *pflag.FlagSet) bool {
-	return given(f, "label", "mac", "ip", "vm", "host", "any-host", "shared-address", "no-shared-address")
+	return given(f, "label", "mac", "ip", "vm", "host", "any-host", "shared-address", "no-shared-address", "address-check", "no-address-check")
 }
 
 func (p *portFlags) network() string { return p.net }
@@ -298,6 +302,12 @@ func (p *portFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 			}
 		}
 		body.Spec.SharedAddresses = p.shared
+	}
+	if p.noCheck && f.Changed("address-check") {
+		return &overlay.FieldError{Field: "--no-address-check", Value: "true", Allowed: "no --address-check beside it"}
+	}
+	if p.noCheck || f.Changed("address-check") {
+		body.Spec.AddressCheck = p.check
 	}
 	if f.Changed("vm") {
 		body.Spec.Vm = p.vm

@@ -279,6 +279,7 @@ func TestUsage(t *testing.T) {
 		{"port create p --network blue --shared-address x", 2, `--shared-address is "x"`},
 		{"port create p --network blue --shared-address 10.20.0.1", 5, "10.20.0.1"},
 		{"port set vm1 --shared-address 10.20.0.9 --no-shared-address", 2, `--no-shared-address is "true"`},
+		{"port set vm1 --address-check --no-address-check", 2, `--no-address-check is "true"`},
 		{"port create p --network blue --ip 10.20.0.1", 8, "10.20.0.1"},
 		{"port create p --network blue --ip 10.20.1.1", 5, "10.20.1.1"},
 		{"port create p --network blue --ip 10.20.0.2", 8, "10.20.0.2"},

@@ -18,7 +18,7 @@ func (k Key) Compare(l Key) int {
 	)
 }
 
-var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch", "half"}
+var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch", "half", "check_local", "shared"}
 
 // String lists the flags' words, joined by commas.
 func (f Flags) String() string {
@@ -61,7 +61,7 @@ func (r Row) text(name func(int32) string) string {
 		return fmt.Sprintf("port %s mac %s %s", name(k.Port), v.MAC, v.Flags)
 	case TableOwn:
 		if k.IP.IsValid() {
-			return fmt.Sprintf("own %s %s", name(k.Port), k.IP)
+			return strings.TrimSuffix(fmt.Sprintf("own %s %s %s", name(k.Port), k.IP, v.Flags), " ")
 		}
 		return fmt.Sprintf("own %s %s", name(k.Port), k.MAC)
 	case TableSource:

@@ -49,12 +49,12 @@ const (
 	TableMark Table = 7
 	// TablePort is what the port program lets through on a bridge port. Key:
 	// Port. Val: MAC, the one source address that it takes (more: TableOwn),
-	// and the flags Open, CheckIP and NoServers. A port with the program and
+	// and the flags Open, CheckIP, CheckLocal, NoServers and Watch. A port with the program and
 	// without this row passes nothing.
 	TablePort Table = 8
 	// TableOwn is what belongs to a port besides: a further MAC (Key: Port,
 	// MAC) or an address (Key: Port, IP). It may send from these, and nobody
-	// may claim them towards it.
+	// may claim them towards it, unless the address has the flag Shared.
 	TableOwn Table = 9
 	// TableSource is whose frames the underlay's program takes. Key: VNI, the
 	// inner source MAC, and in IP the VTEP that may send for it.
@@ -141,6 +141,12 @@ const (
 	// Half: the set has a row of TableVTEP and the program's map has not. It is
 	// read to notice, never planned.
 	Half
+	// CheckLocal: with CheckIP, a link-local address must be its own as any
+	// other must (TablePort). Without, it may send from any: a guest is free to
+	// choose one (RFC 7217).
+	CheckLocal
+	// Shared: others may claim the address towards the port, too (TableOwn).
+	Shared
 )
 
 // Val is what a row says. Which fields count depends on the table.

@@ -106,6 +106,9 @@ func (p *pair) row() (r hoststate.Row, port string) {
 		r.Key.VNI, port = 0, p.vm()
 		if r.Key.MAC = mac; p.rng.IntN(2) == 0 {
 			r.Key.MAC, r.Key.IP = overlay.MAC{}, p.anyAddr()
+			if p.rng.IntN(3) == 0 {
+				r.Val.Flags = hoststate.Shared
+			}
 		}
 	case hoststate.TableSource, hoststate.TableRelayed:
 		r.Key.MAC, r.Key.IP = mac, p.anyAddr()

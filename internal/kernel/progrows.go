@@ -115,10 +115,11 @@ func programRow(r hoststate.Row, del bool) bool {
 	plain := k.IP.IsValid() && !k.IP.Is4In6() && k.IP.Zone() == ""
 	switch k.Table {
 	case hoststate.TablePort:
-		flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch)
+		flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal)
 		return k.MAC == overlay.MAC{} && !k.IP.IsValid() && (del || v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags})
 	case hoststate.TableOwn:
-		return empty && (plain && k.MAC == overlay.MAC{} || !k.IP.IsValid() && k.MAC.IsUnicast())
+		shared := v == hoststate.Val{Flags: hoststate.Shared}
+		return (empty || shared) && plain && k.MAC == overlay.MAC{} || empty && !k.IP.IsValid() && k.MAC.IsUnicast()
 	case hoststate.TableSource, hoststate.TableRelayed:
 		return empty && plain && k.MAC.IsUnicast()
 	}

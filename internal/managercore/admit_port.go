@@ -81,7 +81,7 @@ func (a *admission) newPort(d *overlay.Doc, t *overlay.Tenant, n *overlay.Networ
 	if have, max := a.c.ix.tports[t.UID], limit(t.MaxPorts, overlay.DefaultMaxPorts); have >= max {
 		return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("tenant %s has %d ports and its quota is %d", t.Name, have, max), "raise it: culvert tenant set "+t.Name+" --max-ports N")
 	}
-	p := &overlay.Port{Meta: a.newMeta(d, t.UID), Network: n.UID, WantMAC: d.Port.MAC, WantAddresses: d.Port.Addresses, VM: d.Port.VM, Hosts: d.Port.Hosts, Shared: d.Port.Shared}
+	p := &overlay.Port{Meta: a.newMeta(d, t.UID), Network: n.UID, WantMAC: d.Port.MAC, WantAddresses: d.Port.Addresses, VM: d.Port.VM, Hosts: d.Port.Hosts, Shared: d.Port.Shared, AddressCheck: d.Port.AddressCheck}
 	p.MAC = p.WantMAC
 	if p.MAC.IsZero() {
 		p.MAC = a.allocateMAC(n, p.UID)
@@ -121,7 +121,7 @@ func (a *admission) takeFromLearned(p *overlay.Port) {
 func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Port) *api.Refusal {
 	k, spec := KeyOf(old), d.Port
 	want := *old
-	want.WantAddresses, want.VM, want.Hosts, want.Shared = spec.Addresses, spec.VM, spec.Hosts, spec.Shared
+	want.WantAddresses, want.VM, want.Hosts, want.Shared, want.AddressCheck = spec.Addresses, spec.VM, spec.Hosts, spec.Shared, spec.AddressCheck
 	if !spec.MAC.IsZero() && spec.MAC != old.MAC {
 		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", fmt.Sprintf("its MAC is %s and cannot become %s", old.MAC, spec.MAC), "delete the port and create it anew")
 	}
@@ -137,7 +137,7 @@ func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Por
 	if len(spec.Addresses) == 0 || slices.Equal(spec.Addresses, old.Addresses) {
 		want.WantAddresses = old.WantAddresses
 	}
-	same := slices.Equal(want.Addresses, old.Addresses) && want.VM == old.VM && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(want.Shared, old.Shared) && slices.Equal(d.Labels, old.Labels)
+	same := slices.Equal(want.Addresses, old.Addresses) && want.VM == old.VM && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(want.Shared, old.Shared) && want.AddressCheck == old.AddressCheck && slices.Equal(d.Labels, old.Labels)
 	if no := a.sameOrSet(d, same, old); no != nil {
 		return no
 	}

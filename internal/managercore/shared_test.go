@@ -73,6 +73,29 @@ func TestSharedAddressesAreAdmitted(t *testing.T) {
 	r.refused(api.CodeQuota, r.put(ModeCreate, sharing(port("last", "blue"), "10.1.0.2")))
 }
 
+// TestAddressCheckIsAChange: of the port's record alone.
+func TestAddressCheckIsAChange(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := r.portOf(r.must(ModeCreate, network("blue", "10.1.0.0/24"), port("a", "blue")), 1)
+	checked := port("a", "blue")
+	checked.Port.AddressCheck = true
+	for _, want := range []string{"changed", "unchanged"} {
+		x := r.must(ModeApply, checked)
+		if got := x.Changes[0]; got.Action != want || !r.c.rows[KeyOf(p)].rec.(*overlay.Port).AddressCheck {
+			t.Errorf("%s, want %s, and checked", got.Action, want)
+		}
+	}
+	if x := r.must(ModeApply, port("a", "blue")); x.Changes[0].Action != "changed" || r.c.rows[KeyOf(p)].rec.(*overlay.Port).AddressCheck {
+		t.Errorf("%s, want changed, and not checked", x.Changes[0].Action)
+	}
+	fresh := port("b", "blue")
+	fresh.Port.AddressCheck = true
+	if b := r.portOf(r.must(ModeCreate, fresh), 0); !b.AddressCheck {
+		t.Error("a port that was made with it is not checked")
+	}
+}
+
 // TestASharedAddressGoesToWhoAnnouncedItLast: in one change, with what was
 // announced later, and never by an older or a repeated word.
 func TestASharedAddressGoesToWhoAnnouncedItLast(t *testing.T) {

@@ -169,6 +169,9 @@ type Port struct {
 	// that declare them (VRRP, RFC 9568), sorted; at most MaxShared. Who holds
 	// one is decided by who announced it last, and stands in the endpoint.
 	Shared []netip.Addr
+	// AddressCheck: it may send from Addresses and Shared alone, and from the
+	// link-local addresses that follow from its MACs (EUI64LinkLocal).
+	AddressCheck bool
 }
 
 // MaxShared bounds the shared addresses of a port.

@@ -43,4 +43,6 @@ type PortSpec struct {
 	VM        string
 	Hosts     []string     // sorted; empty: all that the network selects
 	Shared    []netip.Addr // sorted; see Port
+
+	AddressCheck bool // see Port
 }

@@ -105,6 +105,7 @@ type Guard struct {
 	Port  int32         // ifindex
 	MACs  []overlay.MAC // at least one
 	Addrs []netip.Addr  // its own: nobody else may claim them towards it
+	Share []netip.Addr  // that it may use and others may claim towards it
 	Flags hoststate.Flags
 }
 
@@ -116,6 +117,9 @@ func PortRows(buf []hoststate.Row, g Guard) []hoststate.Row {
 	}
 	for _, a := range g.Addrs {
 		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: g.Port, IP: a}})
+	}
+	for _, a := range g.Share {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: g.Port, IP: a}, Val: hoststate.Val{Flags: hoststate.Shared}})
 	}
 	return append(buf,
 		hoststate.Row{Key: hoststate.Key{Table: hoststate.TablePort, Port: g.Port}, Val: hoststate.Val{MAC: g.MACs[0], Flags: g.Flags}},

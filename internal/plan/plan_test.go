@@ -118,7 +118,7 @@ func TestRowsAreOneEndpointsAlone(t *testing.T) {
 // program stands.
 func TestPortRows(t *testing.T) {
 	t.Parallel()
-	rows := PortRows(nil, Guard{Port: 7, MACs: []overlay.MAC{mac, {2, 1}}, Addrs: []netip.Addr{ip4, ip6}, Flags: hoststate.Open})
+	rows := PortRows(nil, Guard{Port: 7, MACs: []overlay.MAC{mac, {2, 1}}, Addrs: []netip.Addr{ip4, ip6}, Share: []netip.Addr{netip.MustParseAddr("10.0.0.9")}, Flags: hoststate.Open})
 	var lines []string
 	for _, r := range rows {
 		lines = append(lines, r.String())
@@ -126,6 +126,7 @@ func TestPortRows(t *testing.T) {
 	want := `own if7 02:01:00:00:00:00
 own if7 10.0.0.1
 own if7 fd00::1
+own if7 10.0.0.9 shared
 port if7 mac 52:54:00:00:00:01 open
 member if7`
 	if got := strings.Join(lines, "\n"); got != want {

@@ -574,7 +574,8 @@ type PortRecord struct {
 	Addresses     [][]byte               `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Vm            string                 `protobuf:"bytes,7,opt,name=vm,proto3" json:"vm,omitempty"`
 	Hosts         []string               `protobuf:"bytes,8,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	Shared        [][]byte               `protobuf:"bytes,9,rep,name=shared,proto3" json:"shared,omitempty"` // addresses that other ports may hold, too
+	Shared        [][]byte               `protobuf:"bytes,9,rep,name=shared,proto3" json:"shared,omitempty"`                                   // addresses that other ports may hold, too
+	AddressCheck  bool                   `protobuf:"varint,10,opt,name=address_check,json=addressCheck,proto3" json:"address_check,omitempty"` // it may send from these addresses alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -670,6 +671,13 @@ func (x *PortRecord) GetShared() [][]byte {
 		return x.Shared
 	}
 	return nil
+}
+
+func (x *PortRecord) GetAddressCheck() bool {
+	if x != nil {
+		return x.AddressCheck
+	}
+	return false
 }
 
 type HostRecord struct {
@@ -1414,7 +1422,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\vRouteRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
-	"\x03via\x18\x03 \x01(\fR\x03via\"\x89\x02\n" +
+	"\x03via\x18\x03 \x01(\fR\x03via\"\xae\x02\n" +
 	"\n" +
 	"PortRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +
@@ -1425,7 +1433,9 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\taddresses\x18\x06 \x03(\fR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\a \x01(\tR\x02vm\x12\x14\n" +
 	"\x05hosts\x18\b \x03(\tR\x05hosts\x12\x16\n" +
-	"\x06shared\x18\t \x03(\fR\x06shared\"\x86\x01\n" +
+	"\x06shared\x18\t \x03(\fR\x06shared\x12#\n" +
+	"\raddress_check\x18\n" +
+	" \x01(\bR\faddressCheck\"\x86\x01\n" +
 	"\n" +
 	"HostRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x12\n" +

@@ -838,6 +838,7 @@ type PortSpec struct {
 	Vm              string                 `protobuf:"bytes,4,opt,name=vm,proto3" json:"vm,omitempty"`
 	Hosts           []string               `protobuf:"bytes,5,rep,name=hosts,proto3" json:"hosts,omitempty"`                                            // names; empty: all that the network selects
 	SharedAddresses []string               `protobuf:"bytes,6,rep,name=shared_addresses,json=sharedAddresses,proto3" json:"shared_addresses,omitempty"` // that it may hold besides its own, as other ports may
+	AddressCheck    bool                   `protobuf:"varint,7,opt,name=address_check,json=addressCheck,proto3" json:"address_check,omitempty"`         // send from these addresses alone
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -912,6 +913,13 @@ func (x *PortSpec) GetSharedAddresses() []string {
 		return x.SharedAddresses
 	}
 	return nil
+}
+
+func (x *PortSpec) GetAddressCheck() bool {
+	if x != nil {
+		return x.AddressCheck
+	}
+	return false
 }
 
 type PortStatus struct {
@@ -1785,14 +1793,15 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x12.\n" +
 	"\x04spec\x18\x04 \x01(\v2\x1a.culvert.v1alpha1.PortSpecR\x04spec\x124\n" +
-	"\x06status\x18\x05 \x01(\v2\x1c.culvert.v1alpha1.PortStatusR\x06status\"\xa5\x01\n" +
+	"\x06status\x18\x05 \x01(\v2\x1c.culvert.v1alpha1.PortStatusR\x06status\"\xca\x01\n" +
 	"\bPortSpec\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x0e\n" +
 	"\x02vm\x18\x04 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12)\n" +
-	"\x10shared_addresses\x18\x06 \x03(\tR\x0fsharedAddresses\"\xc3\x02\n" +
+	"\x10shared_addresses\x18\x06 \x03(\tR\x0fsharedAddresses\x12#\n" +
+	"\raddress_check\x18\a \x01(\bR\faddressCheck\"\xc3\x02\n" +
 	"\n" +
 	"PortStatus\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x1c\n" +

@@ -15,6 +15,12 @@ func ownIPRow(port int32, a netip.Addr) hoststate.Row {
 	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: port, IP: a}}
 }
 
+func sharedIPRow(port int32, a netip.Addr) hoststate.Row {
+	r := ownIPRow(port, a)
+	r.Val.Flags = hoststate.Shared
+	return r
+}
+
 func ownMACRow(port int32, m overlay.MAC) hoststate.Row {
 	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: port, MAC: m}}
 }
@@ -33,11 +39,11 @@ func relayRow(m overlay.MAC) hoststate.Row {
 
 const (
 	open     = hoststate.Open
-	openSafe = hoststate.Open | hoststate.CheckIP | hoststate.NoServers
+	openSafe = hoststate.Open | hoststate.CheckIP | hoststate.CheckLocal | hoststate.NoServers
 )
 
 func allPortRows(p int32) []hoststate.Row {
-	return []hoststate.Row{portRow(p, mac1, openSafe), ownMACRow(p, mac2), ownIPRow(p, guest4), ownIPRow(p, guest6)}
+	return []hoststate.Row{portRow(p, mac1, openSafe), ownMACRow(p, mac2), ownIPRow(p, guest4), sharedIPRow(p, guest6)}
 }
 
 func allNetworkRows() []hoststate.Row {
@@ -79,6 +85,10 @@ var programCases = []contractCase{
 		s.set(portRow(q, mac1, open), ownIPRow(q, guest4), ownIPRow(p, guest4))
 		s.del(ownIPRow(q, guest4))
 		s.holds(portRow(p, mac2, 0), portRow(q, mac1, open), ownIPRow(p, guest4))
+		s.set(sharedIPRow(p, guest4))
+		s.holds(sharedIPRow(p, guest4))
+		s.set(ownIPRow(p, guest4))
+		s.holds(ownIPRow(p, guest4))
 	}},
 	{"programs/rows of a network", func(s suite) {
 		s.devices()
@@ -105,9 +115,11 @@ var programCases = []contractCase{
 		both.Key.MAC = mac1
 		valued := sourceRow(mac1, vtep2)
 		valued.Val.MAC = mac2
+		open1, shared2, shared3 := ownIPRow(p, guest4), ownMACRow(p, mac2), sourceRow(mac1, vtep2)
+		open1.Val.Flags, shared2.Val.Flags, shared3.Val.Flags = hoststate.Shared|open, hoststate.Shared, hoststate.Shared
 		s.do(hoststate.ClassRefused, Set(portRow(p, group, open), portRow(p, overlay.MAC{}, open), portRow(p, mac1, open|hoststate.Sticky),
 			both, ownMACRow(p, group), ownMACRow(p, overlay.MAC{}), sourceRow(group, vtep2), sourceRow(mac1, overlayNoAddr),
-			relayedRow(mac1, netip.MustParseAddr("::ffff:192.0.2.2")), relayRow(group), valued)...)
+			relayedRow(mac1, netip.MustParseAddr("::ffff:192.0.2.2")), relayRow(group), valued, open1, shared2, shared3)...)
 		s.lacks(portRow(p, mac1, open), both, sourceRow(mac1, vtep2))
 	}},
 	{"programs/a port is guarded when it is made one, or by its first row", func(s suite) {

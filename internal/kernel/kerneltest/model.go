@@ -33,7 +33,7 @@ type Model struct {
 	member shared[int32, struct{}]
 	marks  shared[netip.Addr, struct{}]
 	ports  shared[int32, hoststate.Val]
-	owned  shared[owned, struct{}]
+	owned  shared[owned, hoststate.Val]
 
 	// Strangers and Drops are what State reports.
 	Strangers uint64

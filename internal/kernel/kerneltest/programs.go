@@ -53,9 +53,9 @@ func programKey(k hoststate.Key) bool {
 // programVal says whether they can hold a value.
 func programVal(k hoststate.Key, v hoststate.Val) bool {
 	if k.Table != hoststate.TablePort {
-		return v == hoststate.Val{}
+		return v == hoststate.Val{} || k.Table == hoststate.TableOwn && k.IP.IsValid() && v == hoststate.Val{Flags: hoststate.Shared}
 	}
-	flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch)
+	flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal)
 	return v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags}
 }
 
@@ -99,7 +99,7 @@ func (m *Model) setProgram(k hoststate.Key, v hoststate.Val) hoststate.Class {
 	case hoststate.TablePort:
 		put(m, &m.ports, k.Port, v)
 	case hoststate.TableOwn:
-		put(m, &m.owned, ownedBy(k), struct{}{})
+		put(m, &m.owned, ownedBy(k), v)
 	case hoststate.TableSource:
 		put(m, &t.source, peerOf(k), struct{}{})
 	case hoststate.TableRelayed:
@@ -126,7 +126,7 @@ func (m *Model) lookupProgram(k hoststate.Key) (v hoststate.Val, ok, known bool)
 	case k.Table == hoststate.TablePort:
 		v, ok = m.ports.m[k.Port]
 	case k.Table == hoststate.TableOwn:
-		_, ok = m.owned.m[ownedBy(k)]
+		v, ok = m.owned.m[ownedBy(k)]
 	case t == nil:
 	case k.Table == hoststate.TableSource:
 		_, ok = t.source.m[peerOf(k)]
@@ -159,8 +159,8 @@ func (m *Model) portRows(s *hoststate.State) {
 	for i, v := range m.ports.m {
 		s.Rows[hoststate.Key{Table: hoststate.TablePort, Port: i}] = v
 	}
-	for o := range m.owned.m {
-		s.Rows[hoststate.Key{Table: hoststate.TableOwn, Port: o.port, MAC: o.mac, IP: o.ip}] = hoststate.Val{}
+	for o, v := range m.owned.m {
+		s.Rows[hoststate.Key{Table: hoststate.TableOwn, Port: o.port, MAC: o.mac, IP: o.ip}] = v
 	}
 }
 
