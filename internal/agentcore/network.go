@@ -32,6 +32,7 @@ type network struct {
 	sought   map[netip.Addr]sought      // in vain: see seek
 	turn     int                        // of askAll
 	log      logState
+	foreign  []hoststate.Row // what was asked for of its foreign VTEPs
 
 	subscribed bool // its log is wanted
 	told       bool // ... and the manager was told in this session
@@ -189,9 +190,12 @@ func (c *Core) hostItem(r *overlay.Host, it Item) {
 	if !c.newer(it, h.rev) {
 		return
 	}
-	old := h.vtep()
+	old, was := h.vtep(), h.declared()
 	h.rec, h.rev, h.gone = r, it.Rev, it.Gone
 	now := h.vtep()
+	if is := h.declared(); is != was {
+		defer c.foreignOrHost(was, is) // when it is known who else asks for them
+	}
 	if now == old {
 		return
 	}
@@ -255,7 +259,7 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 	if it.Gone || r.Admission == overlay.AdmitDeclared {
 		c.forgetLearned(n)
 	}
-	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || it.Gone {
+	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || !slices.Equal(old.Foreign, r.Foreign) || it.Gone {
 		c.replanAll(n)
 	}
 	if !it.Gone && old != nil && (!old.Tell.Equal(&r.Tell) || old.MTU != r.MTU || old.Admission != r.Admission || !slices.Equal(old.Subnets, r.Subnets)) {
@@ -462,6 +466,7 @@ func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.
 }
 
 func (c *Core) replanAll(n *network) {
+	c.abroad(n)
 	for _, mac := range sortedMACs(n.eps) {
 		c.replan(n, mac)
 	}

@@ -18,7 +18,7 @@ const (
 	CodeVNIWaits     Code = "CV0121" // the VNI is in quarantine
 	CodeOverlap      Code = "CV0130" // subnets of a network overlap
 	CodeOutside      Code = "CV0131" // the address is in no subnet of the network
-	CodeAddressInUse Code = "CV0132" // the address is another port's or the gateway
+	CodeAddressInUse Code = "CV0132" // the address is another port's, the gateway, or a host's
 	CodeMACInUse     Code = "CV0133" // the MAC is another port's in this network
 	CodeSubnetFull   Code = "CV0134" // no free address
 	CodeHasPorts     Code = "CV0142" // a network with ports is not deleted

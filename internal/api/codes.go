@@ -96,7 +96,7 @@ var Codes = []Info{
 	{CodeVNIWaits, ExitConflict, "VNI in quarantine", "The VNI is of a deleted network that a host may still have in its kernel: used again now, it would join the two.", "Take another VNI, or bring the hosts back first: culvert host list"},
 	{CodeOverlap, ExitRefused, "subnets overlap", "Two subnets of a network share addresses.", "Give subnets that share no address."},
 	{CodeOutside, ExitRefused, "address outside the subnets", "A port's address must be one that a guest may have in a subnet of its network: not the first, not the broadcast address.", "See the subnets: culvert network list"},
-	{CodeAddressInUse, ExitConflict, "address taken", "Another port of the network has this address, or it is the gateway.", "See the ports: culvert port list"},
+	{CodeAddressInUse, ExitConflict, "address taken", "Another port of the network has this address, or it is the gateway; or a tunnel end point that was declared foreign is a host's.", "See the ports: culvert port list"},
 	{CodeMACInUse, ExitConflict, "MAC taken", "Another port of the network has this MAC.", "See the ports: culvert port list"},
 	{CodeSubnetFull, ExitRefused, "no address free", "Every address of the subnet that a port may have is taken.", "Delete ports that nobody needs: culvert port list"},
 	{CodeHasPorts, ExitRefused, "network has ports", "A network with ports is deleted only when asked for with its ports; they are blocked first.", "Stop or move the VMs, or delete the ports too: culvert network delete NETWORK --with-ports"},

@@ -201,7 +201,7 @@ func TestExcerpt(t *testing.T) {
        5 |   vni: 7
   >    6 |   subnet: 10.20.0.0/24
              ^
-Fields of spec of Network: vni, subnets, mtu, df, hosts, distribution, flood, admission, dhcp, dns, lease, routes.
+Fields of spec of Network: vni, subnets, mtu, df, hosts, distribution, flood, admission, dhcp, dns, lease, routes, foreignVteps.
 (CV0002)
 `
 	if diff := cmp.Diff(want, ref.Text()); diff != "" {

@@ -188,6 +188,9 @@ func parseNetwork(n *culvertv1.Network) (overlay.Doc, error) {
 	if d.Network.Hosts, err = parseNames("spec.hosts", s.GetHosts()); err != nil {
 		return overlay.Doc{}, err
 	}
+	if d.Network.Foreign, err = parseForeign(s.GetForeignVteps()); err != nil {
+		return overlay.Doc{}, err
+	}
 	switch s.GetDf() {
 	case "", "set":
 	case "inherit":
@@ -222,6 +225,22 @@ func parseNetwork(n *culvertv1.Network) (overlay.Doc, error) {
 	}
 	d.Network.Tell, err = parseTell(s, d.Network.Subnets)
 	return d, err
+}
+
+// parseForeign reads tunnel end points: what a socket can be bound to and a
+// packet be routed to.
+func parseForeign(list []string) ([]netip.Addr, error) {
+	const field = "spec.foreignVteps"
+	if len(list) > overlay.MaxForeign {
+		return nil, &overlay.FieldError{Field: field, Value: fmt.Sprintf("%d addresses", len(list)), Allowed: fmt.Sprintf("at most %d", overlay.MaxForeign)}
+	}
+	addrs, err := parseAddresses(field, list)
+	for i, s := range list {
+		if a, _ := netip.ParseAddr(s); err == nil && (a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) {
+			err = &overlay.FieldError{Field: fmt.Sprintf("%s[%d]", field, i), Value: s, Allowed: "an address that hosts have a route to"}
+		}
+	}
+	return addrs, err
 }
 
 func parseSubnets(list []*culvertv1.Subnet) ([]overlay.Subnet, error) {

@@ -86,7 +86,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 		n := &culvertv1.NetworkRecord{
 			Meta: metaPB(&r.Meta), WantVni: uint32(r.WantVNI), Vni: uint32(r.VNI), WantMtu: uint32(r.WantMTU), Mtu: uint32(r.MTU),
 			Df: uint32(r.DF), Flood: uint32(r.Flood), Hosts: r.Hosts, Blocked: r.Blocked, Admission: uint32(r.Admission),
-			TenantName: r.TenantName,
+			TenantName: r.TenantName, Foreign: addrsBytes(r.Foreign),
 		}
 		for _, s := range r.Subnets {
 			n.Subnets = append(n.Subnets, &culvertv1.SubnetRecord{
@@ -327,7 +327,7 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 		Meta: d.meta(n.GetMeta()), WantVNI: overlay.VNI(n.GetWantVni()), VNI: overlay.VNI(n.GetVni()),
 		WantMTU: uint16(n.GetWantMtu()), MTU: uint16(n.GetMtu()), DF: overlay.DF(n.GetDf()), Flood: overlay.Flood(n.GetFlood()),
 		Hosts: d.names(n.GetHosts(), "network's hosts"), Blocked: n.GetBlocked(), Admission: overlay.Admission(n.GetAdmission()),
-		TenantName: n.GetTenantName(),
+		TenantName: n.GetTenantName(), Foreign: d.addrs(n.GetForeign(), "foreign tunnel end points"),
 	}
 	if overlay.CheckName("tenant", out.TenantName) != nil {
 		d.refuse("tenant's name")

@@ -36,7 +36,7 @@ func RenderTenant(t *overlay.Tenant, rev overlay.Rev) *culvertv1.Tenant {
 // RenderNetwork shows a network of the tenant of that name. Status has VNI,
 // bridge, MTU and gateways; counts and hosts are the caller's to add.
 func RenderNetwork(n *overlay.Network, tenant string, rev overlay.Rev) *culvertv1.Network {
-	spec := &culvertv1.NetworkSpec{Vni: uint32(n.WantVNI), Mtu: uint32(n.WantMTU), Hosts: n.Hosts}
+	spec := &culvertv1.NetworkSpec{Vni: uint32(n.WantVNI), Mtu: uint32(n.WantMTU), Hosts: n.Hosts, ForeignVteps: addrStrings(n.Foreign)}
 	status := &culvertv1.NetworkStatus{Vni: uint32(n.VNI), Bridge: n.VNI.Bridge(), Mtu: uint32(n.MTU)}
 	for _, s := range n.Subnets {
 		sub := &culvertv1.Subnet{Prefix: s.Prefix.String()}

@@ -36,6 +36,7 @@ var meanings = map[string]string{
 	"Network.spec.lease":                  "of addresses, 60 to 31536000 seconds; default 3600",
 	"Network.spec.routes[].prefix":        "IPv4 prefix, like 10.30.0.0/16 or 0.0.0.0/0",
 	"Network.spec.routes[].via":           "address of a guest in a subnet of the network",
+	"Network.spec.foreignVteps[]":         "tunnel end points that no agent owns, with any MACs behind them; at most 32",
 	"Port.spec.network":                   "network of the same tenant",
 	"Port.spec.mac":                       "like 52:54:00:12:34:56; default allocated",
 	"Port.spec.addresses[]":               "addresses in the network's subnets; default one a subnet is allocated",

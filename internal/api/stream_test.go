@@ -186,7 +186,7 @@ func genRecord(t *rapid.T) overlay.Record {
 			Meta: meta, TenantName: "blue", VNI: overlay.VNI(rapid.Uint32Range(1, 1<<24-1).Draw(t, "vni")), MTU: 1450,
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")}},
 			Blocked: rapid.Bool().Draw(t, "blocked"), Flood: overlay.Flood(rapid.IntRange(0, 1).Draw(t, "flood")),
-			Tell: genTell(t),
+			Tell: genTell(t), Foreign: genAddrs(t),
 		}
 	case 2:
 		meta.Tenant = genUID(t, "tenant")

@@ -326,6 +326,27 @@ func TestUnderlay(t *testing.T) {
 		{"a good source from another VTEP", out4(mapped, udp(5555, 4789, vxlan(8, 100, eth(spare, other, v4)))), hoststate.DropSource},
 		{"relayed to one that moved", out4(mapped, good), 0},
 	})
+	// A foreign VTEP of one network may send what it will there, and nothing in another.
+	if err := b.AddNetwork(101, port+1); err != nil {
+		t.Fatal(err)
+	}
+	foreign4, foreign6 := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7")
+	if err := errors.Join(b.SetVTEP(foreign4, true), b.SetVTEP(foreign6, true)); err != nil {
+		t.Fatal(err)
+	}
+	b.verdicts(b.objects.CvUnderlay, 0, []frameCase{{"known, and of no network yet", out4(foreign4, good), hoststate.DropSource}})
+	peer(hoststate.TableSource, overlay.MAC{}, foreign4)
+	peer(hoststate.TableSource, overlay.MAC{}, foreign6)
+	b.verdicts(b.objects.CvUnderlay, 0, []frameCase{
+		{"foreign, its own MAC", out4(foreign4, udp(5555, 4789, vxlan(8, 100, foreign))), 0},
+		{"foreign, another host's MAC", out4(foreign4, good), 0},
+		{"foreign, IPv6", out6(foreign6, 17, udp(5555, 4789, vxlan(8, 100, foreign))), 0},
+		{"foreign, another network", out4(foreign4, udp(5555, 4789, vxlan(8, 101, foreign))), hoststate.DropSource},
+		{"foreign, an unserved network", out4(foreign4, udp(5555, 4789, vxlan(8, 102, foreign))), hoststate.DropVNI},
+		{"foreign, an inner source of zeros", out4(foreign4, udp(5555, 4789, vxlan(8, 100, eth(mine, overlay.MAC{}, v4)))), hoststate.DropMalformed},
+		{"a host, with a foreign inner source", out4(known4, udp(5555, 4789, vxlan(8, 100, foreign))), hoststate.DropSource},
+		{"one that is neither", out4(their4, udp(5555, 4789, vxlan(8, 100, foreign))), hoststate.DropVTEP},
+	})
 }
 
 func TestFromOverlay(t *testing.T) {

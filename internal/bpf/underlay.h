@@ -131,5 +131,11 @@ int cv_underlay(struct __sk_buff *skb)
 	k.kind = RELAYED;
 	if (bpf_map_lookup_elem(network, &k))
 		return NEXT;
+	// A foreign VTEP of this network, with whatever stands behind it. Last, for
+	// frames of hosts are told apart sooner.
+	__builtin_memset(k.mac, 0, ETH_ALEN);
+	k.kind = SOURCE;
+	if (bpf_map_lookup_elem(network, &k))
+		return NEXT;
 	return refuse(skb, &o, FOREIGN_SOURCE);
 }

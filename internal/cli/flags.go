@@ -124,8 +124,8 @@ type networkFlags struct {
 	subnets, gateways, hosts           []string
 	df, flood, distribution, admission string
 	dhcp, lease                        string
-	dns, routes                        []string
-	anyHost, noDNS, noRoute            bool
+	dns, routes, foreign               []string
+	anyHost, noDNS, noRoute, noForeign bool
 }
 
 func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
@@ -143,15 +143,17 @@ func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
 	f.StringVar(&n.lease, "lease", "", "of addresses, in seconds (default 3600)")
 	f.StringArrayVar(&n.dns, "dns", nil, "name server that guests are told (repeatable, the best first)")
 	f.StringArrayVar(&n.routes, "route", nil, "route that guests are told, like 10.30.0.0/16=10.20.0.9 (repeatable)")
+	f.StringArrayVar(&n.foreign, "foreign-vtep", nil, "tunnel end point that no agent owns (repeatable)")
 	if set {
 		f.BoolVar(&n.anyHost, "any-host", false, "let all hosts serve it")
 		f.BoolVar(&n.noDNS, "no-dns", false, "tell guests no name server")
 		f.BoolVar(&n.noRoute, "no-route", false, "tell guests no route")
+		f.BoolVar(&n.noForeign, "no-foreign-vtep", false, "let tunnel end points of hosts send only")
 	}
 }
 
 func (n *networkFlags) any(f *pflag.FlagSet) bool {
-	return given(f, "label", "vni", "subnet", "gateway", "mtu", "host", "df", "flood", "distribution", "admission", "dhcp", "lease", "dns", "route", "any-host", "no-dns", "no-route")
+	return given(f, "label", "vni", "subnet", "gateway", "mtu", "host", "df", "flood", "distribution", "admission", "dhcp", "lease", "dns", "route", "any-host", "no-dns", "no-route", "foreign-vtep", "no-foreign-vtep")
 }
 
 func (n *networkFlags) network() string { return "" }
@@ -195,7 +197,23 @@ func (n *networkFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 			*w.into = w.v
 		}
 	}
-	return errorsOf(n.tell(f, spec), hosts(f, n.hosts, n.anyHost, &spec.Hosts), n.labelFlag.apply(body.Metadata))
+	return errorsOf(n.tell(f, spec), n.abroad(f, spec), hosts(f, n.hosts, n.anyHost, &spec.Hosts), n.labelFlag.apply(body.Metadata))
+}
+
+// abroad sets the foreign tunnel end points.
+func (n *networkFlags) abroad(f *pflag.FlagSet, spec *culvertv1.NetworkSpec) error {
+	if n.noForeign && f.Changed("foreign-vtep") {
+		return &overlay.FieldError{Field: "--no-foreign-vtep", Value: "true", Allowed: "no --foreign-vtep beside it"}
+	}
+	for _, a := range n.foreign {
+		if _, err := overlay.ParseAddr("--foreign-vtep", a); err != nil {
+			return err
+		}
+	}
+	if n.noForeign || f.Changed("foreign-vtep") {
+		spec.ForeignVteps = n.foreign
+	}
+	return nil
 }
 
 // setGateway gives the gateway to the subnet that holds it.

@@ -62,6 +62,7 @@ func TestSetKeepsWhatOthersSet(t *testing.T) {
 		{"network set blue --mtu 1400", "network set blue --label tier=web", "network show blue", []string{"mtu: 1400", "tier: web"}},
 		{"network set blue --label a=1", "network set blue --label b=2", "network show blue", []string{`a: "1"`, `b: "2"`, "tier: web"}},
 		{"network set blue --dns 10.20.0.2 --lease 600", "network set blue --route 0.0.0.0/0=10.20.0.9", "network show blue", []string{`- "10.20.0.2"`, "lease: 600", `via: "10.20.0.9"`}},
+		{"network set blue --foreign-vtep 198.51.100.7", "network set blue --label far=1", "network show blue", []string{`- "198.51.100.7"`, `far: "1"`}},
 		{"port set vm1 --vm web1", "port set vm1 --ip 10.20.0.9", "port show vm1", []string{"vm: web1", `- "10.20.0.9"`}},
 		{"port set vm1 --address-check", "port set vm1 --shared-address 10.20.0.99", "port show vm1", []string{"addressCheck: true", `- "10.20.0.99"`}},
 		{"port bind vm1 --host h1", "port set vm1 --label owner=me", "port show vm1", []string{"- h1", "owner: me"}},

@@ -263,6 +263,8 @@ func TestUsage(t *testing.T) {
 		{"network set blue", 2, "no flag says what to change"},
 		{"network set blue --vni 77", 5, "VNI"},
 		{"network set blue --any-host --host h1", 2, `--any-host is "true"`},
+		{"network set blue --foreign-vtep 198.51.100.7 --no-foreign-vtep", 2, `--no-foreign-vtep is "true"`},
+		{"network set blue --foreign-vtep x", 2, `--foreign-vtep is "x"`},
 		{"network set nix --mtu 1400", 7, "nix"},
 		{"network delete blue", 5, "1 port uses it"},
 		{"tenant create a/b", 2, `NAME is "a/b"`},

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"culvert/internal/overlay"
 )
 
 // Compare orders keys for dumps: by network, table, then address.
@@ -65,6 +67,9 @@ func (r Row) text(name func(int32) string) string {
 		}
 		return fmt.Sprintf("own %s %s", name(k.Port), k.MAC)
 	case TableSource:
+		if k.MAC == (overlay.MAC{}) {
+			return fmt.Sprintf("source %d any via %s", k.VNI, k.IP)
+		}
 		return fmt.Sprintf("source %d %s via %s", k.VNI, k.MAC, k.IP)
 	case TableRelayed:
 		return fmt.Sprintf("relayed %d %s via %s", k.VNI, k.MAC, k.IP)

@@ -57,7 +57,8 @@ const (
 	// may claim them towards it, unless the address has the flag Shared.
 	TableOwn Table = 9
 	// TableSource is whose frames the underlay's program takes. Key: VNI, the
-	// inner source MAC, and in IP the VTEP that may send for it.
+	// inner source MAC, and in IP the VTEP that may send for it. The zero MAC is
+	// any: the VTEP is a foreign one of the network.
 	TableSource Table = 10
 	// TableRelayed is for whom else it takes frames. Key: VNI, the inner
 	// destination MAC, and in IP the VTEP that relays to it, whatever the

@@ -111,7 +111,9 @@ func (p *pair) row() (r hoststate.Row, port string) {
 			}
 		}
 	case hoststate.TableSource, hoststate.TableRelayed:
-		r.Key.MAC, r.Key.IP = mac, p.anyAddr()
+		if r.Key.MAC, r.Key.IP = mac, p.anyAddr(); r.Key.Table == hoststate.TableSource && p.rng.IntN(4) == 0 {
+			r.Key.MAC = overlay.MAC{}
+		}
 	case hoststate.TableRelay:
 		r.Key.MAC = mac
 	}

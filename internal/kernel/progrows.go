@@ -120,7 +120,9 @@ func programRow(r hoststate.Row, del bool) bool {
 	case hoststate.TableOwn:
 		shared := v == hoststate.Val{Flags: hoststate.Shared}
 		return (empty || shared) && plain && k.MAC == overlay.MAC{} || empty && !k.IP.IsValid() && k.MAC.IsUnicast()
-	case hoststate.TableSource, hoststate.TableRelayed:
+	case hoststate.TableSource:
+		return empty && plain && (k.MAC.IsUnicast() || k.MAC == overlay.MAC{})
+	case hoststate.TableRelayed:
 		return empty && plain && k.MAC.IsUnicast()
 	}
 	return empty && !k.IP.IsValid() && k.MAC.IsUnicast() // TableRelay

@@ -31,6 +31,9 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	if no := overlaps(d); no != nil {
 		return no
 	}
+	if no := a.foreignVTEPs(d); no != nil {
+		return no
+	}
 	old, _ := a.find(d.Kind, t.UID, d.Name).(*overlay.Network)
 	if old == nil {
 		return a.newNetwork(d, t)
@@ -40,9 +43,9 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	}
 	want := *old
 	want.Subnets, want.WantMTU, want.MTU, want.DF, want.Flood, want.Hosts = spec.Subnets, spec.MTU, mtu(spec.MTU), spec.DF, spec.Flood, spec.Hosts
-	want.Admission, want.Tell = spec.Admission, spec.Tell
+	want.Admission, want.Tell, want.Foreign = spec.Admission, spec.Tell, spec.Foreign
 	same := (spec.VNI == 0 || spec.VNI == old.VNI) && slices.Equal(want.Subnets, old.Subnets) && want.WantMTU == old.WantMTU &&
-		want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && want.Tell.Equal(&old.Tell) && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
+		want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && want.Tell.Equal(&old.Tell) && slices.Equal(want.Foreign, old.Foreign) && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
 	if no := a.sameOrSet(d, same, old); no != nil || same {
 		return no
 	}
@@ -72,6 +75,34 @@ func overlaps(d *overlay.Doc) *api.Refusal {
 			if s.Prefix.Overlaps(o.Prefix) {
 				return api.Refuse(api.CodeOverlap, title(d)+" was not written", fmt.Sprintf("its subnets %s and %s overlap", o.Prefix, s.Prefix), "give subnets that share no address")
 			}
+		}
+	}
+	return nil
+}
+
+// foreignVTEPs refuses a foreign tunnel end point that is a host's, which would
+// take the check of its frames off it, and one that no host can send to. Hosts
+// that have not said where they are yet say nothing against it.
+func (a *admission) foreignVTEPs(d *overlay.Doc) *api.Refusal {
+	if len(d.Network.Foreign) == 0 {
+		return nil
+	}
+	some, families := false, map[bool]bool{}
+	for _, name := range a.hostNames() {
+		h, _ := a.find(overlay.KindHost, overlay.UID{}, name).(*overlay.Host)
+		if h == nil || !h.VTEP.IsValid() {
+			continue
+		}
+		if slices.Contains(d.Network.Foreign, h.VTEP) {
+			return api.Refuse(api.CodeAddressInUse, title(d)+" was not written", fmt.Sprintf("spec.foreignVteps has %s, which is host %s's", h.VTEP, name),
+				"leave it out: hosts of the cluster know each other")
+		}
+		some, families[h.VTEP.Is4()] = true, true
+	}
+	for _, f := range d.Network.Foreign {
+		if some && !families[f.Is4()] {
+			return api.Refuse(api.CodeOutside, title(d)+" was not written", fmt.Sprintf("spec.foreignVteps has %s, and no host's tunnel end point is of that family", f),
+				"give an address of the underlay's family; see the hosts: culvert host list")
 		}
 	}
 	return nil
@@ -156,7 +187,7 @@ func (a *admission) newNetwork(d *overlay.Doc, t *overlay.Tenant) *api.Refusal {
 	}
 	n := &overlay.Network{
 		Meta: a.newMeta(d, t.UID), TenantName: t.Name, WantVNI: spec.VNI, VNI: vni, Subnets: spec.Subnets, WantMTU: spec.MTU, MTU: mtu(spec.MTU),
-		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts, Admission: spec.Admission, Tell: spec.Tell,
+		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts, Admission: spec.Admission, Tell: spec.Tell, Foreign: spec.Foreign,
 	}
 	a.tx.put(n)
 	a.did("created", n)

@@ -144,7 +144,15 @@ type Network struct {
 	Blocked    bool     // being deleted: its ports pass no traffic any more
 	Admission  Admission
 	Tell       Tell // what guests are told
+	// Foreign are tunnel end points of this network that no agent owns, sorted;
+	// at most MaxForeign. They may send frames with any inner source, in this
+	// network alone, and have their copy of what it floods.
+	Foreign []netip.Addr
 }
+
+// MaxForeign bounds the foreign tunnel end points of a network: each costs a
+// copy of every broadcast.
+const MaxForeign = 32
 
 // SelectsHost reports whether the host of that name may serve the network.
 func (n *Network) SelectsHost(name string) bool {

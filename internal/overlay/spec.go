@@ -33,6 +33,7 @@ type NetworkSpec struct {
 
 	Admission Admission
 	Tell      Tell
+	Foreign   []netip.Addr // sorted; see Network
 }
 
 // PortSpec is what a user may say of a port.

@@ -100,6 +100,20 @@ func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
 	return buf
 }
 
+// ForeignRows appends the rows of a network's foreign VTEPs, in the order of
+// Rows: what they send is taken, whatever stands behind them, and they have
+// their place in the list that broadcast is copied along. What MACs there are
+// is nobody's to know: frames to them go along that list, too.
+func ForeignRows(buf []hoststate.Row, v overlay.VNI, flood overlay.Flood, vteps []netip.Addr) []hoststate.Row {
+	for _, a := range vteps {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableSource, VNI: v, IP: a}})
+		if flood == overlay.FloodHER {
+			buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRepl, VNI: v, IP: a}, Val: hoststate.Val{Flags: ReplFlags}})
+		}
+	}
+	return buf
+}
+
 // Guard is what the port program of one device is to let through.
 type Guard struct {
 	Port  int32         // ifindex

@@ -114,6 +114,23 @@ func TestRowsAreOneEndpointsAlone(t *testing.T) {
 	})
 }
 
+// TestForeignRows: what they send is taken, and they have their copy where
+// there are any.
+func TestForeignRows(t *testing.T) {
+	t.Parallel()
+	for flood, want := range map[overlay.Flood]string{
+		overlay.FloodHER: "source 10 any via 192.0.2.9; repl 10 dst 192.0.2.9", overlay.FloodNone: "source 10 any via 192.0.2.9",
+	} {
+		var lines []string
+		for _, r := range ForeignRows(nil, 10, flood, []netip.Addr{netip.MustParseAddr("192.0.2.9")}) {
+			lines = append(lines, r.String())
+		}
+		if got := strings.Join(lines, "; "); got != want {
+			t.Errorf("rows are %q, want %q", got, want)
+		}
+	}
+}
+
 // TestPortRows: a device passes frames only when all else that is asked of its
 // program stands.
 func TestPortRows(t *testing.T) {

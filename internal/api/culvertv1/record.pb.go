@@ -298,6 +298,7 @@ type NetworkRecord struct {
 	Dns           [][]byte               `protobuf:"bytes,14,rep,name=dns,proto3" json:"dns,omitempty"`
 	WantLease     uint32                 `protobuf:"varint,15,opt,name=want_lease,json=wantLease,proto3" json:"want_lease,omitempty"` // seconds
 	Routes        []*RouteRecord         `protobuf:"bytes,16,rep,name=routes,proto3" json:"routes,omitempty"`
+	Foreign       [][]byte               `protobuf:"bytes,17,rep,name=foreign,proto3" json:"foreign,omitempty"` // tunnel end points that no agent owns
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +441,13 @@ func (x *NetworkRecord) GetWantLease() uint32 {
 func (x *NetworkRecord) GetRoutes() []*RouteRecord {
 	if x != nil {
 		return x.Routes
+	}
+	return nil
+}
+
+func (x *NetworkRecord) GetForeign() [][]byte {
+	if x != nil {
+		return x.Foreign
 	}
 	return nil
 }
@@ -1394,7 +1402,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12!\n" +
 	"\fmax_networks\x18\x02 \x01(\rR\vmaxNetworks\x12\x1b\n" +
 	"\tmax_ports\x18\x03 \x01(\rR\bmaxPorts\x12,\n" +
-	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xe9\x03\n" +
+	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\x83\x04\n" +
 	"\rNetworkRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x19\n" +
 	"\bwant_vni\x18\x02 \x01(\rR\awantVni\x12\x10\n" +
@@ -1414,7 +1422,8 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x03dns\x18\x0e \x03(\fR\x03dns\x12\x1d\n" +
 	"\n" +
 	"want_lease\x18\x0f \x01(\rR\twantLease\x126\n" +
-	"\x06routes\x18\x10 \x03(\v2\x1e.culvert.record.v1.RouteRecordR\x06routes\"V\n" +
+	"\x06routes\x18\x10 \x03(\v2\x1e.culvert.record.v1.RouteRecordR\x06routes\x12\x18\n" +
+	"\aforeign\x18\x11 \x03(\fR\aforeign\"V\n" +
 	"\fSubnetRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x18\n" +

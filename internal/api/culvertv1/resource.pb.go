@@ -424,6 +424,7 @@ type NetworkSpec struct {
 	Dns           []string               `protobuf:"bytes,10,rep,name=dns,proto3" json:"dns,omitempty"`
 	Lease         uint32                 `protobuf:"varint,11,opt,name=lease,proto3" json:"lease,omitempty"` // seconds; 0: 3600
 	Routes        []*Route               `protobuf:"bytes,12,rep,name=routes,proto3" json:"routes,omitempty"`
+	ForeignVteps  []string               `protobuf:"bytes,13,rep,name=foreign_vteps,json=foreignVteps,proto3" json:"foreign_vteps,omitempty"` // addresses of tunnel end points that no agent owns
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -538,6 +539,13 @@ func (x *NetworkSpec) GetLease() uint32 {
 func (x *NetworkSpec) GetRoutes() []*Route {
 	if x != nil {
 		return x.Routes
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetForeignVteps() []string {
+	if x != nil {
+		return x.ForeignVteps
 	}
 	return nil
 }
@@ -1756,7 +1764,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x121\n" +
 	"\x04spec\x18\x04 \x01(\v2\x1d.culvert.v1alpha1.NetworkSpecR\x04spec\x127\n" +
-	"\x06status\x18\x05 \x01(\v2\x1f.culvert.v1alpha1.NetworkStatusR\x06status\"\xd0\x02\n" +
+	"\x06status\x18\x05 \x01(\v2\x1f.culvert.v1alpha1.NetworkStatusR\x06status\"\xf5\x02\n" +
 	"\vNetworkSpec\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x122\n" +
 	"\asubnets\x18\x02 \x03(\v2\x18.culvert.v1alpha1.SubnetR\asubnets\x12\x10\n" +
@@ -1770,7 +1778,8 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x03dns\x18\n" +
 	" \x03(\tR\x03dns\x12\x14\n" +
 	"\x05lease\x18\v \x01(\rR\x05lease\x12/\n" +
-	"\x06routes\x18\f \x03(\v2\x17.culvert.v1alpha1.RouteR\x06routes\"1\n" +
+	"\x06routes\x18\f \x03(\v2\x17.culvert.v1alpha1.RouteR\x06routes\x12#\n" +
+	"\rforeign_vteps\x18\r \x03(\tR\fforeignVteps\"1\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x10\n" +
 	"\x03via\x18\x02 \x01(\tR\x03via\":\n" +

@@ -47,7 +47,7 @@ func allPortRows(p int32) []hoststate.Row {
 }
 
 func allNetworkRows() []hoststate.Row {
-	return []hoststate.Row{sourceRow(mac1, vtep2), sourceRow(mac1, vtepV6), relayedRow(mac1, vtep2), relayedRow(mac2, vtep3), relayRow(mac2)}
+	return []hoststate.Row{sourceRow(mac1, vtep2), sourceRow(mac1, vtepV6), sourceRow(overlay.MAC{}, vtep3), relayedRow(mac1, vtep2), relayedRow(mac2, vtep3), relayRow(mac2)}
 }
 
 // again writes rows twice, deletes them, and deletes them once more.
@@ -119,7 +119,7 @@ var programCases = []contractCase{
 		open1.Val.Flags, shared2.Val.Flags, shared3.Val.Flags = hoststate.Shared|open, hoststate.Shared, hoststate.Shared
 		s.do(hoststate.ClassRefused, Set(portRow(p, group, open), portRow(p, overlay.MAC{}, open), portRow(p, mac1, open|hoststate.Sticky),
 			both, ownMACRow(p, group), ownMACRow(p, overlay.MAC{}), sourceRow(group, vtep2), sourceRow(mac1, overlayNoAddr),
-			relayedRow(mac1, netip.MustParseAddr("::ffff:192.0.2.2")), relayRow(group), valued, open1, shared2, shared3)...)
+			relayedRow(mac1, netip.MustParseAddr("::ffff:192.0.2.2")), relayedRow(overlay.MAC{}, vtep2), relayRow(group), relayRow(overlay.MAC{}), valued, open1, shared2, shared3)...)
 		s.lacks(portRow(p, mac1, open), both, sourceRow(mac1, vtep2))
 	}},
 	{"programs/a port is guarded when it is made one, or by its first row", func(s suite) {

@@ -44,7 +44,9 @@ func programKey(k hoststate.Key) bool {
 		return k.MAC == overlay.MAC{} && !k.IP.IsValid()
 	case hoststate.TableOwn:
 		return plain && k.MAC == overlay.MAC{} || !k.IP.IsValid() && k.MAC.IsUnicast()
-	case hoststate.TableSource, hoststate.TableRelayed:
+	case hoststate.TableSource:
+		return plain && (k.MAC.IsUnicast() || k.MAC == overlay.MAC{})
+	case hoststate.TableRelayed:
 		return plain && k.MAC.IsUnicast()
 	}
 	return !k.IP.IsValid() && k.MAC.IsUnicast() // TableRelay
