@@ -279,5 +279,4 @@ func (w *world) migrations() {
 	w.run(w.now + settling)
 	w.judge("at rest")
 	w.cleanMigration()
-	w.thereAndBack()
 }

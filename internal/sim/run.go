@@ -158,7 +158,6 @@ func (w *world) rest() {
 	w.lostEvents()
 	w.oldInventory()
 	w.cleanMigration()
-	w.thereAndBack()
 	w.hostDies()
 	w.manyDie()
 }
