@@ -66,7 +66,8 @@ func (w *world) hostOf(uid overlay.UID) *host {
 }
 
 // checkClaim: what is claimed is pinned here, and its port is open, before
-// anybody is told.
+// anybody is told. Of a guest that went, is sent after and is to come back it
+// says that its binding stands.
 func (h *host) checkClaim(c agentcore.Claim) {
 	w := h.w
 	n := w.store.network(c.Network)
@@ -80,6 +81,9 @@ func (h *host) checkClaim(c agentcore.Claim) {
 	}
 	pass, open := h.kernel.Row(hoststate.Key{Table: hoststate.TablePort, Port: row.Port})
 	if ok && row.Port != 0 && row.Flags&hoststate.Sticky != 0 && open && pass.MAC == c.MAC && pass.Flags&hoststate.Open != 0 {
+		return
+	}
+	if _, relays := h.kernel.Row(hoststate.Key{Table: hoststate.TableRelay, VNI: n.VNI, MAC: c.MAC}); relays {
 		return
 	}
 	for _, x := range w.nics { // one that went a moment ago explains it
