@@ -1,8 +1,9 @@
 package agentcore
 
-// budget bounds the processor time of reads of one kind to a tenth of one, and lets a
-// burst of burstRead through at once: a NIC that comes up rings several times
-// within a millisecond, and must not wait for the share of the first reading.
+// budget bounds the processor time of reads of one kind to a tenth of one
+// processor, and lets a burst of burstRead through at once: a NIC that comes up
+// rings several times within a millisecond, and must not wait for the share of
+// the first reading.
 type budget struct {
 	spent Time // time spent that has not been earned back yet
 	at    Time // when spent was last brought up to date

@@ -57,7 +57,7 @@ func (m *Image) linked(program string) (found []Library, ok bool) {
 				continue
 			}
 			seen[name] = true
-			l, ok := m.library(name)
+			l, ok := m.sharedObject(name)
 			if !ok {
 				return nil, false
 			}
@@ -67,7 +67,7 @@ func (m *Image) linked(program string) (found []Library, ok bool) {
 	return found, true
 }
 
-func (m *Image) library(name string) (Library, bool) {
+func (m *Image) sharedObject(name string) (Library, bool) {
 	for _, dir := range libraryDirs {
 		if l, ok := m.file(filepath.Join(dir, name)); ok {
 			return l, true
