@@ -121,9 +121,6 @@ type Stats struct {
 	Answers       uint64 // frames sent to guests that asked, and advertisements
 	Unanswered    uint64 // ... that were one too many
 	SharesDelayed uint64 // changes of shared addresses that waited because a port made too many
-	Sought        uint64 // addresses that the manager was asked to find
-	Unsought      uint64 // ... and that were one too many
-	Asked         uint64 // questions to guests, whether they have an address
 }
 
 type hostEntry struct {

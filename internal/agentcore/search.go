@@ -90,7 +90,6 @@ func (c *Core) seek(n *network, t *tap, a netip.Addr) {
 	case c.now < was.until:
 		return
 	case len(c.seeks) >= maxSeeks || t.seeks-c.now > (seekBurst-1)*seekEvery || !n.roomToSeek(c.now):
-		c.stats.Unsought++
 		return
 	}
 	t.seeks += seekEvery
@@ -98,7 +97,6 @@ func (c *Core) seek(n *network, t *tap, a netip.Addr) {
 	was.until = c.now + was.wait
 	n.sought[a] = was
 	c.seeks = append(c.seeks, Seek{n.uid, a})
-	c.stats.Sought++
 }
 
 // seekFor has what a guest asks for searched; not what it asks for to take it.
@@ -211,7 +209,6 @@ func (c *Core) askOut(port int32, to overlay.MAC, a netip.Addr) {
 	}
 	if frame != nil && len(c.orders) < maxOrders {
 		c.orders = append(c.orders, hoststate.Op{Kind: hoststate.OpSend, Index: port, Frame: string(frame), Past: true})
-		c.stats.Asked++
 	}
 }
 

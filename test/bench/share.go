@@ -11,7 +11,6 @@ import (
 
 	"culvert/internal/api/client"
 	"culvert/internal/api/culvertv1"
-	"culvert/internal/overlay"
 	"culvert/internal/packet"
 )
 
@@ -93,19 +92,9 @@ var evidences = []evidence{
 	{name: "frame", frame: func(e endpoint) []byte {
 		return packet.Announce(packet.Announcement{IP: e.IPs[0], MAC: e.MAC})
 	}},
-	{name: "RARP", frame: func(e endpoint) []byte { return rarp(e.MAC) }},
+	{name: "RARP", frame: func(e endpoint) []byte { return packet.RARP(e.MAC) }},
 	{name: "event", told: true},
 	{name: "handover", told: true, leaves: true},
-}
-
-// rarp is the request that QEMU sends for a guest that has arrived
-// (net/announce.c: EtherType 0x8035, the guest's MAC as sender and target).
-func rarp(m overlay.MAC) []byte {
-	b := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, m[:]...)
-	b = append(b, 0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3)
-	b = append(append(b, m[:]...), 0, 0, 0, 0)
-	b = append(append(b, m[:]...), 0, 0, 0, 0)
-	return append(b, make([]byte, 60-len(b))...)
 }
 
 // mover is a guest that moves from host to host, in a round.

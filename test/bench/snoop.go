@@ -418,18 +418,9 @@ func (w *world) flood(ctx context.Context) (asked int, err error) {
 		}
 		for due := int(time.Since(start).Seconds() * floodRate); asked < due; asked++ {
 			target := netip.AddrFrom4([4]byte{10, 70, byte(asked >> 8), byte(asked)})
-			if _, err := unix.Write(s, whoHas(target, own, mac)); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			if _, err := unix.Write(s, packet.AskARP(packet.Broadcast, mac, own, target)); err != nil && !errors.Is(err, unix.ENOBUFS) {
 				return asked, fmt.Errorf("ask: %w", err)
 			}
 		}
 	}
-}
-
-// whoHas is an ARP request (RFC 826).
-func whoHas(target, own netip.Addr, mac overlay.MAC) []byte {
-	b := append(append([]byte{}, packet.Broadcast[:]...), mac[:]...)
-	b = append(b, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
-	b = append(append(b, mac[:]...), own.AsSlice()...)
-	b = append(append(b, 0, 0, 0, 0, 0, 0), target.AsSlice()...)
-	return append(b, make([]byte, 60-len(b))...)
 }
