@@ -18,6 +18,7 @@ type domain struct {
 	ref  libvirt.Domain // its ID is another for each run
 	last event
 	told []hoststate.NIC // as reported
+	run  int32           // of which that was told: its ID then
 	now  []hoststate.NIC // as read
 
 	asked bool // for its job, in this session
@@ -161,26 +162,28 @@ func (w *work) reportAll() {
 	slices.SortStableFunc(all, func(a, b *domain) int { return cmp.Compare(a.ref.Name, b.ref.Name) })
 	for _, d := range all {
 		nics = append(nics, d.now...)
-		d.told = d.now
+		d.told, d.run = d.now, d.ref.ID
 	}
 	w.full = true
 	w.say(slog.LevelInfo, "libvirt is watched", nil)
 	w.tell(true, nics)
 }
 
-// report tells what has changed of a guest.
+// report tells what has changed of a guest, and all of a new run: its devices
+// are others, though they may have the names of the former.
 func (w *work) report(d *domain) {
-	if c := changes(d.told, d.now); len(c) > 0 {
+	if c := changes(d.told, d.now, d.run != d.ref.ID); len(c) > 0 {
 		w.tell(false, c)
 	}
+	d.run = d.ref.ID
 	if d.told = d.now; len(d.now) == 0 && !d.again {
 		delete(w.doms, d.ref.UUID)
 	}
 }
 
-// changes says what differs in now from what was told: what is gone first. An
-// interface is another one if its device is.
-func changes(told, now []hoststate.NIC) []hoststate.NIC {
+// changes says what differs in now from what was told, or with all set all of
+// now: what is gone first. An interface is another one if its device is.
+func changes(told, now []hoststate.NIC, all bool) []hoststate.NIC {
 	var out []hoststate.NIC
 	same := func(a hoststate.NIC) func(hoststate.NIC) bool {
 		return func(b hoststate.NIC) bool { return a.MAC == b.MAC && a.Device == b.Device }
@@ -192,7 +195,7 @@ func changes(told, now []hoststate.NIC) []hoststate.NIC {
 		}
 	}
 	for _, n := range now {
-		if i := slices.IndexFunc(told, same(n)); i < 0 || told[i] != n {
+		if i := slices.IndexFunc(told, same(n)); i < 0 || all || told[i] != n {
 			out = append(out, n)
 		}
 	}

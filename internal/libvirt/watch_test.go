@@ -131,6 +131,10 @@ func TestWatchReportsAllThenChanges(t *testing.T) {
 	f.set(again)
 	f.emit(again.ref, booted)
 	h.want(t, "g2 vnet2 gone, g2 vnet7 running")
+	again.ref.ID = 8 // and once more, by devices of the same names
+	f.set(again)
+	f.emit(again.ref, booted)
+	h.want(t, "g2 vnet7 running")
 }
 
 // TestWatchLooksByItself: what libvirt has no event for, or whose event is
