@@ -82,6 +82,8 @@ type Core struct {
 	adopting    uint64 // 0: not all was looked at
 	readAgain   Time   // after a failure, links are not read before
 	linkReads   budget
+	looks       uint64 // at the links, begun so far
+	sightDue    Time   // when the next is due because of what a hypervisor said; 0: it is not
 
 	alarm Time // the earliest time at which something is due
 
@@ -306,6 +308,10 @@ func (c *Core) due() {
 	for _, n := range c.sortedNets() {
 		c.dueNet(n)
 	}
+	if c.sightDue != 0 && c.sightDue <= c.now {
+		c.wantLinks()
+	}
+	c.alarmAt(c.sightDue)
 	if c.needLinks {
 		c.alarmAt(c.linksDue())
 	}

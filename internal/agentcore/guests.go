@@ -243,10 +243,14 @@ type Guests struct {
 	NICs   []hoststate.NIC
 }
 
-// sourced is a NIC with the source that spoke of it last.
+// sourced is a NIC with the source that spoke of it last, and of which device
+// it is said: names are used again.
 type sourced struct {
 	hoststate.NIC
 	source string
+	after  uint64 // the look at the links that had begun last when it was said
+	device int32  // ifindex of the port of ours of that name when a look saw one last; 0: none did yet
+	seen   uint64 // that look
 }
 
 func (c *Core) hypervisor(e Guests) {
@@ -259,7 +263,9 @@ func (c *Core) hypervisor(e Guests) {
 		if x.State == hoststate.NICGone {
 			delete(c.nics, x.Device)
 		} else {
-			c.nics[x.Device] = sourced{x, e.Source}
+			was := c.nics[x.Device]
+			c.nics[x.Device] = sourced{x, e.Source, c.looks, was.device, was.seen}
+			c.wantSight()
 		}
 		c.nicChanged(x)
 	}
@@ -277,6 +283,46 @@ func (c *Core) hypervisor(e Guests) {
 		x := hoststate.NIC{Device: name, Over: c.nics[name].Over}
 		delete(c.nics, name)
 		c.nicChanged(x)
+	}
+}
+
+// wordWait is how soon after a word a look sees of which device it is said, if
+// none does on another reason.
+const wordWait = second
+
+func (c *Core) wantSight() {
+	if c.sightDue == 0 {
+		c.sightDue = c.now + wordWait
+		c.alarmAt(c.sightDue)
+	}
+}
+
+// sight takes what a look at the links shows of the devices that words are
+// about. A word that is older than the last look at a device goes with it,
+// though nobody has said that its guest is gone: the next of that name is
+// another. A younger word may be about the next one already, because a
+// hypervisor may be faster than a look. A device that is no port of ours for a
+// while is still itself.
+func (c *Core) sight(byName map[string]int32) {
+	under := map[string]int32{} // by the device that a macvtap may stand on
+	for _, l := range c.links { // order-free: names are unique
+		if l.Peer != "" {
+			under[l.Peer] = l.Index
+		}
+	}
+	for name, x := range c.nics { // order-free: each by itself
+		at := byName[name]
+		if at == 0 {
+			at = under[x.Over]
+		}
+		switch {
+		case at == 0:
+		case x.device != at && x.after < x.seen:
+			delete(c.nics, name)
+		default:
+			x.device, x.seen = at, c.looks
+			c.nics[name] = x
+		}
 	}
 }
 

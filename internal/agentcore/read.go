@@ -92,7 +92,8 @@ func (n *network) readDue() Time { return max(n.readAgain, n.reads.next(), 1) }
 // tenth of the time (see budget).
 func (c *Core) NextRead() (hoststate.Scope, bool) {
 	if c.needLinks && c.linksDue() <= c.now {
-		c.needLinks = false
+		c.needLinks, c.sightDue = false, 0
+		c.looks++
 		return hoststate.Scope{Links: true}, true
 	}
 	for _, n := range c.sortedNets() {
@@ -256,6 +257,7 @@ func (c *Core) readLinks(st *hoststate.State) {
 		c.links[l.Index] = l
 	}
 	byName := c.linkNames()
+	c.sight(byName)
 	for _, n := range c.sortedNets() {
 		if n.rec != nil {
 			c.netLinks(n, old, byName)
