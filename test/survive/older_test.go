@@ -22,6 +22,7 @@ func TestOlderStoreAndLostJournals(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, 2)
 	r.connected()
+	r.judged(r.hosts...) // now: a manager that is killed between writing an echo down and saying so never says it
 	copies := map[string]string{"empty store": "", "store before the first network": filepath.Join(r.dir("m1"), "first"), "store before a machine": filepath.Join(r.dir("m1"), "second")}
 	keep := func(name string) {
 		t.Helper()
@@ -101,10 +102,8 @@ func (r *rig) refusals(h string) int {
 // kernel is marked with the fleet's newest revision.
 func (r *rig) marked() {
 	r.t.Helper()
+	r.judged(r.hosts...)
 	r.await(20*time.Second, "all kernels marked", func() error {
-		if n := strings.Count(r.log("m1"), "host answers echo requests"); n < len(r.hosts) {
-			return fmt.Errorf("the echo of %d hosts is known, want %d", n, len(r.hosts))
-		}
 		st, err := r.status()
 		if err != nil {
 			return err
