@@ -42,7 +42,7 @@ type need struct {
 // Commands that tests damage and look at a kernel with. The product itself
 // runs none of them.
 var kernelTools = []need{
-	{probe: "ip", debs: "iproute2"}, {probe: "ping", debs: "iputils-ping"},
+	{probe: "ip", debs: "iproute2"}, {probe: "ping", debs: "iputils-ping"}, {probe: "arping", debs: "iputils-arping"},
 	{probe: "nft", debs: "libnftables1", unpack: "nftables"}, {probe: "/usr/share/doc/libedit2", debs: "libedit2"},
 }
 
