@@ -156,7 +156,11 @@ func unpacked() string {
 // lookUnpacked makes the commands of unpacked packages found, after those that
 // the machine has.
 func lookUnpacked() error {
-	return os.Setenv("PATH", os.Getenv("PATH")+":"+filepath.Join(unpacked(), "usr/sbin")+":"+filepath.Join(unpacked(), "usr/bin"))
+	path := os.Getenv("PATH")
+	for _, dir := range []string{"usr/sbin", "usr/bin", "bin"} {
+		path += ":" + filepath.Join(unpacked(), dir)
+	}
+	return os.Setenv("PATH", path)
 }
 
 func (n need) met() bool {
