@@ -50,6 +50,7 @@ const (
 	MovedEarly                       // migration: the destination lives before the source goes
 	MovedLate                        // migration: the source goes before the destination lives
 	MovedBack                        // migration: and back again at once
+	BackUnmanaged                    // migration: there and back, in one go without a manager
 	AbortedEarly                     // migration: given up before the source stopped
 	AbortedLate                      // migration: given up after the source stopped; the guest goes on there
 	DestinationFailed                // ... because the destination's device went
@@ -70,7 +71,7 @@ var faultNames = [faults]string{
 	"agent-slow", "bells-overflowed", "bell-lost", "read-failed", "op-full", "op-transient", "op-refused", "op-unknown", "ops-half-done",
 	"heard-lost", "heard-late", "heard-doubled", "guests-lost", "guests-late", "guests-doubled", "guests-reordered",
 	"source-killed", "destination-killed", "migrated-unmanaged",
-	"row-vandalised", "device-vandalised", "rules-vandalised", "power-lost", "host-cut-off", "nic-flapped", "moved-early", "moved-late", "moved-back", "aborted-early", "aborted-late",
+	"row-vandalised", "device-vandalised", "rules-vandalised", "power-lost", "host-cut-off", "nic-flapped", "moved-early", "moved-late", "moved-back", "back-unmanaged", "aborted-early", "aborted-late",
 	"destination-failed", "suspended", "device-left", "hypervisor-restarted", "address-moved",
 	"vni-refused", "vni-reused", "network-with-ports", "journal-rewritten",
 }

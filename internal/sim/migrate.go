@@ -279,4 +279,5 @@ func (w *world) migrations() {
 	w.run(w.now + settling)
 	w.judge("at rest")
 	w.cleanMigration()
+	w.thereAndBack()
 }

@@ -158,6 +158,7 @@ func (w *world) rest() {
 	w.lostEvents()
 	w.oldInventory()
 	w.cleanMigration()
+	w.thereAndBack()
 	w.hostDies()
 	w.manyDie()
 }
