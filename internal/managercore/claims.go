@@ -173,14 +173,13 @@ func (c *Core) withdraw(cl hostClaim, b *overlay.Endpoint, at overlay.Rev) {
 }
 
 // leave ends a binding: it goes where the endpoint is expected, and nowhere if
-// that is nowhere: of a host that did not say so in its present session it is
-// not known whether the device is there still. A guest that was stopped at its source is thereby reached
-// at its destination before it runs there.
+// that is nowhere. A guest that was stopped at its source is thereby reached at
+// its destination before it runs there.
 func (c *Core) leave(t *tx, b *overlay.Endpoint, cause string) {
 	next := *b
 	next.Cause, next.Since = cause, int64(c.now)
 	for _, h := range slices.Backward(b.Pre) { // the newest is the likeliest
-		if s := c.sessions[h]; h != b.Host && s != nil && s.open && s.claimed[KeyOf(b)] && c.host(h) != nil {
+		if h != b.Host && c.stands(h, KeyOf(b)) {
 			next.Host, next.From, next.Pre = h, b.Host, nil
 			next.Cause += ", expected at " + c.hostName(h)
 			c.stats.HandedOver++
@@ -191,6 +190,16 @@ func (c *Core) leave(t *tx, b *overlay.Endpoint, cause string) {
 	next.Pre, next.From = nil, overlay.UID{}
 	c.stats.Withdrawn++
 	t.bury(&next)
+}
+
+// stands reports whether a host that expects an endpoint stands ready for it. Of
+// one that did not say so in its present session it is not known whether the
+// device is there still. One that is condemned has nothing any more, also while
+// the brake holds its verdict; if it lives all the same, and the guest with it,
+// it finds that nobody has the guest, and claims it.
+func (c *Core) stands(host overlay.UID, k Key) bool {
+	s, p := c.sessions[host], c.pulses[host]
+	return s != nil && s.open && s.claimed[k] && c.host(host) != nil && (p == nil || p.condemned == 0)
 }
 
 // expect pre-associates an endpoint with the host that claims so (RFC 8394

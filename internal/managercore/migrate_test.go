@@ -103,3 +103,40 @@ func TestAnEndpointThatIsExpectedNoMoreStays(t *testing.T) {
 		t.Errorf("endpoint %+v, want it on h1 and expected nowhere", *e)
 	}
 }
+
+// A host that has died does not stand ready, also while so many others are
+// silent that nobody is declared dead. One whose agent alone is away does, and
+// so does one that is heard of again.
+func TestAWithdrawalPassesByAHostThatGivesNoEcho(t *testing.T) {
+	t.Parallel()
+	for want, gone := range map[string]func(f *fleet){
+		"nowhere": (*fleet).loseThree,
+		"h01":     func(f *fleet) { f.hosts[1].agent = false },
+		"h02":     func(f *fleet) { f.loseThree(); f.hosts[2].agent = true },
+	} {
+		f := newFleet(t, 5)
+		p := f.portOf(f.must(ModeCreate, port("a", "blue", "10.1.0.5")), 0)
+		from := f.hosts[0]
+		at := f.claim(from.uid, from.session, p, overlay.Rev{}, false)
+		for _, m := range f.hosts[1:3] {
+			at = f.expects(m.uid, m.session, p, at.Binding, false)
+		}
+		if want == "h01" {
+			at = f.expects(f.hosts[2].uid, f.hosts[2].session, p, at.Binding, true)
+		}
+		gone(f)
+		f.run(5 * second)
+		f.wantDead(want)
+		if a := f.claim(from.uid, from.session, p, at.Binding, true); !a.Accepted || f.where(p) != want {
+			t.Errorf("withdrawal: %+v, endpoint %s; want %s", a, f.where(p), want)
+		}
+	}
+}
+
+// loseThree takes the power of all hosts but the first and the last.
+func (f *fleet) loseThree() {
+	for _, m := range f.hosts[1:4] {
+		m.powerOff()
+	}
+	f.run(5 * second)
+}
