@@ -99,6 +99,9 @@ func (v *vm) frame(named bool) {
 	if !ok || !bridged || l.State != hoststate.StateForwarding {
 		return
 	}
+	if x.spoke < x.since {
+		x.spoke = v.w.now
+	}
 	row, has := h.kernel.Row(hoststate.Key{Table: hoststate.TablePort, Port: l.Index})
 	if l.Guarded && (named || !has || row.Flags&hoststate.Watch != 0) {
 		f := packet.Fact{Src: x.mac}

@@ -26,6 +26,7 @@ type nic struct {
 	vm     *vm
 	state  hoststate.NICState // as its hypervisor says, if one does
 	ran    int64              // when the guest was last known to run behind it; 0: never
+	spoke  int64              // when the guest spoke there first since it was plugged in; older: it has not
 }
 
 // departure is when a VM left a host. Its rows are not at once what they are
@@ -83,11 +84,21 @@ func (w *world) portsOf(network overlay.UID) []*overlay.Port {
 	return out
 }
 
+// named is since when it can be known which port a device is: by its alias, by
+// what its hypervisor says, or else by what the guest behind it says. ok is false
+// if that has been silent.
+func (x *nic) named() (since int64, ok bool) {
+	if x.tenant != "" || x.vm.managed {
+		return x.since, true
+	}
+	return x.spoke, x.spoke >= x.since
+}
+
 // served reports whether a port of the network has been declared, as it is now,
 // and plugged into this host for at least age.
 func (h *host) served(network overlay.UID, age int64) bool {
 	for _, x := range h.w.nics {
-		if x.host == h && x.since+age <= h.w.now {
+		if since, ok := x.named(); ok && x.host == h && since+age <= h.w.now {
 			n, p := h.w.portOf(x)
 			if p != nil && n.UID == network && h.w.store.values[overlay.KeyOf(p)].at+age <= h.w.now {
 				return true
