@@ -256,7 +256,7 @@ func (h *host) checkMemberGone(op hoststate.Op) {
 		return
 	}
 	n, p := w.portOf(x)
-	if p == nil || n.Blocked || w.store.values[overlay.KeyOf(p)].at+10*second > w.now || slices.ContainsFunc(w.devicesOf(n, p), func(y *nic) bool { return y.host == h && y.vm != x.vm }) {
+	if p == nil || n.Blocked || w.store.values[overlay.KeyOf(p)].at+10*second > w.now || h.hadDouble(x, w.now-second) || slices.ContainsFunc(w.devicesOf(n, p), func(y *nic) bool { return y.host == h && y.vm != x.vm }) {
 		return // or another VM says to be that port: the newest device of a host has it
 	}
 	if e, at, ok := w.store.binding(n.UID, p.MAC); ok && !at.gone && at.at+10*second <= w.now && e.Host == h.uid {
@@ -353,7 +353,8 @@ func (h *host) hasDevices(uid overlay.UID) bool {
 
 // checkWithdrawal: a binding is not withdrawn from a host on which the VM has
 // been all the time, whatever became of agents and managers: absence of
-// evidence is none.
+// evidence is none. If another VM has that MAC, or had it there since the binding
+// came, it may have been the other one's.
 func (w *world) checkWithdrawal(was, is value, with []encoded) {
 	e, ok := was.rec.(*overlay.Endpoint)
 	if !ok || was.gone || !is.gone {
@@ -365,7 +366,7 @@ func (w *world) checkWithdrawal(was, is value, with []encoded) {
 		}
 	}
 	for _, x := range w.nics {
-		if x.host.uid != e.Host || !x.settled(10*second) || x.host.troubled > w.now {
+		if x.host.uid != e.Host || !x.settled(10*second) || x.host.troubled > w.now || w.only(e.Network, e.Port) != x.vm || x.host.hadDouble(x, was.moved) {
 			continue
 		}
 		if n, p := w.portOf(x); p != nil && n.UID == e.Network && p.UID == e.Port && !n.Blocked && w.store.values[overlay.KeyOf(p)].at+10*second <= w.now {

@@ -20,18 +20,27 @@ func (x *nic) settled(age int64) bool {
 }
 
 // only is the one VM that may have that MAC in a network; nil if there is none,
-// or more than one.
+// or more than one, now or a moment ago.
 func (w *world) only(network overlay.UID, port overlay.UID) *vm {
 	var v *vm
 	for _, x := range w.nics {
 		if n, p := w.portOf(x); p != nil && n.UID == network && p.UID == port {
-			if v != nil && v != x.vm {
+			if v != nil && v != x.vm || slices.ContainsFunc(w.hosts, func(h *host) bool { return h.hadDouble(x, w.now-5*second) }) {
 				return nil
 			}
 			v = x.vm
 		}
 	}
 	return v
+}
+
+// hadDouble reports whether another VM of a device's port has left a host since a
+// time.
+func (h *host) hadDouble(x *nic, since int64) bool {
+	return slices.ContainsFunc(h.left, func(d departure) bool {
+		y := d.nic
+		return y.vm != x.vm && y.mac == x.mac && y.port == x.port && (y.tenant == x.tenant || y.tenant == "" || x.tenant == "") && d.at >= since
+	})
 }
 
 // checkPlace: an endpoint is bound only where its guest has a device, or had
