@@ -32,8 +32,9 @@ type guest struct {
 	// back: a sign of life came after its withdrawal was sent. What comes of
 	// that withdrawal is older, whatever its revision.
 	back bool
-	// left: it was here and its binding went elsewhere. Its device is what a
-	// migration leaves behind for a moment, not one where it is expected.
+	// left: it was here and its binding went elsewhere, or came here by another
+	// device. Its own is what a migration leaves behind, not one where it is
+	// expected.
 	left bool
 	// lived: a frame of it came after the newest word of its hypervisor.
 	lived bool
@@ -67,7 +68,8 @@ type guest struct {
 
 // place settles which device has the guest with that MAC: where two claim to,
 // the one that came last, because a VM that restarts may leave one behind. One
-// that is known to be left behind has none, also when no other is there.
+// that is known to be empty, or to be left behind by what is bound here now, has
+// none, also when no other is there.
 func (c *Core) place(n *network, mac overlay.MAC) {
 	var best *guest
 	for _, t := range n.taps { // order-free: the greatest of all
@@ -75,7 +77,7 @@ func (c *Core) place(n *network, mac overlay.MAC) {
 		if t.declared != nil && t.declared.mac == mac {
 			g = t.declared
 		}
-		if g != nil && !t.empty && (best == nil || (g.port.IsZero() == best.port.IsZero() && t.index > best.tap.index) || (!g.port.IsZero() && best.port.IsZero())) {
+		if g != nil && !t.empty && !c.stale(n, g) && (best == nil || (g.port.IsZero() == best.port.IsZero() && t.index > best.tap.index) || (!g.port.IsZero() && best.port.IsZero())) {
 			best = g
 		}
 	}
@@ -98,6 +100,23 @@ func (c *Core) place(n *network, mac overlay.MAC) {
 	for _, g := range []*guest{old, best} {
 		if g != nil && n.taps[g.tap.index] == g.tap {
 			c.member(n, g.tap)
+		}
+	}
+}
+
+// stale reports whether a device says nothing of the endpoint that is bound to
+// this host, because that came here by another one. When that goes the endpoint
+// has left, though this one stands: whoever else has it is then found.
+func (c *Core) stale(n *network, g *guest) bool {
+	e := n.eps[g.mac]
+	return g.left && g == g.tap.declared && g.tap.nic.State != hoststate.NICRunning && e != nil && e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self
+}
+
+// housed notes which device an endpoint has that was bound to this host just now.
+func (c *Core) housed(n *network, mac overlay.MAC) {
+	for _, t := range n.taps { // order-free: each by itself
+		if g := t.declared; g != nil && g.mac == mac {
+			g.left = n.guests[mac] != g
 		}
 	}
 }
@@ -222,6 +241,10 @@ func (c *Core) heard(e Heard) {
 // lives takes a sign of life of a guest, seen at a time.
 func (c *Core) lives(n *network, g *guest, at Time) {
 	e := n.eps[g.mac]
+	if e != nil && at > e.at && c.stale(n, g) {
+		g.left, g.back = false, e.leaving
+		c.place(n, g.mac)
+	}
 	switch {
 	case !n.log.complete || n.guests[g.mac] != g || e == nil:
 	case g.owns(c.cfg.Self, e):
@@ -404,11 +427,13 @@ func (c *Core) nicState(n *network, g *guest, s hoststate.NICState) {
 	switch s {
 	case hoststate.NICIncoming:
 		g.left = false
+		c.place(n, g.mac)
 	case hoststate.NICRunning:
-		g.evidence = max(g.evidence, overlay.EvidenceHypervisor)
+		g.evidence, g.left = max(g.evidence, overlay.EvidenceHypervisor), false
+		c.place(n, g.mac)
 		c.weigh(n, g.tap)
 	default:
-		g.back = false
+		g.evidence, g.back = min(g.evidence, overlay.EvidenceDevice), false // it stands, no more
 	}
 	c.replan(n, g.mac) // one that leaves is reached where it is expected
 	c.member(n, g.tap)

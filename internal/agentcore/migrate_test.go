@@ -20,6 +20,11 @@ func expecting(t *testing.T) *rig {
 	return r
 }
 
+// nic1 is a hypervisor's word on a guest with the MAC of p1.
+func (r *rig) nic1(device string, s hoststate.NICState) {
+	r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: device, MAC: mac(mac1), State: s}}})
+}
+
 // about is a hypervisor's word on a guest of which it names the device alone.
 func (r *rig) about(device string, s hoststate.NICState) {
 	r.step(Guests{Source: "report", NICs: []hoststate.NIC{{Device: device, State: s}}})
@@ -351,15 +356,12 @@ func TestADeviceLeftBehindHasNoGuest(t *testing.T) {
 	t.Parallel()
 	r := serving(t)
 	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
-	nic := func(device string, s hoststate.NICState) {
-		r.step(Guests{Source: "libvirt", NICs: []hoststate.NIC{{Device: device, MAC: mac(mac1), State: s}}})
-	}
-	nic("tap-p1", hoststate.NICRunning)
+	r.nic1("tap-p1", hoststate.NICRunning)
 	r.says("ack 10")
 	second := r.m.Plug("tap-p1b", 10, hoststate.PortAlias("default", "p1"))
 	r.settle()
-	nic("tap-p1b", hoststate.NICRunning)
-	nic("tap-p1", hoststate.NICGone)
+	r.nic1("tap-p1b", hoststate.NICRunning)
+	r.nic1("tap-p1", hoststate.NICGone)
 	r.did()
 	r.says("claim 2 " + mac1 + " base 10 hypervisor") // by the other device
 	r.step(Answered{ID: 2, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 10}})
@@ -379,7 +381,65 @@ func TestADeviceLeftBehindHasNoGuest(t *testing.T) {
 		r.says()
 		r.step(Heard{Port: l.Index, Fact: packet.Fact{Src: mac(mac1)}, At: r.now + 1})
 	}
-	r.says("claim 4 " + mac1 + " base 11 hypervisor")
+	r.says("claim 4 " + mac1 + " base 11 device")
+}
+
+// doubled is a rig whose guest p1 went to h3 and left its device, and on which
+// another guest of its MAC came to run, as if5, and went.
+func doubled(t *testing.T) *rig {
+	t.Helper()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.nic1("tap-p1", hoststate.NICRunning)
+	r.nic1("tap-p1", hoststate.NICLeaving)
+	r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1 from=h1")
+	r.m.Plug("tap-p1b", 10, hoststate.PortAlias("default", "p1"))
+	r.settle()
+	r.nic1("tap-p1b", hoststate.NICRunning)
+	r.says("claim 2 "+mac1+" base 11 hypervisor", "ack 11")
+	r.accept(2, "at h1 p1 "+mac1+" 10.0.0.1 from=h3")
+	r.ups()
+	r.m.Unplug("tap-p1b")
+	r.settle()
+	return r
+}
+
+// What is bound here by one device is not kept by another that was left behind:
+// the guest of that may run elsewhere, silent.
+func TestADeviceLeftBehindKeepsNoBinding(t *testing.T) {
+	t.Parallel()
+	r := doubled(t)
+	if s := r.dump(); strings.Contains(s, "member tap-p1") || strings.Contains(s, "dev tap-p1") {
+		t.Errorf("the kernel holds\n%s\nwant the device that is left to pass nothing", s)
+	}
+	r.says("leave 3 " + mac1 + " base 12 none")
+	// Nobody has it: a device is evidence enough, and no more than a device.
+	r.news("n1", "-at h1 p1 "+mac1+" 10.0.0.1")
+	r.says("claim 4 "+mac1+" base 13 device", "ack 13")
+}
+
+// It does as soon as its guest is there by any sign.
+func TestADeviceLeftBehindThatLivesKeepsItsBinding(t *testing.T) {
+	t.Parallel()
+	for name, sign := range map[string]func(r *rig){
+		"hypervisor": func(r *rig) { r.nic1("tap-p1", hoststate.NICRunning) },
+		"frame": func(r *rig) {
+			l, _ := r.m.Link("tap-p1")
+			r.step(Heard{Port: l.Index, Fact: packet.Fact{Src: mac(mac1)}, At: r.now})
+		},
+		"returning": func(r *rig) { r.nic1("tap-p1", hoststate.NICIncoming) },
+	} {
+		r := doubled(t)
+		r.says("leave 3 " + mac1 + " base 12 none")
+		r.now++
+		sign(r)
+		if s := r.dump(); !strings.Contains(s, "master 10 "+mac1+" dev tap-p1") {
+			t.Errorf("%s: the kernel holds\n%s\nwant the guest here", name, s)
+		}
+		if got := r.ups(); !strings.HasPrefix(got, "claim 4 "+mac1+" base 12 ") {
+			t.Errorf("%s: told %q, want it claimed", name, got)
+		}
+	}
 }
 
 // Whose hypervisor says that it is gone need not wait for the device to go.

@@ -364,6 +364,12 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 	}
 	c.owesLess(n)
 	c.freed(n, &was, e)
+	switch here := was.rec != nil && !was.gone && was.rec.Host == c.cfg.Self; {
+	case here && n.guests[r.MAC] == nil:
+		c.place(n, r.MAC) // a device that was left behind may be one where it is
+	case !here && n.mine[r.MAC] && n.log.complete:
+		c.housed(n, r.MAC)
+	}
 	c.replan(n, r.MAC)
 	if !it.Gone {
 		c.owned(n, r, it.Rev)
