@@ -55,7 +55,7 @@ func (w *world) vandaliseRow(h *host) {
 			rows = append(rows, m.Rows(v)...)
 		}
 		r, ok := one(w, rows)
-		if !ok {
+		if !ok || h.poor != nil && r.Key.Table == hoststate.TableMark { // or it would be three faults at once
 			return
 		}
 		w.log("vandal on %s: %v", h.name, r)
