@@ -109,7 +109,7 @@ func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
 		if len(buf) >= max {
 			return buf
 		}
-		if n.vxlan != 0 && n.tablesRead && len(n.rows.queue) > 0 {
+		if n.vxlan != 0 && n.tablesRead && (n.heard || !n.strangers()) && len(n.rows.queue) > 0 {
 			buf = c.takeRows(n.rows, n.uid, n.log.complete, n.needRead, max-len(buf), buf)
 		}
 	}
@@ -134,7 +134,8 @@ func (c *Core) tapsKnown() bool {
 }
 
 // strangers reports whether a device is there that nothing has named yet: what
-// the bridge knows of it must be read before it counts as nobody's.
+// the bridge knows of it must be read before it counts as nobody's, and before
+// the endpoint that may be behind it is wanted elsewhere.
 func (n *network) strangers() bool {
 	for _, t := range n.taps { // order-free: any will do
 		if t.declared == nil {
@@ -273,8 +274,9 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	c.subscribe(n)
 	for _, idx := range sortedTaps(n.taps) {
 		// A device that is tuned was known to an agent before this one. What
-		// it is comes with the log: until that is complete it stays so.
-		if t := n.taps[idx]; !t.apart || t.tuned != t.known() && (!t.tuned || n.log.complete) {
+		// it is comes with the log, or with the tables that are read when that
+		// is complete: until then it stays so.
+		if t := n.taps[idx]; !t.apart || t.tuned != t.known() && (!t.tuned || n.log.complete && n.heard) {
 			emit(hoststate.Op{Kind: hoststate.OpPort, Index: idx, Learn: !t.known()})
 		}
 	}
