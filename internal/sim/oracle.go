@@ -85,13 +85,16 @@ func (w *world) portsOf(network overlay.UID) []*overlay.Port {
 }
 
 // named is since when it can be known which port a device is: by its alias, by
-// what its hypervisor says, or else by what the guest behind it says. ok is false
-// if that has been silent.
+// what its hypervisor tells each agent that starts, or else by what the guest
+// behind it says. ok is false if that has been silent.
 func (x *nic) named() (since int64, ok bool) {
-	if x.tenant != "" || x.vm.managed {
+	switch {
+	case x.tenant != "":
 		return x.since, true
+	case x.vm.managed:
+		return max(x.since, x.host.started), true
 	}
-	return x.spoke, x.spoke >= x.since
+	return max(x.spoke, x.host.started), x.spoke >= x.since
 }
 
 // served reports whether a port of the network has been declared, as it is now,
