@@ -63,6 +63,19 @@ func TestServesANetworkFromItsFirstPortOn(t *testing.T) {
 	)
 }
 
+// TestOneThatIsBoundNowhereIsClaimedAtOnce: while its port is made ready.
+func TestOneThatIsBoundNowhereIsClaimedAtOnce(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1)
+	r.ups()
+	r.hold = true
+	r.plug("n1", "p3")
+	r.says("claim 2 " + mac3 + " base 10 device")
+	r.release()
+	r.says()
+}
+
 func TestAdoptsWithoutAWrite(t *testing.T) {
 	t.Parallel()
 	r := serving(t)

@@ -225,7 +225,9 @@ func (c *Core) waits(n *network, g *guest, e *endpoint) bool {
 // mayClaim decides whether a guest is to be claimed now: it is here, the kernel
 // is ready for it, and the manager was not told in this session or has
 // forgotten. A NIC that passes no frames is no news, but one that is ours
-// already stays so.
+// already stays so. A declared guest that is bound nowhere is claimed while its
+// port is still made ready: no frame goes elsewhere for it that could be lost
+// here, and the others hear of it meanwhile.
 func (c *Core) mayClaim(n *network, g *guest) bool {
 	e := n.eps[g.mac]
 	if g.barred && !g.claimed && !c.waits(n, g, e) && !g.owns(c.cfg.Self, e) {
@@ -234,8 +236,9 @@ func (c *Core) mayClaim(n *network, g *guest) bool {
 	if g.claimed && !g.tells(c.now) && (g.recheckAt == 0 || g.recheckAt > c.now) || c.waits(n, g, e) || !g.owns(c.cfg.Self, e) || g.leaves(e) {
 		return false
 	}
-	mine := e.rec != nil && !e.gone && e.rec.Host == c.cfg.Self
-	return c.ready(n, g) && (mine || g.tap.state == hoststate.StateForwarding)
+	bound := e.rec != nil && !e.gone
+	mine := bound && e.rec.Host == c.cfg.Self
+	return (c.ready(n, g) || !bound && !g.port.IsZero()) && (mine || g.tap.state == hoststate.StateForwarding)
 }
 
 // mayExpect decides whether the manager is to be told that a guest is expected

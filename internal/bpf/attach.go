@@ -198,7 +198,9 @@ func (tcx) query(dev int32, ingress bool) ([]attached, error) {
 func (tcx) close() {}
 
 func (tcx) add(dev int32, ingress bool, p *ebpf.Program) error {
-	return link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(dev), Program: p, Attach: side(ingress), Anchor: link.Head()})
+	return hurried(func() error {
+		return link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(dev), Program: p, Attach: side(ingress), Anchor: link.Head()})
+	})
 }
 
 func (tcx) replace(dev int32, ingress bool, old attached, p *ebpf.Program) error {
@@ -217,5 +219,7 @@ func (tcx) remove(dev int32, ingress bool, old attached) error {
 		return err
 	}
 	defer p.Close()
-	return link.RawDetachProgram(link.RawDetachProgramOptions{Target: int(dev), Program: p, Attach: side(ingress)})
+	return hurried(func() error {
+		return link.RawDetachProgram(link.RawDetachProgramOptions{Target: int(dev), Program: p, Attach: side(ingress)})
+	})
 }

@@ -138,7 +138,7 @@ func (s *Set) makeNetwork(v overlay.VNI, size uint32, fill func(*ebpf.Map) error
 		err = fill(m)
 	}
 	if err == nil {
-		err = s.objects.CvNetworks.Put(uint32(v), m)
+		err = hurried(func() error { return s.objects.CvNetworks.Put(uint32(v), m) })
 	}
 	if err != nil {
 		return fmt.Errorf("enter network %d: %w", v, err)
@@ -254,7 +254,8 @@ func (s *Set) dropDevice(device int32) error {
 	if err != nil || !ok {
 		return err
 	}
-	err = errors.Join(s.dropRelays(device), ignoreAbsent(s.objects.CvNetworks.Delete(v)))
+	gone := hurried(func() error { return s.objects.CvNetworks.Delete(v) })
+	err = errors.Join(s.dropRelays(device), ignoreAbsent(gone))
 	if n := s.nets[overlay.VNI(v)]; n != nil {
 		err = errors.Join(err, n.Close())
 		delete(s.nets, overlay.VNI(v))

@@ -76,6 +76,7 @@ const (
 	rolePort                 // a VM's port on a bridge of ours
 	roleVXLAN                // a VXLAN device of ours
 	roleUnderlay             // everything else: VXLAN may come in there
+	roleDown                 // the same, but down: nothing comes in
 )
 
 // roleOf tells by the device itself and by whether its master is a bridge of
@@ -92,6 +93,8 @@ func roleOf(l link, ourMaster bool) role {
 		return rolePort
 	case l.slaveKind == "bridge", l.slaveKind == "bond", l.slaveKind == "team":
 		return roleNone
+	case !l.Up:
+		return roleDown
 	}
 	return roleUnderlay
 }
@@ -112,10 +115,15 @@ func roles(all []link) map[int32]role {
 }
 
 // stands says whether a device carries what its role asks for, of this
-// version, and nothing else of ours.
+// version, and nothing else of ours. A device that is down may keep the source
+// check but is not given it: most that are made become ports before they are up.
 func (r role) stands(st bpf.Standing) bool {
 	want := bpf.Standing{Current: true}
 	switch r {
+	case roleDown:
+		if st.Ingress == bpf.Underlay {
+			want.Ingress = bpf.Underlay
+		}
 	case rolePort:
 		want.Ingress, want.Egress = bpf.FromPort, bpf.ToPort
 	case roleVXLAN:
@@ -258,7 +266,7 @@ func (k *Kernel) sweepHeld(set *bpf.Set) (of map[int32]role, standing map[int32]
 	return of, standing, errors.Join(err, inNS(k.ns, func() error {
 		var err error
 		for i, r := range of {
-			if r != roleNone && r != roleUnderlay {
+			if r == rolePort || r == roleVXLAN {
 				continue
 			}
 			for _, p := range []bpf.Program{bpf.FromPort, bpf.ToPort, bpf.FromOverlay} {
@@ -271,8 +279,8 @@ func (k *Kernel) sweepHeld(set *bpf.Set) (of map[int32]role, standing map[int32]
 	}))
 }
 
-// checkUnderlay puts the source check on every underlay device and takes it
-// off those that are none any more.
+// checkUnderlay puts the source check on every underlay device that is up and
+// takes it off those that are none any more.
 func (k *Kernel) checkUnderlay() error {
 	set, err := k.programs()
 	if err != nil {
@@ -292,7 +300,7 @@ func (k *Kernel) checkUnderlay() error {
 		for i, r := range of {
 			var e error
 			switch st := standing[i]; {
-			case r == roleUnderlay && !r.stands(st):
+			case r == roleUnderlay && !r.stands(st), r == roleDown && st.Ingress == bpf.Underlay && !st.Current:
 				e = set.Attach(i, bpf.Underlay)
 			case r == roleNone && (st.Ingress == bpf.Underlay || !st.Current):
 				e = set.Detach(i, bpf.Underlay)

@@ -296,7 +296,7 @@ func (w *watcher) linkEvent(typ uint16, body []byte) {
 }
 
 // underlayChanged says whether a device that is none of ours became one of the
-// underlay, which wants the source check, or ceased to be one.
+// underlay that is up, which wants the source check, or ceased to be one.
 func (w *watcher) underlayChanged(typ uint16, l link) bool {
 	was := w.under[l.Index]
 	if typ == unix.RTM_DELLINK {

@@ -18,6 +18,23 @@ type history struct {
 	addrs    map[netAddr]bool
 	vteps    map[netip.Addr]bool
 	goneAt   map[overlay.UID]uint64 // networks
+	bound    map[netMAC][]written   // endpoints, oldest first
+}
+
+// written is one change of a record.
+type written struct {
+	n    uint64
+	gone bool
+}
+
+// isBound reports whether an endpoint was bound to a host as of a revision.
+func (x *history) isBound(k netMAC, n uint64) bool {
+	for _, w := range slices.Backward(x.bound[k]) {
+		if w.n <= n {
+			return !w.gone
+		}
+	}
+	return false
 }
 
 type netMAC struct {
@@ -43,6 +60,9 @@ func (x *history) note(v value) {
 		for _, a := range r.Addresses {
 			x.addrs[netAddr{r.Network, a}] = true
 		}
+	case *overlay.Endpoint:
+		k := netMAC{r.Network, r.MAC}
+		x.bound[k] = append(x.bound[k], written{v.n, v.gone})
 	case *overlay.Host:
 		if r.VTEP.IsValid() {
 			x.vteps[r.VTEP] = true

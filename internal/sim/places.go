@@ -74,13 +74,13 @@ func (w *world) hostOf(uid overlay.UID) *host {
 	return w.hosts[i]
 }
 
-// checkClaim: what is claimed is pinned here, and its port is open, before
+// checkClaim: what is bound already is pinned here, and its port is open, before
 // anybody is told. Of a guest that went, is sent after and is to come back it
 // says that its binding stands.
 func (h *host) checkClaim(c agentcore.Claim) {
 	w := h.w
 	n := w.store.network(c.Network)
-	if c.Leave || c.Pre || n == nil || h.troubled > w.now {
+	if c.Leave || c.Pre || n == nil || h.troubled > w.now || !w.ever.isBound(netMAC{c.Network, c.MAC}, c.Base.N) {
 		return
 	}
 	row, ok := h.kernel.Row(hoststate.Key{Table: hoststate.TableMaster, VNI: n.VNI, MAC: c.MAC})

@@ -60,7 +60,7 @@ func Run(seed uint64, o Options) (res Result) {
 
 func newWorld(seed uint64) *world {
 	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x43756c76657274)), vnis: map[overlay.VNI]overlay.UID{}}
-	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}}
+	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}, bound: map[netMAC][]written{}}
 	w.store = &store{
 		w: w, rev: 1, values: map[overlay.Key]value{}, bound: map[overlay.UID][]overlay.Key{}, declared: map[overlay.UID][]overlay.Key{},
 		tell: func(managercore.Stored) {},

@@ -220,7 +220,7 @@ var programCases = []contractCase{
 		s.holds(portRow(p, mac2, 0))
 		s.set(portRow(p, mac1, open))
 	}},
-	{"programs/every device of the underlay is checked", func(s suite) {
+	{"programs/every device of the underlay that is up is checked", func(s suite) {
 		s.base(false)
 		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpBase})
 		s.base(true)
@@ -232,8 +232,20 @@ var programCases = []contractCase{
 			s.Errorf("no doorbell for a device that came")
 		}
 		s.base(false)
+		s.SetUp("vm1", false)
+		s.base(true) // nothing comes in
+		s.Quiet()
+		s.SetUp("vm1", true)
+		if !s.Bell(func(d hoststate.Doorbell) bool { return d.Links }) {
+			s.Errorf("no doorbell for a device that came up")
+		}
+		s.base(false)
 		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpBase})
 		s.base(true)
+		s.SetUp("vm1", false)
+		s.base(true)
+		s.SetUp("vm1", true)
+		s.base(true) // it was left where it stood
 		s.Strip("vm1")
 		s.base(false)
 		s.Join("vm1", vni.Bridge())

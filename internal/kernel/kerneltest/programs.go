@@ -204,7 +204,7 @@ func (t *tables) dropPrograms() {
 }
 
 // underlay says whether VXLAN may come in over a device.
-func (m *Model) underlay(l *link) bool { return l.Kind == hoststate.LinkOther && l.Master == 0 }
+func (m *Model) underlay(l *link) bool { return l.Kind == hoststate.LinkOther && l.Master == 0 && l.Up }
 
 // checkUnderlay puts the source check on every underlay device.
 func (m *Model) checkUnderlay() {
