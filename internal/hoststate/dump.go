@@ -20,7 +20,7 @@ func (k Key) Compare(l Key) int {
 	)
 }
 
-var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch", "half", "check_local", "shared"}
+var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch", "half", "check_local", "shared", "routed"}
 
 // String lists the flags' words, joined by commas.
 func (f Flags) String() string {
@@ -48,7 +48,15 @@ func (r Row) text(name func(int32) string) string {
 	case TableMark:
 		return "mark " + k.rev().String()
 	case TableFDB:
+		if v.VNI != 0 {
+			return fmt.Sprintf("fdb %d %s dst %s vni %d %s", k.VNI, k.MAC, v.Dst, v.VNI, v.Flags)
+		}
 		return fmt.Sprintf("fdb %d %s dst %s %s", k.VNI, k.MAC, v.Dst, v.Flags)
+	case TableReach:
+		if k.IP.IsValid() {
+			return fmt.Sprintf("reach %d %s", k.VNI, k.IP)
+		}
+		return fmt.Sprintf("reach %d %s", k.VNI, k.MAC)
 	case TableMaster:
 		port := k.VNI.VXLAN()
 		if v.Port != 0 {

@@ -22,7 +22,7 @@ type Table uint8
 // come, the FDBs before the neighbours, so that the proxy never answers for a
 // MAC that cannot be sent to, and a port passes frames when all else stands.
 var WriteOrder = [...]Table{
-	TableVTEP, TableSource, TableRelayed, TableFDB, TableMaster, TableRepl, TableNeigh, TableRelay, TableOwn, TablePort, TableMember, TableMark,
+	TableVTEP, TableSource, TableRelayed, TableReach, TableFDB, TableMaster, TableRepl, TableNeigh, TableRelay, TableOwn, TablePort, TableMember, TableMark,
 }
 
 // The tables.
@@ -68,6 +68,12 @@ const (
 	// frames that still arrive here for a MAC that has moved. Key: VNI, MAC.
 	// The device's FDB says where to.
 	TableRelay Table = 12
+	// TableReach is what of other networks the guests of this one may reach by
+	// way of the gateway, and by no other: Key: VNI and IP, a destination that the
+	// port program lets a packet to overlay.ServerMAC have, and that nobody may
+	// ask the neighbour of; Key: VNI and MAC, of an entry of TableFDB that leads
+	// into another network, to which no frame may be addressed.
+	TableReach Table = 13
 )
 
 // String is the table's name in dumps.
@@ -97,6 +103,8 @@ func (t Table) String() string {
 		return "relayed"
 	case TableRelay:
 		return "relay"
+	case TableReach:
+		return "reach"
 	}
 	return "unknown"
 }
@@ -127,7 +135,9 @@ const (
 	Permanent
 	// Ours: the neighbour carries our protocol number (NDA_PROTOCOL).
 	Ours
-	// Router: NTF_ROUTER; planned never in push networks, read to notice.
+	// Router: NTF_ROUTER. In TableFDB it makes the VXLAN device look the
+	// destination address of a packet up among its neighbours, and send it to
+	// that MAC instead (route short circuit).
 	Router
 	// Open: the port passes traffic (TablePort).
 	Open
@@ -148,6 +158,10 @@ const (
 	CheckLocal
 	// Shared: others may claim the address towards the port, too (TableOwn).
 	Shared
+	// Routed: what it sends to overlay.ServerMAC is sent on if TableReach has its
+	// destination, with one hop less to go, and handed up else. To MACs and
+	// neighbours that TableReach names it sends nothing (TablePort).
+	Routed
 )
 
 // Val is what a row says. Which fields count depends on the table.
@@ -155,6 +169,7 @@ type Val struct {
 	Dst   netip.Addr  // TableFDB: outer address; invalid elsewhere
 	MAC   overlay.MAC // TableNeigh, TablePort
 	Port  int32       // TableMaster: ifindex of the bridge port; 0 means the network's VXLAN device
+	VNI   overlay.VNI // TableFDB: the network that the frame is sent into; 0: the device's own
 	Flags Flags
 }
 

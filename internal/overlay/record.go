@@ -18,6 +18,8 @@ const (
 	KindEndpoint Kind = 5
 	KindSession  Kind = 6 // internal: never in a log or the API
 	KindFloor    Kind = 7 // internal: never in a log or the API
+	KindDomain   Kind = 8
+	KindPolicy   Kind = 9
 )
 
 // String is the kind's noun in the API, in lower case.
@@ -37,6 +39,10 @@ func (k Kind) String() string {
 		return "session"
 	case KindFloor:
 		return "floor"
+	case KindDomain:
+		return "domain"
+	case KindPolicy:
+		return "policy"
 	}
 	return "unknown"
 }
@@ -148,6 +154,27 @@ type Network struct {
 	// at most MaxForeign. They may send frames with any inner source, in this
 	// network alone, and have their copy of what it floods.
 	Foreign []netip.Addr
+	// Domain is whose hosts route for it: they answer for its gateways, and send
+	// on what a policy of the domain lets through. Zero if it is in none.
+	Domain UID
+	// Reach are the networks that its guests may send to by way of the gateway,
+	// From those whose guests may send to it so; both sorted, and both follow
+	// from the domain's policies.
+	Reach, From []UID
+}
+
+// Domain is networks of a tenant between which hosts route.
+type Domain struct {
+	Meta
+}
+
+// Policy opens the way from one network of a domain to another. What no policy
+// opens is closed.
+type Policy struct {
+	Meta
+	Domain   UID
+	From, To UID  // networks
+	Both     bool // the way back, too
 }
 
 // MaxForeign bounds the foreign tunnel end points of a network: each costs a
@@ -296,11 +323,11 @@ const (
 	MaxMTU = 65485
 )
 
-// Record is any of *Tenant, *Network, *Port, *Host, *Endpoint, *Session and
-// *Floor. A record
-// that has been published is never changed; a change is a new record.
+// Record is any of *Tenant, *Network, *Port, *Host, *Endpoint, *Session,
+// *Floor, *Domain and *Policy. A record that has been published is never
+// changed; a change is a new record.
 type Record interface {
-	// Kind tells which of the five it is.
+	// Kind tells which of them it is.
 	Kind() Kind
 }
 
@@ -324,3 +351,9 @@ func (*Session) Kind() Kind { return KindSession }
 
 // Kind is KindFloor.
 func (*Floor) Kind() Kind { return KindFloor }
+
+// Kind is KindDomain.
+func (*Domain) Kind() Kind { return KindDomain }
+
+// Kind is KindPolicy.
+func (*Policy) Kind() Kind { return KindPolicy }

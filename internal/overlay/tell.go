@@ -79,5 +79,7 @@ func (t *Tell) Equal(u *Tell) bool {
 
 // ServerMAC is whose name hosts speak in to their own guests: the same on every
 // host and in every network, so that a guest which moves goes on with the one
-// it knows. It never leaves a host and no guest may have it.
+// it knows. It is the gateways' in the networks of a domain, too, and so the
+// inner source of what was routed; else it never leaves a host. No guest may
+// have it.
 var ServerMAC = MAC{0x02, 'c', 'u', 'l', 'v', 't'}
