@@ -100,7 +100,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"other kind", "apiVersion: culvert/v1alpha1\nkind: Netwrok\n", `2:7: kind is "Netwrok"; nearest is "Network"`},
 		{"kind in lower case", "apiVersion: culvert/v1alpha1\nkind: port\n", `2:7: kind is "port"; nearest is "Port"`},
 		{"kind is a number", "apiVersion: culvert/v1alpha1\nkind: 1\n", `2:7: kind is a number`},
-		{"later kind", "apiVersion: culvert/v1alpha1\nkind: Gateway\n", `2:7: kind "Gateway" is not in this release (it comes with routing between networks)`},
+		{"later kind", "apiVersion: culvert/v1alpha1\nkind: Gateway\n", `2:7: kind "Gateway" is not in this release (it comes with ways out of the overlay)`},
 		{"unknown field", netHead + "spec:\n  subnet: x\n", `5:3: unknown field "subnet"; nearest is "subnets"`},
 		{"unknown field on top", netHead + "sepc: {}\n", `4:1: unknown field "sepc"; nearest is "spec"`},
 		{"unknown field, nothing near", netHead + "spec: {colour: red}\n", `4:8: unknown field "colour"`},
@@ -201,7 +201,7 @@ func TestExcerpt(t *testing.T) {
        5 |   vni: 7
   >    6 |   subnet: 10.20.0.0/24
              ^
-Fields of spec of Network: vni, subnets, mtu, df, hosts, distribution, flood, admission, dhcp, dns, lease, routes, foreignVteps.
+Fields of spec of Network: vni, subnets, mtu, df, hosts, distribution, flood, admission, dhcp, dns, lease, routes, foreignVteps, domain.
 (CV0002)
 `
 	if diff := cmp.Diff(want, ref.Text()); diff != "" {
@@ -241,6 +241,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"apiVersion":"culvert/v1alpha1","kind":"Host","metadata":{"name":"\ud83d\ude00\u0000\u2028"},"spec":{},"status":{"evidenceAgeSeconds":1.5,"repairs":18446744073709551615,"problems":["a"]}}`))
 	f.Add([]byte("apiVersion: culvert/v1alpha1\nkind: Tenant\nspec:\n  quotas:\n    networks: 1\nmetadata:\n  name: >-\n    folded\n    text\n  labels: {}\n"))
 	f.Add([]byte(netHead + "spec: {hosts: [a,\n b], subnets: [{}]}\n"))
+	f.Add([]byte(policyHead + "  direction: forward\n---\napiVersion: culvert/v1alpha1\nkind: Domain\nmetadata: {name: shop}\nspec: {}\nstatus: {networks: [web]}\n"))
 	f.Add([]byte("\r0"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		docs, err := DecodeDocuments("f", data)

@@ -33,7 +33,9 @@ var kinds = []struct {
 	name string
 }{
 	{overlay.KindTenant, "Tenant"},
+	{overlay.KindDomain, "Domain"},
 	{overlay.KindNetwork, "Network"},
+	{overlay.KindPolicy, "NetworkPolicy"},
 	{overlay.KindPort, "Port"},
 	{overlay.KindHost, "Host"},
 	{overlay.KindEndpoint, "Endpoint"},
@@ -46,7 +48,7 @@ func ParseKind(field, s string) (overlay.Kind, error) {
 			return k.kind, nil
 		}
 	}
-	return 0, &overlay.FieldError{Field: field, Value: s, Allowed: "tenant, network, port, host or endpoint"}
+	return 0, &overlay.FieldError{Field: field, Value: s, Allowed: "tenant, domain, network, policy, port, host or endpoint"}
 }
 
 // KindName is the kind as documents spell it: "Network". Empty for a number
@@ -62,9 +64,7 @@ func KindName(k overlay.Kind) string {
 
 // laterKinds are the kinds that the format reserves, with what brings them.
 var laterKinds = map[string]string{
-	"Domain":           "routing between networks",
-	"NetworkPolicy":    "routing between networks",
-	"Gateway":          "routing between networks",
+	"Gateway":          "ways out of the overlay",
 	"SecurityPolicy":   "security policy",
 	"Group":            "security policy",
 	"EncryptionPolicy": "encryption",
@@ -79,19 +79,18 @@ var laterKinds = map[string]string{
 
 // laterFields are fields that the format reserves, by kind and path.
 var laterFields = map[string]string{
-	"Tenant.spec.hosts":          "hosts of a tenant",
-	"Network.spec.domain":        "routing between networks",
-	"Network.spec.dhcp":          "DHCP",
-	"Network.spec.dns":           "DNS",
-	"Network.spec.underlay":      "the IPv6 underlay",
-	"Network.spec.foreignVteps":  "interoperation with foreign VTEPs",
-	"Network.spec.encryption":    "encryption",
-	"Port.spec.allowedAddresses": "addresses that several ports share",
-	"Port.spec.groups":           "security policy",
-	"Port.spec.security":         "security policy",
-	"Port.spec.qos":              "quality of service",
-	"Host.spec.vteps":            "several VTEPs a host",
-	"Host.spec.drained":          "draining of hosts",
+	"Tenant.spec.hosts":             "hosts of a tenant",
+	"Network.spec.underlay":         "the IPv6 underlay",
+	"Network.spec.encryption":       "encryption",
+	"NetworkPolicy.spec.ports":      "policies by protocol and port",
+	"NetworkPolicy.spec.protocol":   "policies by protocol and port",
+	"NetworkPolicy.spec.encryption": "encryption",
+	"Port.spec.allowedAddresses":    "addresses that several ports share",
+	"Port.spec.groups":              "security policy",
+	"Port.spec.security":            "security policy",
+	"Port.spec.qos":                 "quality of service",
+	"Host.spec.vteps":               "several VTEPs a host",
+	"Host.spec.drained":             "draining of hosts",
 }
 
 // quote shows a value on one line, shortened at a character boundary.

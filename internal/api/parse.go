@@ -48,6 +48,10 @@ func ParseResource(r *culvertv1.Resource) (overlay.Doc, error) {
 		return parseNetwork(body.Network)
 	case *culvertv1.Resource_Port:
 		return parsePort(body.Port)
+	case *culvertv1.Resource_Domain:
+		return parseHead(body.Domain, overlay.KindDomain)
+	case *culvertv1.Resource_Policy:
+		return parsePolicy(body.Policy)
 	case *culvertv1.Resource_Host:
 		return overlay.Doc{}, Refuse(CodeField, "Host "+body.Host.GetMetadata().GetName()+" was not written",
 			"a host comes by joining", "Add a host with a token: culvert token create --role agent")
@@ -58,7 +62,7 @@ func ParseResource(r *culvertv1.Resource) (overlay.Doc, error) {
 	return overlay.Doc{}, &overlay.FieldError{Field: "kind", Value: "", Allowed: kindsAllowed}
 }
 
-const kindsAllowed = "Tenant, Network or Port"
+const kindsAllowed = "Tenant, Domain, Network, NetworkPolicy or Port"
 
 // head is what documents of every kind begin with.
 type head interface {
@@ -190,6 +194,11 @@ func parseNetwork(n *culvertv1.Network) (overlay.Doc, error) {
 	}
 	if d.Network.Foreign, err = parseForeign(s.GetForeignVteps()); err != nil {
 		return overlay.Doc{}, err
+	}
+	if d.Network.Domain = s.GetDomain(); d.Network.Domain != "" {
+		if err := overlay.CheckName("spec.domain", d.Network.Domain); err != nil {
+			return overlay.Doc{}, err
+		}
 	}
 	switch s.GetDf() {
 	case "", "set":

@@ -20,7 +20,7 @@ func good() (*culvertv1.Tenant, *culvertv1.Network, *culvertv1.Port) {
 	return &culvertv1.Tenant{ApiVersion: Version, Kind: "Tenant", Metadata: &culvertv1.Metadata{Name: "acme", Labels: map[string]string{"b": "2", "a": "1"}},
 			Spec: &culvertv1.TenantSpec{Quotas: &culvertv1.TenantQuotas{Networks: 5, Ports: 50, AddressesPerPort: 3}}},
 		&culvertv1.Network{ApiVersion: Version, Kind: "Network", Metadata: &culvertv1.Metadata{Name: "blue", Tenant: "acme"},
-			Spec: &culvertv1.NetworkSpec{Vni: 7, Mtu: 1400, Df: "inherit", Flood: "none", Distribution: "push", Admission: "declared", Hosts: []string{"h2", "h1"}, ForeignVteps: []string{"203.0.113.9", "198.51.100.7"},
+			Spec: &culvertv1.NetworkSpec{Vni: 7, Mtu: 1400, Df: "inherit", Flood: "none", Distribution: "push", Admission: "declared", Hosts: []string{"h2", "h1"}, ForeignVteps: []string{"203.0.113.9", "198.51.100.7"}, Domain: "shop",
 				Dhcp: "host", Dns: []string{"fd00:20::2", "10.20.0.2"}, Lease: 600, Routes: []*culvertv1.Route{{Prefix: "0.0.0.0/0", Via: "10.20.0.9"}},
 				Subnets: []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}, {Prefix: "fd00:20::/64", Gateway: "fd00:20::fe"}}}},
 		&culvertv1.Port{ApiVersion: Version, Kind: "Port", Metadata: &culvertv1.Metadata{Name: "vm1"},
@@ -33,7 +33,7 @@ func TestParseAccepts(t *testing.T) {
 		{Kind: overlay.KindTenant, Name: "acme", Labels: []overlay.Label{{Key: "a", Value: "1"}, {Key: "b", Value: "2"}},
 			Quotas: overlay.TenantSpec{MaxNetworks: 5, MaxPorts: 50, MaxPortAddresses: 3}},
 		{Kind: overlay.KindNetwork, Tenant: "acme", Name: "blue", Network: overlay.NetworkSpec{VNI: 7, MTU: 1400, DF: overlay.DFInherit, Flood: overlay.FloodNone, Hosts: []string{"h1", "h2"},
-			Foreign: []netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("203.0.113.9")},
+			Foreign: []netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("203.0.113.9")}, Domain: "shop",
 			Tell: overlay.Tell{DNS: []netip.Addr{netip.MustParseAddr("fd00:20::2"), netip.MustParseAddr("10.20.0.2")}, Lease: 600,
 				Routes: []overlay.Route{{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.20.0.9")}}},
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")},
@@ -147,6 +147,7 @@ func TestParseRefuses(t *testing.T) {
 		{"spec.routes[0].via", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
 			n.Spec.Routes[0].Via = "fd00:20::9"
 		}},
+		{"spec.domain", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Domain = "acme/shop" }},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Hosts = []string{"h1", "H"} }},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
 			n.Spec.Hosts = []string{"h1", "h1"}
@@ -231,25 +232,36 @@ func TestParseRefuses(t *testing.T) {
 			if len(errs) != 1 {
 				t.Fatalf("errors %v, want one", errs)
 			}
-			var got string
-			var fe *overlay.FieldError
-			var le *LaterError
-			switch {
-			case errors.As(errs[0], &fe):
-				got = fe.Field
-				if fe.Allowed == "" {
-					t.Error("nothing says what is allowed")
-				}
-			case errors.As(errs[0], &le):
-				got = "later " + le.Field
-			}
-			if got != tt.field {
+			if got := refusedField(t, errs[0]); got != tt.field {
 				t.Errorf("refused is %q (%v), want %q", got, errs[0], tt.field)
 			}
 			covered[strings.TrimPrefix(tt.field, "later ")] = true
 		})
 	}
-	for _, k := range []overlay.Kind{overlay.KindTenant, overlay.KindNetwork, overlay.KindPort} {
+	everyField(t, covered, overlay.KindTenant, overlay.KindNetwork, overlay.KindPort)
+}
+
+// refusedField is the field that an error is about, behind "later " if a later
+// release has it.
+func refusedField(t *testing.T, err error) string {
+	var fe *overlay.FieldError
+	var le *LaterError
+	switch {
+	case errors.As(err, &fe):
+		if fe.Allowed == "" {
+			t.Error("nothing says what is allowed")
+		}
+		return fe.Field
+	case errors.As(err, &le):
+		return "later " + le.Field
+	}
+	return ""
+}
+
+// everyField checks that each field which a user may write was refused.
+func everyField(t *testing.T, covered map[string]bool, kinds ...overlay.Kind) {
+	t.Helper()
+	for _, k := range kinds {
 		for _, f := range Fields(k) {
 			at := strings.NewReplacer("[].", "[1].", ".*", "").Replace(f.Path)
 			at0 := strings.ReplaceAll(at, "[1]", "[0]")
@@ -289,7 +301,7 @@ func TestRenderReadsBack(t *testing.T) {
 	for _, tt := range []struct {
 		res  *culvertv1.Resource
 		want overlay.Doc
-	}{{Wrap(RenderNetwork(n, "acme", rev)), nd}, {Wrap(RenderPort(p, "default", "blue", rev)), pd}} {
+	}{{Wrap(RenderNetwork(n, "acme", "shop", rev)), nd}, {Wrap(RenderPort(p, "default", "blue", rev)), pd}} {
 		if MetadataOf(tt.res).GetRevision() != "2.7" {
 			t.Errorf("revision %q", MetadataOf(tt.res).GetRevision())
 		}

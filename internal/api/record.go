@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -87,6 +88,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 			Meta: metaPB(&r.Meta), WantVni: uint32(r.WantVNI), Vni: uint32(r.VNI), WantMtu: uint32(r.WantMTU), Mtu: uint32(r.MTU),
 			Df: uint32(r.DF), Flood: uint32(r.Flood), Hosts: r.Hosts, Blocked: r.Blocked, Admission: uint32(r.Admission),
 			TenantName: r.TenantName, Foreign: addrsBytes(r.Foreign),
+			Domain: uidBytes(r.Domain), Reach: uidsBytes(r.Reach), From: uidsBytes(r.From),
 		}
 		for _, s := range r.Subnets {
 			n.Subnets = append(n.Subnets, &culvertv1.SubnetRecord{
@@ -99,6 +101,12 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 		pb.Body = &culvertv1.Record_Port{Port: &culvertv1.PortRecord{
 			Meta: metaPB(&r.Meta), Network: uidBytes(r.Network), WantMac: macBytes(r.WantMAC), Mac: macBytes(r.MAC),
 			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts, Shared: addrsBytes(r.Shared), AddressCheck: r.AddressCheck,
+		}}
+	case *overlay.Domain:
+		pb.Body = &culvertv1.Record_Domain{Domain: &culvertv1.DomainRecord{Meta: metaPB(&r.Meta)}}
+	case *overlay.Policy:
+		pb.Body = &culvertv1.Record_Policy{Policy: &culvertv1.PolicyRecord{
+			Meta: metaPB(&r.Meta), Domain: uidBytes(r.Domain), From: uidBytes(r.From), To: uidBytes(r.To), Both: r.Both,
 		}}
 	case *overlay.Host:
 		pb.Body = &culvertv1.Record_Host{Host: &culvertv1.HostRecord{
@@ -294,6 +302,10 @@ func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err erro
 			WantAddresses: d.addrs(p.GetWantAddresses(), "wanted addresses"), Addresses: d.addrs(p.GetAddresses(), "addresses"),
 			VM: p.GetVm(), Hosts: d.names(p.GetHosts(), "port's hosts"), Shared: d.addrs(p.GetShared(), "shared addresses"), AddressCheck: p.GetAddressCheck(),
 		}
+	case *culvertv1.Record_Domain:
+		rec = &overlay.Domain{Meta: d.meta(b.Domain.GetMeta())}
+	case *culvertv1.Record_Policy:
+		rec = d.policy(b.Policy)
 	case *culvertv1.Record_Host:
 		h := b.Host
 		rec = &overlay.Host{Meta: d.meta(h.GetMeta()), VTEP: d.addr(h.GetVtep(), "VTEP", false), MachineID: h.GetMachineId(), Dead: h.GetDead()}
@@ -328,6 +340,7 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 		WantMTU: uint16(n.GetWantMtu()), MTU: uint16(n.GetMtu()), DF: overlay.DF(n.GetDf()), Flood: overlay.Flood(n.GetFlood()),
 		Hosts: d.names(n.GetHosts(), "network's hosts"), Blocked: n.GetBlocked(), Admission: overlay.Admission(n.GetAdmission()),
 		TenantName: n.GetTenantName(), Foreign: d.addrs(n.GetForeign(), "foreign tunnel end points"),
+		Domain: d.uid(n.GetDomain(), "network's domain", false), Reach: d.others(n, n.GetReach()), From: d.others(n, n.GetFrom()),
 	}
 	if overlay.CheckName("tenant", out.TenantName) != nil {
 		d.refuse("tenant's name")
@@ -354,6 +367,34 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 		d.refuse("subnets")
 	}
 	out.Tell = d.tell(n)
+	return out
+}
+
+// others are the networks that a network reaches or is reached from, in order.
+func (d *decoder) others(n *culvertv1.NetworkRecord, bs [][]byte) []overlay.UID {
+	const what = "networks beyond the gateway"
+	if len(bs) > overlay.MaxPolicies || len(bs) > 0 && len(n.GetDomain()) == 0 {
+		d.refuse(what)
+		return nil
+	}
+	var out []overlay.UID
+	for i, b := range bs {
+		out = append(out, d.uid(b, what, true))
+		if bytes.Equal(b, n.GetMeta().GetUid()) || i > 0 && out[i-1].Compare(out[i]) >= 0 {
+			d.refuse(what)
+		}
+	}
+	return out
+}
+
+func (d *decoder) policy(p *culvertv1.PolicyRecord) *overlay.Policy {
+	out := &overlay.Policy{
+		Meta: d.meta(p.GetMeta()), Domain: d.uid(p.GetDomain(), "policy's domain", true),
+		From: d.uid(p.GetFrom(), "policy's network", true), To: d.uid(p.GetTo(), "policy's network", true), Both: p.GetBoth(),
+	}
+	if out.From == out.To {
+		d.refuse("policy's networks")
+	}
 	return out
 }
 

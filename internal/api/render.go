@@ -33,11 +33,12 @@ func RenderTenant(t *overlay.Tenant, rev overlay.Rev) *culvertv1.Tenant {
 	return r
 }
 
-// RenderNetwork shows a network of the tenant of that name. Status has VNI,
-// bridge, MTU and gateways; counts and hosts are the caller's to add.
-func RenderNetwork(n *overlay.Network, tenant string, rev overlay.Rev) *culvertv1.Network {
-	spec := &culvertv1.NetworkSpec{Vni: uint32(n.WantVNI), Mtu: uint32(n.WantMTU), Hosts: n.Hosts, ForeignVteps: addrStrings(n.Foreign)}
-	status := &culvertv1.NetworkStatus{Vni: uint32(n.VNI), Bridge: n.VNI.Bridge(), Mtu: uint32(n.MTU)}
+// RenderNetwork shows a network of the tenant of that name, in the domain of
+// that name or, if it is empty, in none. Status has VNI, bridge, MTU, gateways
+// and domain; counts, hosts and other networks are the caller's to add.
+func RenderNetwork(n *overlay.Network, tenant, domain string, rev overlay.Rev) *culvertv1.Network {
+	spec := &culvertv1.NetworkSpec{Vni: uint32(n.WantVNI), Mtu: uint32(n.WantMTU), Hosts: n.Hosts, ForeignVteps: addrStrings(n.Foreign), Domain: domain}
+	status := &culvertv1.NetworkStatus{Vni: uint32(n.VNI), Bridge: n.VNI.Bridge(), Mtu: uint32(n.MTU), Domain: domain}
 	for _, s := range n.Subnets {
 		sub := &culvertv1.Subnet{Prefix: s.Prefix.String()}
 		if s.Gateway.IsValid() && s.Gateway != s.Prefix.Addr().Next() {
@@ -83,6 +84,27 @@ func RenderPort(p *overlay.Port, tenant, network string, rev overlay.Rev) *culve
 	}
 	return &culvertv1.Port{ApiVersion: Version, Kind: "Port", Metadata: renderMeta(&p.Meta, tenant, rev), Spec: spec,
 		Status: &culvertv1.PortStatus{Mac: p.MAC.String(), Addresses: addrStrings(p.Addresses), State: "declared"}}
+}
+
+// RenderDomain shows a domain; its networks and policies are the caller's to
+// add.
+func RenderDomain(d *overlay.Domain, tenant string, rev overlay.Rev) *culvertv1.Domain {
+	return &culvertv1.Domain{ApiVersion: Version, Kind: "Domain", Metadata: renderMeta(&d.Meta, tenant, rev),
+		Spec: &culvertv1.DomainSpec{}, Status: &culvertv1.DomainStatus{}}
+}
+
+// PolicyNames are the names behind the UIDs of a policy.
+type PolicyNames struct{ Tenant, Domain, From, To string }
+
+// RenderPolicy shows a policy.
+func RenderPolicy(p *overlay.Policy, names PolicyNames, rev overlay.Rev) *culvertv1.NetworkPolicy {
+	r := &culvertv1.NetworkPolicy{ApiVersion: Version, Kind: "NetworkPolicy", Metadata: renderMeta(&p.Meta, names.Tenant, rev),
+		Spec:   &culvertv1.NetworkPolicySpec{Domain: names.Domain, From: names.From, To: names.To},
+		Status: &culvertv1.NetworkPolicyStatus{Direction: "both"}}
+	if !p.Both {
+		r.Spec.Direction, r.Status.Direction = "forward", "forward"
+	}
+	return r
 }
 
 // RenderHost shows a host; state, evidence and health are the caller's to add.
@@ -137,6 +159,10 @@ func Wrap(m any) *culvertv1.Resource {
 		return &culvertv1.Resource{Body: &culvertv1.Resource_Port{Port: m}}
 	case *culvertv1.Host:
 		return &culvertv1.Resource{Body: &culvertv1.Resource_Host{Host: m}}
+	case *culvertv1.Domain:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Domain{Domain: m}}
+	case *culvertv1.NetworkPolicy:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Policy{Policy: m}}
 	case *culvertv1.Endpoint:
 		return &culvertv1.Resource{Body: &culvertv1.Resource_Endpoint{Endpoint: m}}
 	}
@@ -156,6 +182,10 @@ func MetadataOf(r *culvertv1.Resource) *culvertv1.Metadata {
 		return body.Host.GetMetadata()
 	case *culvertv1.Resource_Endpoint:
 		return body.Endpoint.GetMetadata()
+	case *culvertv1.Resource_Domain:
+		return body.Domain.GetMetadata()
+	case *culvertv1.Resource_Policy:
+		return body.Policy.GetMetadata()
 	}
 	return nil
 }
@@ -173,6 +203,10 @@ func KindOf(r *culvertv1.Resource) overlay.Kind {
 		return overlay.KindHost
 	case *culvertv1.Resource_Endpoint:
 		return overlay.KindEndpoint
+	case *culvertv1.Resource_Domain:
+		return overlay.KindDomain
+	case *culvertv1.Resource_Policy:
+		return overlay.KindPolicy
 	}
 	return 0
 }

@@ -37,6 +37,13 @@ var meanings = map[string]string{
 	"Network.spec.routes[].prefix":        "IPv4 prefix, like 10.30.0.0/16 or 0.0.0.0/0",
 	"Network.spec.routes[].via":           "address of a guest in a subnet of the network",
 	"Network.spec.foreignVteps[]":         "tunnel end points that no agent owns, with any MACs behind them; at most 32",
+	"Network.spec.domain":                 "domain of the same tenant; default none",
+	"NetworkPolicy.spec.domain":           "domain of the same tenant",
+	"NetworkPolicy.spec.from":             "network of the domain",
+	"NetworkPolicy.spec.to":               "another network of the domain",
+	"NetworkPolicy.spec.direction":        "who may send: both (default) or forward: from alone",
+	"NetworkPolicy.spec.mode":             "routed (default)",
+	"NetworkPolicy.spec.cast":             "unicast (default)",
 	"Port.spec.network":                   "network of the same tenant",
 	"Port.spec.mac":                       "like 52:54:00:12:34:56; default allocated",
 	"Port.spec.addresses[]":               "addresses in the network's subnets; default one a subnet is allocated",
@@ -58,6 +65,8 @@ var metaMeanings = map[string]string{
 var examples = map[overlay.Kind]string{
 	overlay.KindTenant:  "apiVersion: culvert/v1alpha1\nkind: Tenant\nmetadata:\n  name: acme\nspec:\n  quotas:\n    networks: 10\n",
 	overlay.KindNetwork: "apiVersion: culvert/v1alpha1\nkind: Network\nmetadata:\n  name: blue\nspec:\n  subnets:\n  - prefix: 10.20.0.0/24\n",
+	overlay.KindDomain:  "apiVersion: culvert/v1alpha1\nkind: Domain\nmetadata:\n  name: shop\n",
+	overlay.KindPolicy:  "apiVersion: culvert/v1alpha1\nkind: NetworkPolicy\nmetadata:\n  name: web-db\nspec:\n  domain: shop\n  from: web\n  to: db\n  direction: forward\n",
 	overlay.KindPort:    "apiVersion: culvert/v1alpha1\nkind: Port\nmetadata:\n  name: vm1\nspec:\n  network: blue\n  addresses: [10.20.0.5]\n",
 }
 

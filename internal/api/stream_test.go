@@ -182,12 +182,16 @@ func genRecord(t *rapid.T) overlay.Record {
 		return &overlay.Host{Meta: meta, VTEP: genAddr(t, "vtep"), Dead: rapid.Bool().Draw(t, "dead")}
 	case 1:
 		meta.Tenant = genUID(t, "tenant")
-		return &overlay.Network{
+		n := &overlay.Network{
 			Meta: meta, TenantName: "blue", VNI: overlay.VNI(rapid.Uint32Range(1, 1<<24-1).Draw(t, "vni")), MTU: 1450,
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")}},
 			Blocked: rapid.Bool().Draw(t, "blocked"), Flood: overlay.Flood(rapid.IntRange(0, 1).Draw(t, "flood")),
 			Tell: genTell(t), Foreign: genAddrs(t),
 		}
+		if rapid.Bool().Draw(t, "in a domain") {
+			n.Domain, n.Reach, n.From = genUID(t, "domain"), genUIDs(t, meta.UID), genUIDs(t, meta.UID)
+		}
+		return n
 	case 2:
 		meta.Tenant = genUID(t, "tenant")
 		return &overlay.Port{Meta: meta, Network: genUID(t, "network"), MAC: genMAC(t, "mac"), Addresses: genAddrs(t), VM: genText(t, "vm"), Shared: genAddrs(t), AddressCheck: rapid.Bool().Draw(t, "address check")}

@@ -14,7 +14,7 @@ import (
 // logs are the logs of a view that hold records of the kind.
 func (q selection) logs(v *managercore.View) []*managercore.Log {
 	switch q.kind {
-	case overlay.KindTenant:
+	case overlay.KindTenant, overlay.KindDomain, overlay.KindPolicy:
 		return []*managercore.Log{v.Tenants}
 	case overlay.KindNetwork, overlay.KindHost:
 		return []*managercore.Log{v.Fleet}

@@ -89,6 +89,10 @@ func (q selection) mayWant(rec overlay.Record) bool {
 		return rec.Name == q.name
 	case *overlay.Host:
 		return rec.Name == q.name
+	case *overlay.Domain:
+		return rec.Name == q.name
+	case *overlay.Policy:
+		return rec.Name == q.name
 	}
 	return true
 }

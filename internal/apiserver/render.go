@@ -18,9 +18,10 @@ type renderer struct {
 	hosts map[overlay.UID]HostFact
 	now   time.Time
 
-	endpoints map[overlay.UID]uint32 // by host; nil until asked for
-	ports     map[overlay.UID]uint32 // by network and by tenant
-	seen      *seen                  // see there; nil until asked for
+	endpoints map[overlay.UID]uint32   // by host; nil until asked for
+	members   map[overlay.UID]*members // by domain
+	ports     map[overlay.UID]uint32   // by network and by tenant
+	seen      *seen                    // see there; nil until asked for
 }
 
 func (s *Server) renderer() *renderer { return s.rendererOf(s.b.View()) }
@@ -33,7 +34,7 @@ func (s *Server) rendererOf(v *managercore.View) *renderer {
 	return r
 }
 
-// tenant, network and hostName are names, of deleted records too: their
+// tenant, network, domain and hostName are names, of deleted records too: their
 // tombstones keep them.
 func (r *renderer) tenant(uid overlay.UID) string {
 	if it := r.v.Tenants.Get(managercore.Key{Kind: overlay.KindTenant, UID: uid}); it != nil {
@@ -47,6 +48,13 @@ func (r *renderer) network(uid overlay.UID) *overlay.Network {
 		return it.Rec.(*overlay.Network)
 	}
 	return &overlay.Network{}
+}
+
+func (r *renderer) domain(uid overlay.UID) string {
+	if it := r.v.Tenants.Get(managercore.Key{Kind: overlay.KindDomain, UID: uid}); it != nil {
+		return it.Rec.(*overlay.Domain).Name
+	}
+	return ""
 }
 
 func (r *renderer) hostName(uid overlay.UID) string {
@@ -73,6 +81,10 @@ func (r *renderer) record(rec overlay.Record, rev overlay.Rev, gone bool) *culve
 		return api.Wrap(r.host(rec, rev))
 	case *overlay.Endpoint:
 		return api.Wrap(r.endpoint(rec, rev))
+	case *overlay.Domain:
+		return api.Wrap(r.domainOf(rec, rev))
+	case *overlay.Policy:
+		return api.Wrap(r.policy(rec, rev))
 	}
 	return nil
 }
@@ -83,7 +95,7 @@ func (r *renderer) record(rec overlay.Record, rev overlay.Rev, gone bool) *culve
 func (r *renderer) changed(c managercore.Changed) *culvertv1.Resource {
 	var log *managercore.Log
 	switch rec := c.Rec.(type) {
-	case *overlay.Tenant:
+	case *overlay.Tenant, *overlay.Domain, *overlay.Policy:
 		log = r.v.Tenants
 	case *overlay.Port:
 		log = r.v.Net(rec.Network)
@@ -116,6 +128,10 @@ func (r *renderer) nameOf(rec overlay.Record) string {
 		return "host " + rec.Name
 	case *overlay.Endpoint:
 		return "endpoint " + rec.MAC.String()
+	case *overlay.Domain:
+		return "domain " + r.tenant(rec.Tenant) + "/" + rec.Name
+	case *overlay.Policy:
+		return "policy " + r.tenant(rec.Tenant) + "/" + rec.Name
 	}
 	return ""
 }
@@ -143,7 +159,8 @@ func (r *renderer) countPorts() {
 }
 
 func (r *renderer) networkOf(n *overlay.Network, rev overlay.Rev) *culvertv1.Network {
-	out := api.RenderNetwork(n, r.tenant(n.Tenant), rev)
+	out := api.RenderNetwork(n, r.tenant(n.Tenant), r.domain(n.Domain), rev)
+	out.Status.Reach, out.Status.From = r.networkNames(n.Reach), r.networkNames(n.From)
 	r.countPorts()
 	out.Status.Ports = r.ports[n.UID]
 	for range r.v.Endpoints(n.UID) {

@@ -17,7 +17,10 @@ type flagSet interface {
 	define(f *pflag.FlagSet, set bool)
 	apply(f *pflag.FlagSet, r *culvertv1.Resource) error
 	any(f *pflag.FlagSet) bool
-	network() string // of a port; empty for other kinds
+	// home is what a thing is in when it is made, and whose tenant it has: the
+	// kind, the flag that names it and what it names; 0 for kinds that are in
+	// nothing but a tenant.
+	home() (kind overlay.Kind, flag, name string)
 }
 
 func specFlags(kind overlay.Kind) flagSet {
@@ -26,6 +29,10 @@ func specFlags(kind overlay.Kind) flagSet {
 		return &tenantFlags{}
 	case overlay.KindNetwork:
 		return &networkFlags{}
+	case overlay.KindDomain:
+		return &domainFlags{}
+	case overlay.KindPolicy:
+		return &policyFlags{}
 	}
 	return &portFlags{}
 }
@@ -89,7 +96,7 @@ func (t *tenantFlags) any(f *pflag.FlagSet) bool {
 	return given(f, "label", "max-networks", "max-ports", "max-addresses")
 }
 
-func (t *tenantFlags) network() string { return "" }
+func (t *tenantFlags) home() (overlay.Kind, string, string) { return 0, "", "" }
 
 func (t *tenantFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 	body := r.GetTenant()
@@ -126,6 +133,8 @@ type networkFlags struct {
 	dhcp, lease                        string
 	dns, routes, foreign               []string
 	anyHost, noDNS, noRoute, noForeign bool
+	domain                             string
+	noDomain                           bool
 }
 
 func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
@@ -144,7 +153,9 @@ func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
 	f.StringArrayVar(&n.dns, "dns", nil, "name server that guests are told (repeatable, the best first)")
 	f.StringArrayVar(&n.routes, "route", nil, "route that guests are told, like 10.30.0.0/16=10.20.0.9 (repeatable)")
 	f.StringArrayVar(&n.foreign, "foreign-vtep", nil, "tunnel end point that no agent owns (repeatable)")
+	f.StringVar(&n.domain, "domain", "", "domain whose hosts route for it (default: none)")
 	if set {
+		f.BoolVar(&n.noDomain, "no-domain", false, "take it out of its domain")
 		f.BoolVar(&n.anyHost, "any-host", false, "let all hosts serve it")
 		f.BoolVar(&n.noDNS, "no-dns", false, "tell guests no name server")
 		f.BoolVar(&n.noRoute, "no-route", false, "tell guests no route")
@@ -153,10 +164,10 @@ func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
 }
 
 func (n *networkFlags) any(f *pflag.FlagSet) bool {
-	return given(f, "label", "vni", "subnet", "gateway", "mtu", "host", "df", "flood", "distribution", "admission", "dhcp", "lease", "dns", "route", "any-host", "no-dns", "no-route", "foreign-vtep", "no-foreign-vtep")
+	return given(f, "label", "vni", "subnet", "gateway", "mtu", "host", "df", "flood", "distribution", "admission", "dhcp", "lease", "dns", "route", "any-host", "no-dns", "no-route", "foreign-vtep", "no-foreign-vtep", "domain", "no-domain")
 }
 
-func (n *networkFlags) network() string { return "" }
+func (n *networkFlags) home() (overlay.Kind, string, string) { return 0, "", "" }
 
 func (n *networkFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 	body := r.GetNetwork()
@@ -197,7 +208,7 @@ func (n *networkFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 			*w.into = w.v
 		}
 	}
-	return errorsOf(n.tell(f, spec), n.abroad(f, spec), hosts(f, n.hosts, n.anyHost, &spec.Hosts), n.labelFlag.apply(body.Metadata))
+	return errorsOf(n.tell(f, spec), n.abroad(f, spec), n.routed(f, spec), hosts(f, n.hosts, n.anyHost, &spec.Hosts), n.labelFlag.apply(body.Metadata))
 }
 
 // abroad sets the foreign tunnel end points.
@@ -286,7 +297,9 @@ func (p *portFlags) any(f *pflag.FlagSet) bool {
 	return given(f, "label", "mac", "ip", "vm", "host", "any-host", "shared-address", "no-shared-address", "address-check", "no-address-check")
 }
 
-func (p *portFlags) network() string { return p.net }
+func (p *portFlags) home() (overlay.Kind, string, string) {
+	return overlay.KindNetwork, "--network", p.net
+}
 
 func (p *portFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 	body := r.GetPort()

@@ -207,15 +207,28 @@ func detail(r *culvertv1.Resource) string {
 	case *culvertv1.Resource_Port:
 		st := body.Port.GetStatus()
 		return strings.Join(append(append([]string{}, st.GetAddresses()...), st.GetMac()), ", ")
+	case *culvertv1.Resource_Policy:
+		return way(body.Policy) + " in domain " + body.Policy.GetSpec().GetDomain()
 	}
 	return ""
+}
+
+// way is who may send to whom by a policy.
+func way(p *culvertv1.NetworkPolicy) string {
+	arrow := " <-> "
+	if p.GetStatus().GetDirection() == "forward" {
+		arrow = " -> "
+	}
+	return p.GetSpec().GetFrom() + arrow + p.GetSpec().GetTo()
 }
 
 // columns are the heads of tables. Spaces behind one keep the column from
 // jumping with every usual value.
 var columns = map[overlay.Kind][]string{
 	overlay.KindTenant:   {"TENANT", "NETWORKS", "PORTS"},
-	overlay.KindNetwork:  {"NETWORK", "VNI", "SUBNETS", "MTU", "PORTS", "ENDPOINTS", "HOSTS"},
+	overlay.KindDomain:   {"DOMAIN", "NETWORKS", "POLICIES"},
+	overlay.KindNetwork:  {"NETWORK", "VNI", "SUBNETS", "MTU", "DOMAIN", "PORTS", "ENDPOINTS", "HOSTS"},
+	overlay.KindPolicy:   {"POLICY", "DOMAIN", "WAY"},
 	overlay.KindPort:     {"PORT", "NETWORK", "ADDRESS   ", "HOST", "STATE", "SINCE ", "TRAFFIC"},
 	overlay.KindHost:     {"HOST", "VTEP", "STATE", "REVISION", "CHECKED", "ENDPOINTS", "PROBLEMS"},
 	overlay.KindEndpoint: {"ENDPOINT", "NETWORK", "MAC", "ADDRESS", "HOST", "STATE", "SINCE", "EVIDENCE"},
@@ -232,8 +245,13 @@ func row(r *culvertv1.Resource, now time.Time) []string {
 		for _, s := range n.GetSpec().GetSubnets() {
 			subnets = append(subnets, s.GetPrefix())
 		}
-		return []string{title(n.GetMetadata()), fmt.Sprint(st.GetVni()), orDash(strings.Join(subnets, " ")), fmt.Sprint(st.GetMtu()),
+		return []string{title(n.GetMetadata()), fmt.Sprint(st.GetVni()), orDash(strings.Join(subnets, " ")), fmt.Sprint(st.GetMtu()), orDash(st.GetDomain()),
 			fmt.Sprint(st.GetPorts()), fmt.Sprint(st.GetEndpoints()), orDash(strings.Join(st.GetServingHosts(), " "))}
+	case *culvertv1.Resource_Domain:
+		st := body.Domain.GetStatus()
+		return []string{title(body.Domain.GetMetadata()), fmt.Sprint(len(st.GetNetworks())), fmt.Sprint(len(st.GetPolicies()))}
+	case *culvertv1.Resource_Policy:
+		return []string{title(body.Policy.GetMetadata()), body.Policy.GetSpec().GetDomain(), way(body.Policy)}
 	case *culvertv1.Resource_Port:
 		p, st := body.Port, body.Port.GetStatus()
 		return []string{title(p.GetMetadata()), p.GetSpec().GetNetwork(), orDash(strings.Join(st.GetAddresses(), " ")), orDash(st.GetHost()),
@@ -272,7 +290,14 @@ func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
 	}
-	return fmt.Sprintf("%d %ss", n, noun)
+	return fmt.Sprintf("%d %s", n, plural(noun))
+}
+
+func plural(noun string) string {
+	if stem, ok := strings.CutSuffix(noun, "y"); ok {
+		return stem + "ies"
+	}
+	return noun + "s"
 }
 
 // since is how long ago an RFC 3339 time was.

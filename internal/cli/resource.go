@@ -31,7 +31,7 @@ func (s *session) networkCommand() *cobra.Command {
 		Example: "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network list"}
 	c.AddCommand(
 		s.createCommand(overlay.KindNetwork, "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network create red --subnet fd00:20::/64 --vni 20001 --host h1 --host h2"),
-		s.setCommand(overlay.KindNetwork, "  culvert network set blue --mtu 1400\n  culvert network set blue --label tier=web"),
+		s.setCommand(overlay.KindNetwork, "  culvert network set blue --mtu 1400\n  culvert network set blue --label tier=web\n  culvert network set blue --domain shop"),
 		s.listCommand(overlay.KindNetwork), s.showCommand(overlay.KindNetwork, "blue"),
 		s.deleteCommand(overlay.KindNetwork, "blue"), s.watchCommand(overlay.KindNetwork),
 	)
@@ -47,6 +47,32 @@ func (s *session) portCommand() *cobra.Command {
 		s.bindCommand(),
 		s.listCommand(overlay.KindPort), s.showCommand(overlay.KindPort, "vm1"),
 		s.deleteCommand(overlay.KindPort, "vm1"), s.watchCommand(overlay.KindPort),
+	)
+	return c
+}
+
+func (s *session) domainCommand() *cobra.Command {
+	c := &cobra.Command{Use: "domain", Short: "Domains: networks that may be routed to each other", RunE: group,
+		Example: "  culvert domain create shop\n  culvert network create web --subnet 10.30.1.0/24 --domain shop\n  culvert domain show shop"}
+	c.Long = c.Short + ".\n\n" + `Each network of a domain has a gateway that answers on every host. What it
+routes is what policies open: culvert policy create --help`
+	c.AddCommand(
+		s.createCommand(overlay.KindDomain, "  culvert domain create shop"),
+		s.setCommand(overlay.KindDomain, "  culvert domain set shop --label stage=live"),
+		s.listCommand(overlay.KindDomain), s.showCommand(overlay.KindDomain, "shop"),
+		s.deleteCommand(overlay.KindDomain, "shop"), s.watchCommand(overlay.KindDomain),
+	)
+	return c
+}
+
+func (s *session) policyCommand() *cobra.Command {
+	c := &cobra.Command{Use: "policy", Short: "Policies: the ways between networks of a domain", RunE: group,
+		Example: "  culvert policy create web-db --domain shop --from web --to db\n  culvert policy list"}
+	c.AddCommand(
+		s.createCommand(overlay.KindPolicy, "  culvert policy create web-db --domain shop --from web --to db\n  culvert policy create logs --domain shop --from web --to log --direction forward"),
+		s.setCommand(overlay.KindPolicy, "  culvert policy set web-db --direction forward"),
+		s.listCommand(overlay.KindPolicy), s.showCommand(overlay.KindPolicy, "web-db"),
+		s.deleteCommand(overlay.KindPolicy, "web-db"), s.watchCommand(overlay.KindPolicy),
 	)
 	return c
 }
@@ -82,7 +108,7 @@ func (s *session) only(network string) (name, error) {
 
 func (s *session) listCommand(kind overlay.Kind) *cobra.Command {
 	var network string
-	c := verb("list", fmt.Sprintf("List %ss", kind), fmt.Sprintf("  culvert %s list\n  culvert %s list -o json", kind, kind), exactly(),
+	c := verb("list", "List "+plural(kind.String()), fmt.Sprintf("  culvert %s list\n  culvert %s list -o json", kind, kind), exactly(),
 		func(c *cobra.Command, _ []string) error {
 			return s.with(func(cl *client.Client) error {
 				n, err := s.only(network)
@@ -127,7 +153,7 @@ func (s *session) showCommand(kind overlay.Kind, sample string) *cobra.Command {
 
 func (s *session) watchCommand(kind overlay.Kind) *cobra.Command {
 	var network string
-	c := verb("watch", fmt.Sprintf("Print %ss, then every change, until interrupted", kind),
+	c := verb("watch", "Print "+plural(kind.String())+", then every change, until interrupted",
 		fmt.Sprintf("  culvert %s watch\n  culvert %s watch -o json", kind, kind), exactly(),
 		func(c *cobra.Command, _ []string) error {
 			return s.with(func(cl *client.Client) error {

@@ -74,7 +74,7 @@ func (s *session) name(field, arg string) (name, error) {
 
 // owned reports whether things of the kind belong to a tenant.
 func owned(kind overlay.Kind) bool {
-	return kind == overlay.KindNetwork || kind == overlay.KindPort || kind == overlay.KindEndpoint
+	return kind != overlay.KindTenant && kind != overlay.KindHost
 }
 
 // find fetches the one resource that an argument names: of its tenant, else of

@@ -338,8 +338,8 @@ func TestUsage(t *testing.T) {
 	}
 	// Nothing of all that was applied.
 	m.want("network list", 0, `
-NETWORK  VNI    SUBNETS       MTU   PORTS  ENDPOINTS  HOSTS
-blue     10001  10.20.0.0/24  1450  1      0          -
+NETWORK  VNI    SUBNETS       MTU   DOMAIN  PORTS  ENDPOINTS  HOSTS
+blue     10001  10.20.0.0/24  1450  -       1      0          -
 `, "")
 	m.want("tenant list", 0, "\nTENANT   NETWORKS  PORTS\ndefault  1         1\n", "")
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,39 +96,52 @@ func (s *session) change(ctx context.Context, cl *client.Client, w *waiting, kin
 }
 
 // fresh is the resource that create begins with. The tenant is that of the
-// name, or of --tenant; a port without either goes where its network is.
+// name, or of --tenant; without either a port goes where its network is, a
+// policy where its domain is.
 func (s *session) fresh(c *cobra.Command, cl *client.Client, kind overlay.Kind, arg string, f flagSet) (*culvertv1.Resource, error) {
 	n, err := s.name("NAME", arg)
 	if err != nil {
 		return nil, err
 	}
 	m := &culvertv1.Metadata{Name: n.name, Tenant: n.tenant}
-	switch kind {
-	case overlay.KindTenant:
+	if kind == overlay.KindTenant {
 		if n.name != arg {
 			return nil, &overlay.FieldError{Field: "NAME", Value: arg, Allowed: "a name without tenant"}
 		}
 		m.Tenant = ""
 		return api.Wrap(&culvertv1.Tenant{ApiVersion: api.Version, Kind: "Tenant", Metadata: m, Spec: &culvertv1.TenantSpec{}}), nil
-	case overlay.KindNetwork:
-		if m.Tenant == "" {
-			m.Tenant = api.DefaultTenant
+	}
+	at, flag, home := f.home()
+	switch {
+	case at == 0:
+		m.Tenant = cmp.Or(m.Tenant, api.DefaultTenant)
+	case home == "":
+		return nil, usage(c, fmt.Sprintf("%s is missing: a %s is in one", flag, kind))
+	default:
+		in := *s // it is looked for in the new thing's tenant if that is known
+		in.tenant = n.tenant
+		found, _, err := in.findAs(c.Context(), cl, flag, at, home)
+		if err != nil {
+			return nil, err
 		}
-		return api.Wrap(&culvertv1.Network{ApiVersion: api.Version, Kind: "Network", Metadata: m, Spec: &culvertv1.NetworkSpec{}}), nil
+		m.Tenant, home = api.MetadataOf(found).GetTenant(), api.MetadataOf(found).GetName()
 	}
-	network := f.network()
-	if network == "" {
-		return nil, usage(c, "--network is missing: a port is in one")
+	return blank(kind, m, home), nil
+}
+
+// blank is a resource of a kind that a tenant owns, which says nothing but what
+// it is in.
+func blank(kind overlay.Kind, m *culvertv1.Metadata, home string) *culvertv1.Resource {
+	v, k := api.Version, api.KindName(kind)
+	switch kind {
+	case overlay.KindDomain:
+		return api.Wrap(&culvertv1.Domain{ApiVersion: v, Kind: k, Metadata: m})
+	case overlay.KindNetwork:
+		return api.Wrap(&culvertv1.Network{ApiVersion: v, Kind: k, Metadata: m, Spec: &culvertv1.NetworkSpec{}})
+	case overlay.KindPolicy:
+		return api.Wrap(&culvertv1.NetworkPolicy{ApiVersion: v, Kind: k, Metadata: m, Spec: &culvertv1.NetworkPolicySpec{Domain: home}})
 	}
-	in := *s // the network is looked for in the port's tenant if that is known
-	in.tenant = n.tenant
-	found, _, err := in.findAs(c.Context(), cl, "--network", overlay.KindNetwork, network)
-	if err != nil {
-		return nil, err
-	}
-	m.Tenant = api.MetadataOf(found).GetTenant()
-	return api.Wrap(&culvertv1.Port{ApiVersion: api.Version, Kind: "Port", Metadata: m,
-		Spec: &culvertv1.PortSpec{Network: api.MetadataOf(found).GetName()}}), nil
+	return api.Wrap(&culvertv1.Port{ApiVersion: v, Kind: k, Metadata: m, Spec: &culvertv1.PortSpec{Network: home}})
 }
 
 func (s *session) bindCommand() *cobra.Command {

@@ -75,7 +75,8 @@ type admission struct {
 	mode    Mode
 	made    int
 	changes []Changed
-	freed   []Key // ports whose MAC and addresses were taken out of the indexes
+	routed  map[overlay.UID]string // networks whose policies change, with the cause
+	freed   []Key                  // ports whose MAC and addresses were taken out of the indexes
 }
 
 func (c *Core) ask(e Asked) {
@@ -83,7 +84,7 @@ func (c *Core) ask(e Asked) {
 		c.reply(Reply{ID: e.ID, Refusal: refuseLost()})
 		return
 	}
-	a := &admission{tx: c.begin(), req: e}
+	a := &admission{tx: c.begin(), req: e, routed: map[overlay.UID]string{}}
 	var no *api.Refusal
 	switch {
 	case e.Put != nil:
@@ -107,6 +108,10 @@ func (c *Core) ask(e Asked) {
 // finish answers now if nothing is to be written, else when it is committed.
 func (a *admission) finish(no *api.Refusal) {
 	c, id, changes := a.c, a.req.ID, a.changes
+	if no == nil {
+		a.deriveWays()
+		no = a.tooMuch()
+	}
 	if no != nil {
 		a.rollback()
 		a.unfree()
@@ -121,6 +126,18 @@ func (a *admission) finish(no *api.Refusal) {
 		func(rev overlay.Rev) { c.reply(Reply{ID: id, Rev: rev, Changes: changes}) },
 		func() { c.reply(Reply{ID: id, Refusal: unknownOutcome()}) },
 	)
+}
+
+// maxWrites bounds the records that one request writes: they are committed at
+// once.
+const maxWrites = 1000
+
+func (a *admission) tooMuch() *api.Refusal {
+	if n := len(a.tx.ch.writes); n > maxWrites {
+		return api.Refuse(api.CodeField, "Nothing was written", fmt.Sprintf("the request changes %d records with all that follows from it, and %d are the most at once", n, maxWrites),
+			"make several requests of it; of a file: several files")
+	}
+	return nil
 }
 
 func (a *admission) newMeta(d *overlay.Doc, tenant overlay.UID) overlay.Meta {
@@ -150,10 +167,16 @@ func (a *admission) did(action string, rec overlay.Record) {
 func title(d *overlay.Doc) string {
 	kind := d.Kind.String()
 	kind = strings.ToUpper(kind[:1]) + kind[1:]
-	if d.Tenant == "" || d.Tenant == DefaultTenant {
-		return kind + " " + d.Name
+	return kind + " " + qualified(d.Tenant, d.Name)
+}
+
+// qualified is a name as it is typed: with the tenant in front unless that is
+// the default one, or there is none.
+func qualified(tenant, name string) string {
+	if tenant == "" || tenant == DefaultTenant {
+		return name
 	}
-	return kind + " " + d.Tenant + "/" + d.Name
+	return tenant + "/" + name
 }
 
 // find is the working record of that kind and name.
@@ -185,7 +208,7 @@ func (a *admission) put(docs []overlay.Doc) (late *overlay.Doc, no *api.Refusal)
 			return nil, no
 		}
 	}
-	return nil, nil
+	return nil, a.checkDomains(docs)
 }
 
 func (a *admission) putOne(d *overlay.Doc) *api.Refusal {
@@ -196,8 +219,12 @@ func (a *admission) putOne(d *overlay.Doc) *api.Refusal {
 		return a.putNetwork(d)
 	case overlay.KindPort:
 		return a.putPort(d)
+	case overlay.KindDomain:
+		return a.putDomain(d)
+	case overlay.KindPolicy:
+		return a.putPolicy(d)
 	}
-	return api.Refuse(api.CodeField, title(d)+" was not written", "a "+d.Kind.String()+" is observed, not declared", "apply tenants, networks and ports")
+	return api.Refuse(api.CodeField, title(d)+" was not written", "a "+d.Kind.String()+" is observed, not declared", "apply tenants, domains, networks, policies and ports")
 }
 
 func (a *admission) exists(d *overlay.Doc) overlay.Record {

@@ -34,18 +34,22 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	if no := a.foreignVTEPs(d); no != nil {
 		return no
 	}
+	domain, no := a.domainOf(d, t)
+	if no != nil {
+		return no
+	}
 	old, _ := a.find(d.Kind, t.UID, d.Name).(*overlay.Network)
 	if old == nil {
-		return a.newNetwork(d, t)
+		return a.newNetwork(d, t, domain)
 	}
 	if old.Blocked {
 		return blocked(d, old)
 	}
 	want := *old
 	want.Subnets, want.WantMTU, want.MTU, want.DF, want.Flood, want.Hosts = spec.Subnets, spec.MTU, mtu(spec.MTU), spec.DF, spec.Flood, spec.Hosts
-	want.Admission, want.Tell, want.Foreign = spec.Admission, spec.Tell, spec.Foreign
+	want.Admission, want.Tell, want.Foreign, want.Domain = spec.Admission, spec.Tell, spec.Foreign, domain
 	same := (spec.VNI == 0 || spec.VNI == old.VNI) && slices.Equal(want.Subnets, old.Subnets) && want.WantMTU == old.WantMTU &&
-		want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && want.Tell.Equal(&old.Tell) && slices.Equal(want.Foreign, old.Foreign) && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
+		want.Domain == old.Domain && want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && want.Tell.Equal(&old.Tell) && slices.Equal(want.Foreign, old.Foreign) && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
 	if no := a.sameOrSet(d, same, old); no != nil || same {
 		return no
 	}
@@ -54,6 +58,9 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 			"delete the network and create it anew")
 	}
 	if no := a.narrows(d, old); no != nil {
+		return no
+	}
+	if no := a.keepsPolicies(d, old, &want); no != nil {
 		return no
 	}
 	want.Meta = a.again(old.Meta, d)
@@ -166,7 +173,7 @@ func sorted[V any](set map[Key]V) []Key {
 	return keys
 }
 
-func (a *admission) newNetwork(d *overlay.Doc, t *overlay.Tenant) *api.Refusal {
+func (a *admission) newNetwork(d *overlay.Doc, t *overlay.Tenant, domain overlay.UID) *api.Refusal {
 	if n, max := a.c.ix.networks[t.UID], limit(t.MaxNetworks, overlay.DefaultMaxNetworks); n >= max {
 		return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("tenant %s has %d networks and its quota is %d", t.Name, n, max),
 			fmt.Sprintf("raise it: culvert tenant set %s --max-networks %d", t.Name, max+1))
@@ -187,7 +194,7 @@ func (a *admission) newNetwork(d *overlay.Doc, t *overlay.Tenant) *api.Refusal {
 	}
 	n := &overlay.Network{
 		Meta: a.newMeta(d, t.UID), TenantName: t.Name, WantVNI: spec.VNI, VNI: vni, Subnets: spec.Subnets, WantMTU: spec.MTU, MTU: mtu(spec.MTU),
-		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts, Admission: spec.Admission, Tell: spec.Tell, Foreign: spec.Foreign,
+		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts, Admission: spec.Admission, Tell: spec.Tell, Foreign: spec.Foreign, Domain: domain,
 	}
 	a.tx.put(n)
 	a.did("created", n)
@@ -230,6 +237,9 @@ func (a *admission) delete(q Delete) *api.Refusal {
 		if n := a.c.ix.networks[r.UID]; n > 0 {
 			return api.Refuse(api.CodeHasNetworks, title(d)+" was not deleted", fmt.Sprintf("%d networks are its own", n), "delete them first: culvert network list --tenant "+r.Name)
 		}
+		if n := a.c.ix.domains[r.UID]; n > 0 {
+			return api.Refuse(api.CodeHasNetworks, title(d)+" was not deleted", fmt.Sprintf("%d domains are its own", n), "delete them first: culvert domain list --tenant "+r.Name)
+		}
 		gone := *r
 		gone.Meta = a.dying(r.Meta, d)
 		a.bury(&gone)
@@ -239,6 +249,11 @@ func (a *admission) delete(q Delete) *api.Refusal {
 		return a.deleteNetwork(d, r, q.WithPorts)
 	case *overlay.Port:
 		a.deletePort(d, r)
+		return nil
+	case *overlay.Domain:
+		return a.deleteDomain(d, r)
+	case *overlay.Policy:
+		a.deletePolicy(d, r)
 		return nil
 	}
 	return notFound(title(d), q.Kind)
@@ -263,22 +278,13 @@ func (a *admission) deletePort(d *overlay.Doc, p *overlay.Port) {
 }
 
 func (a *admission) deleteNetwork(d *overlay.Doc, n *overlay.Network, withPorts bool) *api.Refusal {
+	if no := a.hasPolicies(d, n, "deleted"); no != nil {
+		return no
+	}
 	ports := a.sortedPorts(n.UID)
 	if len(ports) > 0 && !withPorts {
-		var items []string
-		for _, k := range ports {
-			if len(items) == maxListed {
-				items = append(items, fmt.Sprintf("and %d more", len(ports)-maxListed))
-				break
-			}
-			rec, _ := a.get(k)
-			items = append(items, a.portLine(rec.(*overlay.Port)))
-		}
-		why := fmt.Sprintf("%d ports use it", len(ports))
-		if len(ports) == 1 {
-			why = "1 port uses it"
-		}
-		return api.Refuse(api.CodeHasPorts, title(d)+" was not deleted", why,
+		items := a.listed(ports, func(rec overlay.Record) string { return a.portLine(rec.(*overlay.Port)) })
+		return api.Refuse(api.CodeHasPorts, title(d)+" was not deleted", count(len(ports), "port uses it", "ports use it"),
 			"stop or move the VMs, or delete the ports too: culvert network delete "+n.Name+" --with-ports", items...)
 	}
 	if len(ports) > 0 && !n.Blocked {
@@ -297,6 +303,19 @@ func (a *admission) deleteNetwork(d *overlay.Doc, n *overlay.Network, withPorts 
 	a.did("deleted", &gone)
 	a.bury(&gone) // what stands in its log goes with it: see sweepOrphans
 	return nil
+}
+
+// listed says of each dependant a line, of the first maxListed.
+func (a *admission) listed(keys []Key, line func(overlay.Record) string) []string {
+	var items []string
+	for _, k := range keys {
+		if len(items) == maxListed {
+			return append(items, fmt.Sprintf("and %d more", len(keys)-maxListed))
+		}
+		rec, _ := a.get(k)
+		items = append(items, line(rec))
+	}
+	return items
 }
 
 func (a *admission) portLine(p *overlay.Port) string {

@@ -59,7 +59,7 @@ type Core struct {
 	rows map[Key]*row
 	ix   indexes
 
-	fleet, tenants *Log
+	fleet, tenants *Log // see View
 	nets           map[overlay.UID]*Log
 	dirty          map[overlay.UID]bool // networks whose log changed since the last view
 	frozenNets     *btree.Map[string, *Log]
@@ -267,6 +267,12 @@ func (c *Core) adopt(r StoredRecord) {
 	case *overlay.Tenant:
 		c.tenants.put(newItem(rec, rev, r.Gone))
 		c.name(overlay.KindTenant, overlay.UID{}, rec.Name, c.tenants.Get(k))
+	case *overlay.Domain:
+		c.tenants.put(newItem(rec, rev, r.Gone))
+		c.name(overlay.KindDomain, rec.Tenant, rec.Name, c.tenants.Get(k))
+	case *overlay.Policy:
+		c.tenants.put(newItem(rec, rev, r.Gone))
+		c.name(overlay.KindPolicy, rec.Tenant, rec.Name, c.tenants.Get(k))
 	case *overlay.Host:
 		c.fleet.put(newItem(rec, rev, r.Gone))
 		c.name(overlay.KindHost, overlay.UID{}, rec.Name, c.fleet.Get(k))
@@ -347,14 +353,12 @@ func (c *Core) stored(e Stored) {
 	c.publish()
 	c.release()
 	for _, r := range e.Puts {
-		if k := KeyOf(r.Rec); r.Gone {
+		if r.Gone {
 			switch rec := r.Rec.(type) {
 			case *overlay.Endpoint:
 				c.prune(rec.Network)
 			case *overlay.Port:
 				c.prune(rec.Network)
-			case *overlay.Tenant: // no agent reads these: nobody needs the tombstone
-				c.forget(k)
 			}
 		}
 	}
@@ -367,7 +371,7 @@ func (c *Core) dropped(k Key) {
 		return
 	}
 	switch rec := w.rec.(type) {
-	case *overlay.Tenant:
+	case *overlay.Tenant, *overlay.Domain, *overlay.Policy:
 		c.tenants.drop(k)
 	case *overlay.Host:
 		c.fleet.drop(k)

@@ -31,6 +31,9 @@ type indexes struct {
 	ips      map[netIP]Key                // of a port, or of an undeclared endpoint
 	ports    map[overlay.UID]map[Key]bool // live ports of a network
 	networks map[overlay.UID]int          // live networks of a tenant
+	domains  map[overlay.UID]int          // live domains of a tenant
+	members  map[overlay.UID]map[Key]bool // live networks of a domain
+	policies map[overlay.UID]map[Key]bool // live policies of a domain, and those that name a network
 	tports   map[overlay.UID]int          // live ports of a tenant
 	byHost   map[overlay.UID]map[Key]bool // live endpoints of a host
 	preAt    map[overlay.UID]map[Key]bool // live endpoints that are expected on a host
@@ -47,9 +50,10 @@ type indexes struct {
 func newIndexes() indexes {
 	return indexes{
 		names: map[nameKey]Key{}, vnis: map[overlay.VNI]overlay.UID{}, macs: map[netMAC]Key{}, ips: map[netIP]Key{},
-		ports: map[overlay.UID]map[Key]bool{}, networks: map[overlay.UID]int{}, tports: map[overlay.UID]int{},
+		ports: map[overlay.UID]map[Key]bool{}, networks: map[overlay.UID]int{}, domains: map[overlay.UID]int{}, tports: map[overlay.UID]int{},
 		byHost: map[overlay.UID]map[Key]bool{}, preAt: map[overlay.UID]map[Key]bool{}, byNet: map[overlay.UID]map[Key]bool{}, allPorts: map[overlay.UID]map[Key]bool{},
 		learned: map[overlay.UID]map[Key]bool{}, virtual: map[overlay.UID]map[Key]bool{}, shared: map[netIP]map[Key]bool{},
+		members: map[overlay.UID]map[Key]bool{}, policies: map[overlay.UID]map[Key]bool{},
 		hints: map[netIP]netip.Addr{},
 	}
 }
@@ -94,6 +98,21 @@ func (x *indexes) add(k Key, w *row) {
 		if !w.gone {
 			set(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
 			x.networks[r.Tenant]++
+			if !r.Domain.IsZero() {
+				addTo(x.members, r.Domain, k)
+			}
+		}
+	case *overlay.Domain:
+		if !w.gone {
+			set(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			x.domains[r.Tenant]++
+		}
+	case *overlay.Policy:
+		if !w.gone {
+			set(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			for _, of := range [...]overlay.UID{r.Domain, r.From, r.To} {
+				addTo(x.policies, of, k)
+			}
 		}
 	case *overlay.Port:
 		addTo(x.allPorts, r.Network, k)
@@ -142,6 +161,21 @@ func (x *indexes) remove(k Key, w *row) {
 		if !w.gone {
 			unset(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
 			x.networks[r.Tenant]--
+			if !r.Domain.IsZero() {
+				removeFrom(x.members, r.Domain, k)
+			}
+		}
+	case *overlay.Domain:
+		if !w.gone {
+			unset(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			x.domains[r.Tenant]--
+		}
+	case *overlay.Policy:
+		if !w.gone {
+			unset(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
+			for _, of := range [...]overlay.UID{r.Domain, r.From, r.To} {
+				removeFrom(x.policies, of, k)
+			}
 		}
 	case *overlay.Port:
 		removeFrom(x.allPorts, r.Network, k)

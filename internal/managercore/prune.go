@@ -38,6 +38,12 @@ func (c *Core) prune(network overlay.UID) {
 	t.commit(func(overlay.Rev) { delete(c.pruning, network) }, nil)
 }
 
+// unreadKind reports whether no agent reads records of the kind: nobody needs
+// their tombstones.
+func unreadKind(k overlay.Kind) bool {
+	return k == overlay.KindTenant || k == overlay.KindDomain || k == overlay.KindPolicy
+}
+
 // forget deletes a tombstone that no reader needs.
 func (c *Core) forget(k Key) {
 	if w := c.rows[k]; c.lost || w == nil || !w.gone || w.busy > 0 {

@@ -232,15 +232,25 @@ func (c *Core) freeQuarantine() {
 // sweepChunk bounds one transaction of sweepOrphans.
 const sweepChunk = 500
 
-// sweepOrphans purges what stands in the logs of deleted networks and enters
-// their VNIs into quarantine. It is idempotent and runs after a load and after
-// each deletion, so a crash in the middle of one is made good.
+// sweepOrphans purges what stands in the logs of deleted networks, enters their
+// VNIs into quarantine, and deletes tombstones that nobody needs. It is
+// idempotent and runs after a load, so a crash in the middle of a deletion is
+// made good.
 func (c *Core) sweepOrphans() {
 	var dead []overlay.UID
+	var unread []Key
 	for k, w := range c.rows { // order-free: sorted below
-		if k.Kind == overlay.KindNetwork && w.gone && w.busy == 0 {
+		switch {
+		case !w.gone || w.busy > 0:
+		case k.Kind == overlay.KindNetwork:
 			dead = append(dead, k.UID)
+		case unreadKind(k.Kind):
+			unread = append(unread, k)
 		}
+	}
+	slices.SortFunc(unread, Key.Compare)
+	for _, k := range unread {
+		c.forget(k)
 	}
 	slices.SortFunc(dead, overlay.UID.Compare)
 	for _, uid := range dead {

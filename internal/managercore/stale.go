@@ -34,12 +34,12 @@ func (c *Core) settled(rec overlay.Record) bool {
 	return it != nil && bytes.Equal(api.MarshalStore(it.Rec, it.Gone), api.MarshalStore(w.rec, w.gone))
 }
 
-// logged is what the store has of a tenant, network or port, tombstones
+// logged is what the store has of a record that users write, tombstones
 // included; nil if it has nothing.
 func (c *Core) logged(rec overlay.Record) *Item {
 	l := c.fleet
 	switch r := rec.(type) {
-	case *overlay.Tenant:
+	case *overlay.Tenant, *overlay.Domain, *overlay.Policy:
 		l = c.tenants
 	case *overlay.Port:
 		l = c.nets[r.Network]
@@ -108,12 +108,8 @@ func (c *Core) stale(d *overlay.Doc, rec overlay.Record) *api.Refusal {
 		}
 		return api.Refuse(api.CodeStale, what, why, fmt.Sprintf("leave metadata.revision out to make it anew, or see what there is: culvert %s list", d.Kind))
 	}
-	name := d.Name
-	if d.Tenant != "" && d.Tenant != DefaultTenant {
-		name = d.Tenant + "/" + d.Name
-	}
 	return api.Refuse(api.CodeStale, what, fmt.Sprintf("%s, and it is at revision %s now (%s)", seen, it.Rev, causeOf(it.Rec)),
-		fmt.Sprintf("repeat the change on what is there now, or leave metadata.revision out to overwrite it: culvert %s show %s", d.Kind, name))
+		fmt.Sprintf("repeat the change on what is there now, or leave metadata.revision out to overwrite it: culvert %s show %s", d.Kind, qualified(d.Tenant, d.Name)))
 }
 
 // causeOf is who changed a record last and how: "operator admin: network set".
@@ -124,6 +120,10 @@ func causeOf(rec overlay.Record) string {
 	case *overlay.Network:
 		return r.Cause
 	case *overlay.Port:
+		return r.Cause
+	case *overlay.Domain:
+		return r.Cause
+	case *overlay.Policy:
 		return r.Cause
 	}
 	return ""

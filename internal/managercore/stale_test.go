@@ -33,10 +33,13 @@ func (r *rig) stale(x Reply, words ...string) {
 
 func TestADocumentReadTooLongAgoIsRefused(t *testing.T) {
 	t.Parallel()
-	for _, base := range []overlay.Doc{{Kind: overlay.KindTenant, Name: "acme"}, network("blue", "10.1.0.0/24"), port("a", "red", "10.1.0.5")} {
+	for _, base := range []overlay.Doc{{Kind: overlay.KindTenant, Name: "acme"}, network("blue", "10.1.0.0/24"), port("a", "red", "10.1.0.5"), domain("shop"), policy("web-db", "web", "db")} {
 		t.Run(base.Kind.String(), func(t *testing.T) {
 			r := newRig(t)
 			r.must(ModeCreate, network("red", "10.1.0.0/24"))
+			if base.Kind == overlay.KindPolicy {
+				r.must(ModeCreate, domain("shop"), within("shop", network("web")), within("shop", network("db")))
+			}
 			x := r.must(ModeCreate, base)
 			first := x.Rev
 			mine, theirs := labelled(base, "mine", first), labelled(base, "theirs", first)

@@ -149,6 +149,7 @@ func (c *Core) txnDone(e TxnDone) {
 func (c *Core) release() {
 	i := 0
 	var dead []overlay.UID // networks whose deletion is committed
+	var unread []Key       // of tombstones that are
 	for ; i < len(c.done) && c.done[i].n <= c.at.N; i++ {
 		ch := c.done[i]
 		for _, w := range ch.writes {
@@ -156,8 +157,12 @@ func (c *Core) release() {
 			if r == nil {
 				continue
 			}
-			if w.Gone && w.Rec != nil && w.Key.Kind == overlay.KindNetwork {
+			switch {
+			case !w.Gone || w.Rec == nil:
+			case w.Key.Kind == overlay.KindNetwork:
 				dead = append(dead, w.Key.UID)
+			case unreadKind(w.Key.Kind):
+				unread = append(unread, w.Key)
 			}
 			if r.busy--; r.busy == 0 && w.Rec == nil {
 				delete(c.rows, w.Key)
@@ -171,6 +176,9 @@ func (c *Core) release() {
 		return
 	}
 	c.done = append([]*change(nil), c.done[i:]...)
+	for _, k := range unread {
+		c.forget(k)
+	}
 	for _, uid := range dead {
 		c.sweepNetwork(uid)
 	}

@@ -18,7 +18,7 @@ type View struct {
 	At overlay.Rev
 	// Fleet is the log of networks and hosts.
 	Fleet *Log
-	// Tenants is the log of tenants, which no agent reads.
+	// Tenants is the log of what no agent reads: tenants, domains and policies.
 	Tenants *Log
 
 	nets  *btree.Map[string, *Log] // by the bytes of the network's UID
@@ -49,7 +49,7 @@ func (v *View) Named(kind overlay.Kind, tenant overlay.UID, name string) *Item {
 	return n.item
 }
 
-// List yields the live tenants, networks, ports or hosts by tenant and name.
+// List yields the live records of a kind that has names, by tenant and name.
 // A zero tenant means all tenants.
 func (v *View) List(kind overlay.Kind, tenant overlay.UID) iter.Seq[*Item] {
 	return func(yield func(*Item) bool) {

@@ -36,6 +36,10 @@ func KeyOf(rec Record) Key {
 		return Key{Kind: r.Kind(), UID: r.Host}
 	case *Floor:
 		return Key{Kind: r.Kind(), UID: r.Network}
+	case *Domain:
+		return Key{Kind: r.Kind(), UID: r.UID}
+	case *Policy:
+		return Key{Kind: r.Kind(), UID: r.UID}
 	}
 	return Key{}
 }

@@ -3,7 +3,7 @@ package overlay
 import "net/netip"
 
 // Doc is one document that a user wrote, parsed and checked field by field,
-// with names not yet resolved. Exactly one of the specs is set, as Kind says.
+// with names not yet resolved. At most one of the specs is set, as Kind says.
 type Doc struct {
 	Kind   Kind
 	Tenant string // empty for KindTenant
@@ -15,6 +15,7 @@ type Doc struct {
 	Quotas  TenantSpec
 	Network NetworkSpec
 	Port    PortSpec
+	Policy  PolicySpec
 }
 
 // TenantSpec is what a user may say of a tenant; 0 means the default.
@@ -34,6 +35,7 @@ type NetworkSpec struct {
 	Admission Admission
 	Tell      Tell
 	Foreign   []netip.Addr // sorted; see Network
+	Domain    string       // name within the tenant; empty: none
 }
 
 // PortSpec is what a user may say of a port.
@@ -46,4 +48,11 @@ type PortSpec struct {
 	Shared    []netip.Addr // sorted; see Port
 
 	AddressCheck bool // see Port
+}
+
+// PolicySpec is what a user may say of a policy.
+type PolicySpec struct {
+	Domain   string // name within the tenant
+	From, To string // names of networks of the domain
+	Both     bool
 }

@@ -299,6 +299,9 @@ type NetworkRecord struct {
 	WantLease     uint32                 `protobuf:"varint,15,opt,name=want_lease,json=wantLease,proto3" json:"want_lease,omitempty"` // seconds
 	Routes        []*RouteRecord         `protobuf:"bytes,16,rep,name=routes,proto3" json:"routes,omitempty"`
 	Foreign       [][]byte               `protobuf:"bytes,17,rep,name=foreign,proto3" json:"foreign,omitempty"` // tunnel end points that no agent owns
+	Domain        []byte                 `protobuf:"bytes,18,opt,name=domain,proto3" json:"domain,omitempty"`   // whose hosts route for it
+	Reach         [][]byte               `protobuf:"bytes,19,rep,name=reach,proto3" json:"reach,omitempty"`     // networks that its guests may send to by way of the gateway, sorted
+	From          [][]byte               `protobuf:"bytes,20,rep,name=from,proto3" json:"from,omitempty"`       // networks whose guests may send to it so, sorted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -452,6 +455,27 @@ func (x *NetworkRecord) GetForeign() [][]byte {
 	return nil
 }
 
+func (x *NetworkRecord) GetDomain() []byte {
+	if x != nil {
+		return x.Domain
+	}
+	return nil
+}
+
+func (x *NetworkRecord) GetReach() [][]byte {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+func (x *NetworkRecord) GetFrom() [][]byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
 type SubnetRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -572,6 +596,128 @@ func (x *RouteRecord) GetVia() []byte {
 	return nil
 }
 
+// Domains and policies are for managers: what hosts have to know of them
+// stands in the networks.
+type DomainRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainRecord) Reset() {
+	*x = DomainRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainRecord) ProtoMessage() {}
+
+func (x *DomainRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainRecord.ProtoReflect.Descriptor instead.
+func (*DomainRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DomainRecord) GetMeta() *MetaRecord {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+type PolicyRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	Domain        []byte                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
+	From          []byte                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	To            []byte                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	Both          bool                   `protobuf:"varint,5,opt,name=both,proto3" json:"both,omitempty"` // the way back, too
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyRecord) Reset() {
+	*x = PolicyRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyRecord) ProtoMessage() {}
+
+func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyRecord.ProtoReflect.Descriptor instead.
+func (*PolicyRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PolicyRecord) GetMeta() *MetaRecord {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *PolicyRecord) GetDomain() []byte {
+	if x != nil {
+		return x.Domain
+	}
+	return nil
+}
+
+func (x *PolicyRecord) GetFrom() []byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *PolicyRecord) GetTo() []byte {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *PolicyRecord) GetBoth() bool {
+	if x != nil {
+		return x.Both
+	}
+	return false
+}
+
 type PortRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
@@ -590,7 +736,7 @@ type PortRecord struct {
 
 func (x *PortRecord) Reset() {
 	*x = PortRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +748,7 @@ func (x *PortRecord) String() string {
 func (*PortRecord) ProtoMessage() {}
 
 func (x *PortRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +761,7 @@ func (x *PortRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRecord.ProtoReflect.Descriptor instead.
 func (*PortRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PortRecord) GetMeta() *MetaRecord {
@@ -700,7 +846,7 @@ type HostRecord struct {
 
 func (x *HostRecord) Reset() {
 	*x = HostRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +858,7 @@ func (x *HostRecord) String() string {
 func (*HostRecord) ProtoMessage() {}
 
 func (x *HostRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +871,7 @@ func (x *HostRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostRecord.ProtoReflect.Descriptor instead.
 func (*HostRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HostRecord) GetMeta() *MetaRecord {
@@ -769,7 +915,7 @@ type StoreMeta struct {
 
 func (x *StoreMeta) Reset() {
 	*x = StoreMeta{}
-	mi := &file_culvertv1_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +927,7 @@ func (x *StoreMeta) String() string {
 func (*StoreMeta) ProtoMessage() {}
 
 func (x *StoreMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +940,7 @@ func (x *StoreMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMeta.ProtoReflect.Descriptor instead.
 func (*StoreMeta) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StoreMeta) GetCluster() string {
@@ -841,7 +987,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +999,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1012,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenRecord) GetId() []byte {
@@ -930,7 +1076,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1088,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1101,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionRecord) GetHost() []byte {
@@ -996,7 +1142,7 @@ type FloorRecord struct {
 
 func (x *FloorRecord) Reset() {
 	*x = FloorRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1154,7 @@ func (x *FloorRecord) String() string {
 func (*FloorRecord) ProtoMessage() {}
 
 func (x *FloorRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1167,7 @@ func (x *FloorRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FloorRecord.ProtoReflect.Descriptor instead.
 func (*FloorRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FloorRecord) GetNetwork() []byte {
@@ -1056,7 +1202,7 @@ type EndpointRecord struct {
 
 func (x *EndpointRecord) Reset() {
 	*x = EndpointRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1214,7 @@ func (x *EndpointRecord) String() string {
 func (*EndpointRecord) ProtoMessage() {}
 
 func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1227,7 @@ func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRecord.ProtoReflect.Descriptor instead.
 func (*EndpointRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EndpointRecord) GetNetwork() []byte {
@@ -1168,6 +1314,8 @@ type Record struct {
 	//	*Record_Endpoint
 	//	*Record_Session
 	//	*Record_Floor
+	//	*Record_Domain
+	//	*Record_Policy
 	Body          isRecord_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1175,7 +1323,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1335,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1348,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Record) GetGone() bool {
@@ -1280,6 +1428,24 @@ func (x *Record) GetFloor() *FloorRecord {
 	return nil
 }
 
+func (x *Record) GetDomain() *DomainRecord {
+	if x != nil {
+		if x, ok := x.Body.(*Record_Domain); ok {
+			return x.Domain
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetPolicy() *PolicyRecord {
+	if x != nil {
+		if x, ok := x.Body.(*Record_Policy); ok {
+			return x.Policy
+		}
+	}
+	return nil
+}
+
 type isRecord_Body interface {
 	isRecord_Body()
 }
@@ -1312,6 +1478,14 @@ type Record_Floor struct {
 	Floor *FloorRecord `protobuf:"bytes,8,opt,name=floor,proto3,oneof"`
 }
 
+type Record_Domain struct {
+	Domain *DomainRecord `protobuf:"bytes,9,opt,name=domain,proto3,oneof"`
+}
+
+type Record_Policy struct {
+	Policy *PolicyRecord `protobuf:"bytes,10,opt,name=policy,proto3,oneof"`
+}
+
 func (*Record_Tenant) isRecord_Body() {}
 
 func (*Record_Network) isRecord_Body() {}
@@ -1326,6 +1500,10 @@ func (*Record_Session) isRecord_Body() {}
 
 func (*Record_Floor) isRecord_Body() {}
 
+func (*Record_Domain) isRecord_Body() {}
+
+func (*Record_Policy) isRecord_Body() {}
+
 // Item is one entry of a log.
 type Item struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1337,7 +1515,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_culvertv1_record_proto_msgTypes[15]
+	mi := &file_culvertv1_record_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1527,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[15]
+	mi := &file_culvertv1_record_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1540,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Item) GetRev() *Rev {
@@ -1402,7 +1580,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12!\n" +
 	"\fmax_networks\x18\x02 \x01(\rR\vmaxNetworks\x12\x1b\n" +
 	"\tmax_ports\x18\x03 \x01(\rR\bmaxPorts\x12,\n" +
-	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\x83\x04\n" +
+	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xc5\x04\n" +
 	"\rNetworkRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x19\n" +
 	"\bwant_vni\x18\x02 \x01(\rR\awantVni\x12\x10\n" +
@@ -1423,7 +1601,10 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\n" +
 	"want_lease\x18\x0f \x01(\rR\twantLease\x126\n" +
 	"\x06routes\x18\x10 \x03(\v2\x1e.culvert.record.v1.RouteRecordR\x06routes\x12\x18\n" +
-	"\aforeign\x18\x11 \x03(\fR\aforeign\"V\n" +
+	"\aforeign\x18\x11 \x03(\fR\aforeign\x12\x16\n" +
+	"\x06domain\x18\x12 \x01(\fR\x06domain\x12\x14\n" +
+	"\x05reach\x18\x13 \x03(\fR\x05reach\x12\x12\n" +
+	"\x04from\x18\x14 \x03(\fR\x04from\"V\n" +
 	"\fSubnetRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x18\n" +
@@ -1431,7 +1612,15 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\vRouteRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
-	"\x03via\x18\x03 \x01(\fR\x03via\"\xae\x02\n" +
+	"\x03via\x18\x03 \x01(\fR\x03via\"A\n" +
+	"\fDomainRecord\x121\n" +
+	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\"\x91\x01\n" +
+	"\fPolicyRecord\x121\n" +
+	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x16\n" +
+	"\x06domain\x18\x02 \x01(\fR\x06domain\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\fR\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\fR\x02to\x12\x12\n" +
+	"\x04both\x18\x05 \x01(\bR\x04both\"\xae\x02\n" +
 	"\n" +
 	"PortRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +
@@ -1484,7 +1673,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x05since\x18\b \x01(\x10R\x05since\x12\x10\n" +
 	"\x03pre\x18\t \x03(\fR\x03pre\x12\x12\n" +
 	"\x04from\x18\n" +
-	" \x01(\fR\x04from\"\xbe\x03\n" +
+	" \x01(\fR\x04from\"\xb4\x04\n" +
 	"\x06Record\x12\x12\n" +
 	"\x04gone\x18\x01 \x01(\bR\x04gone\x129\n" +
 	"\x06tenant\x18\x02 \x01(\v2\x1f.culvert.record.v1.TenantRecordH\x00R\x06tenant\x12<\n" +
@@ -1493,7 +1682,10 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04host\x18\x05 \x01(\v2\x1d.culvert.record.v1.HostRecordH\x00R\x04host\x12?\n" +
 	"\bendpoint\x18\x06 \x01(\v2!.culvert.record.v1.EndpointRecordH\x00R\bendpoint\x12<\n" +
 	"\asession\x18\a \x01(\v2 .culvert.record.v1.SessionRecordH\x00R\asession\x126\n" +
-	"\x05floor\x18\b \x01(\v2\x1e.culvert.record.v1.FloorRecordH\x00R\x05floorB\x06\n" +
+	"\x05floor\x18\b \x01(\v2\x1e.culvert.record.v1.FloorRecordH\x00R\x05floor\x129\n" +
+	"\x06domain\x18\t \x01(\v2\x1f.culvert.record.v1.DomainRecordH\x00R\x06domain\x129\n" +
+	"\x06policy\x18\n" +
+	" \x01(\v2\x1f.culvert.record.v1.PolicyRecordH\x00R\x06policyB\x06\n" +
 	"\x04body\"c\n" +
 	"\x04Item\x12(\n" +
 	"\x03rev\x18\x01 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\x121\n" +
@@ -1511,7 +1703,7 @@ func file_culvertv1_record_proto_rawDescGZIP() []byte {
 	return file_culvertv1_record_proto_rawDescData
 }
 
-var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_culvertv1_record_proto_goTypes = []any{
 	(*Rev)(nil),            // 0: culvert.record.v1.Rev
 	(*MetaRecord)(nil),     // 1: culvert.record.v1.MetaRecord
@@ -1520,15 +1712,17 @@ var file_culvertv1_record_proto_goTypes = []any{
 	(*NetworkRecord)(nil),  // 4: culvert.record.v1.NetworkRecord
 	(*SubnetRecord)(nil),   // 5: culvert.record.v1.SubnetRecord
 	(*RouteRecord)(nil),    // 6: culvert.record.v1.RouteRecord
-	(*PortRecord)(nil),     // 7: culvert.record.v1.PortRecord
-	(*HostRecord)(nil),     // 8: culvert.record.v1.HostRecord
-	(*StoreMeta)(nil),      // 9: culvert.record.v1.StoreMeta
-	(*TokenRecord)(nil),    // 10: culvert.record.v1.TokenRecord
-	(*SessionRecord)(nil),  // 11: culvert.record.v1.SessionRecord
-	(*FloorRecord)(nil),    // 12: culvert.record.v1.FloorRecord
-	(*EndpointRecord)(nil), // 13: culvert.record.v1.EndpointRecord
-	(*Record)(nil),         // 14: culvert.record.v1.Record
-	(*Item)(nil),           // 15: culvert.record.v1.Item
+	(*DomainRecord)(nil),   // 7: culvert.record.v1.DomainRecord
+	(*PolicyRecord)(nil),   // 8: culvert.record.v1.PolicyRecord
+	(*PortRecord)(nil),     // 9: culvert.record.v1.PortRecord
+	(*HostRecord)(nil),     // 10: culvert.record.v1.HostRecord
+	(*StoreMeta)(nil),      // 11: culvert.record.v1.StoreMeta
+	(*TokenRecord)(nil),    // 12: culvert.record.v1.TokenRecord
+	(*SessionRecord)(nil),  // 13: culvert.record.v1.SessionRecord
+	(*FloorRecord)(nil),    // 14: culvert.record.v1.FloorRecord
+	(*EndpointRecord)(nil), // 15: culvert.record.v1.EndpointRecord
+	(*Record)(nil),         // 16: culvert.record.v1.Record
+	(*Item)(nil),           // 17: culvert.record.v1.Item
 }
 var file_culvertv1_record_proto_depIdxs = []int32{
 	2,  // 0: culvert.record.v1.MetaRecord.labels:type_name -> culvert.record.v1.LabelRecord
@@ -1536,23 +1730,27 @@ var file_culvertv1_record_proto_depIdxs = []int32{
 	1,  // 2: culvert.record.v1.NetworkRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	5,  // 3: culvert.record.v1.NetworkRecord.subnets:type_name -> culvert.record.v1.SubnetRecord
 	6,  // 4: culvert.record.v1.NetworkRecord.routes:type_name -> culvert.record.v1.RouteRecord
-	1,  // 5: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 6: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	0,  // 7: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
-	3,  // 8: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
-	4,  // 9: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
-	7,  // 10: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
-	8,  // 11: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
-	13, // 12: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
-	11, // 13: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
-	12, // 14: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
-	0,  // 15: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
-	14, // 16: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	1,  // 5: culvert.record.v1.DomainRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 6: culvert.record.v1.PolicyRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 7: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 8: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	0,  // 9: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
+	3,  // 10: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
+	4,  // 11: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
+	9,  // 12: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
+	10, // 13: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
+	15, // 14: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
+	13, // 15: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
+	14, // 16: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
+	7,  // 17: culvert.record.v1.Record.domain:type_name -> culvert.record.v1.DomainRecord
+	8,  // 18: culvert.record.v1.Record.policy:type_name -> culvert.record.v1.PolicyRecord
+	0,  // 19: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
+	16, // 20: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_record_proto_init() }
@@ -1560,7 +1758,7 @@ func file_culvertv1_record_proto_init() {
 	if File_culvertv1_record_proto != nil {
 		return
 	}
-	file_culvertv1_record_proto_msgTypes[14].OneofWrappers = []any{
+	file_culvertv1_record_proto_msgTypes[16].OneofWrappers = []any{
 		(*Record_Tenant)(nil),
 		(*Record_Network)(nil),
 		(*Record_Port)(nil),
@@ -1568,6 +1766,8 @@ func file_culvertv1_record_proto_init() {
 		(*Record_Endpoint)(nil),
 		(*Record_Session)(nil),
 		(*Record_Floor)(nil),
+		(*Record_Domain)(nil),
+		(*Record_Policy)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1575,7 +1775,7 @@ func file_culvertv1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_record_proto_rawDesc), len(file_culvertv1_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -425,6 +425,7 @@ type NetworkSpec struct {
 	Lease         uint32                 `protobuf:"varint,11,opt,name=lease,proto3" json:"lease,omitempty"` // seconds; 0: 3600
 	Routes        []*Route               `protobuf:"bytes,12,rep,name=routes,proto3" json:"routes,omitempty"`
 	ForeignVteps  []string               `protobuf:"bytes,13,rep,name=foreign_vteps,json=foreignVteps,proto3" json:"foreign_vteps,omitempty"` // addresses of tunnel end points that no agent owns
+	Domain        string                 `protobuf:"bytes,14,opt,name=domain,proto3" json:"domain,omitempty"`                                 // of the same tenant; empty: it is routed to nowhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -550,6 +551,13 @@ func (x *NetworkSpec) GetForeignVteps() []string {
 	return nil
 }
 
+func (x *NetworkSpec) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
 type Route struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
@@ -665,6 +673,9 @@ type NetworkStatus struct {
 	ServingHosts  []string               `protobuf:"bytes,7,rep,name=serving_hosts,json=servingHosts,proto3" json:"serving_hosts,omitempty"`
 	Dhcp          string                 `protobuf:"bytes,8,opt,name=dhcp,proto3" json:"dhcp,omitempty"`    // who tells the guests: host, own
 	Lease         uint32                 `protobuf:"varint,9,opt,name=lease,proto3" json:"lease,omitempty"` // seconds in force; 0 if hosts give none
+	Domain        string                 `protobuf:"bytes,10,opt,name=domain,proto3" json:"domain,omitempty"`
+	Reach         []string               `protobuf:"bytes,11,rep,name=reach,proto3" json:"reach,omitempty"` // networks that its guests may send to by way of the gateway
+	From          []string               `protobuf:"bytes,12,rep,name=from,proto3" json:"from,omitempty"`   // networks whose guests may send to it so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -762,6 +773,398 @@ func (x *NetworkStatus) GetLease() uint32 {
 	return 0
 }
 
+func (x *NetworkStatus) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *NetworkStatus) GetReach() []string {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+func (x *NetworkStatus) GetFrom() []string {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+// Domain is networks between which hosts route as policies say.
+type Domain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Metadata      *Metadata              `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Spec          *DomainSpec            `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	Status        *DomainStatus          `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Domain) Reset() {
+	*x = Domain{}
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Domain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Domain) ProtoMessage() {}
+
+func (x *Domain) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Domain.ProtoReflect.Descriptor instead.
+func (*Domain) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Domain) GetApiVersion() string {
+	if x != nil {
+		return x.ApiVersion
+	}
+	return ""
+}
+
+func (x *Domain) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Domain) GetMetadata() *Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *Domain) GetSpec() *DomainSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Domain) GetStatus() *DomainStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+type DomainSpec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainSpec) Reset() {
+	*x = DomainSpec{}
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainSpec) ProtoMessage() {}
+
+func (x *DomainSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainSpec.ProtoReflect.Descriptor instead.
+func (*DomainSpec) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
+}
+
+type DomainStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Networks      []string               `protobuf:"bytes,1,rep,name=networks,proto3" json:"networks,omitempty"`
+	Policies      []string               `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainStatus) Reset() {
+	*x = DomainStatus{}
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainStatus) ProtoMessage() {}
+
+func (x *DomainStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainStatus.ProtoReflect.Descriptor instead.
+func (*DomainStatus) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DomainStatus) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *DomainStatus) GetPolicies() []string {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// NetworkPolicy opens the way from one network of a domain to another. What no
+// policy opens is closed.
+type NetworkPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Metadata      *Metadata              `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Spec          *NetworkPolicySpec     `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	Status        *NetworkPolicyStatus   `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPolicy) Reset() {
+	*x = NetworkPolicy{}
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPolicy) ProtoMessage() {}
+
+func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
+func (*NetworkPolicy) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *NetworkPolicy) GetApiVersion() string {
+	if x != nil {
+		return x.ApiVersion
+	}
+	return ""
+}
+
+func (x *NetworkPolicy) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *NetworkPolicy) GetMetadata() *Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *NetworkPolicy) GetSpec() *NetworkPolicySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *NetworkPolicy) GetStatus() *NetworkPolicyStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+type NetworkPolicySpec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`           // network of the domain
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`               // ditto
+	Direction     string                 `protobuf:"bytes,4,opt,name=direction,proto3" json:"direction,omitempty"` // both (default), forward
+	Mode          string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`           // routed (default)
+	Cast          string                 `protobuf:"bytes,6,opt,name=cast,proto3" json:"cast,omitempty"`           // unicast (default)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPolicySpec) Reset() {
+	*x = NetworkPolicySpec{}
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPolicySpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPolicySpec) ProtoMessage() {}
+
+func (x *NetworkPolicySpec) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPolicySpec.ProtoReflect.Descriptor instead.
+func (*NetworkPolicySpec) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NetworkPolicySpec) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *NetworkPolicySpec) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *NetworkPolicySpec) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *NetworkPolicySpec) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *NetworkPolicySpec) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *NetworkPolicySpec) GetCast() string {
+	if x != nil {
+		return x.Cast
+	}
+	return ""
+}
+
+type NetworkPolicyStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Direction     string                 `protobuf:"bytes,1,opt,name=direction,proto3" json:"direction,omitempty"` // in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPolicyStatus) Reset() {
+	*x = NetworkPolicyStatus{}
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPolicyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPolicyStatus) ProtoMessage() {}
+
+func (x *NetworkPolicyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPolicyStatus.ProtoReflect.Descriptor instead.
+func (*NetworkPolicyStatus) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *NetworkPolicyStatus) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
@@ -775,7 +1178,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1190,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1203,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Port) GetApiVersion() string {
@@ -853,7 +1256,7 @@ type PortSpec struct {
 
 func (x *PortSpec) Reset() {
 	*x = PortSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1268,7 @@ func (x *PortSpec) String() string {
 func (*PortSpec) ProtoMessage() {}
 
 func (x *PortSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1281,7 @@ func (x *PortSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSpec.ProtoReflect.Descriptor instead.
 func (*PortSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PortSpec) GetNetwork() string {
@@ -949,7 +1352,7 @@ type PortStatus struct {
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1364,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1377,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PortStatus) GetMac() string {
@@ -1066,7 +1469,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1481,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1494,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Drop) GetReason() string {
@@ -1119,7 +1522,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1534,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1547,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Traffic) GetReceivedBytes() uint64 {
@@ -1174,7 +1577,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1589,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1602,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Host) GetApiVersion() string {
@@ -1245,7 +1648,7 @@ type HostSpec struct {
 
 func (x *HostSpec) Reset() {
 	*x = HostSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1660,7 @@ func (x *HostSpec) String() string {
 func (*HostSpec) ProtoMessage() {}
 
 func (x *HostSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1673,7 @@ func (x *HostSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostSpec.ProtoReflect.Descriptor instead.
 func (*HostSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{22}
 }
 
 type HostStatus struct {
@@ -1293,7 +1696,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1708,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1721,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HostStatus) GetVtep() string {
@@ -1417,7 +1820,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1832,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1845,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Endpoint) GetApiVersion() string {
@@ -1492,7 +1895,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1907,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1920,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EndpointStatus) GetNetwork() string {
@@ -1606,6 +2009,8 @@ type Resource struct {
 	//	*Resource_Port
 	//	*Resource_Host
 	//	*Resource_Endpoint
+	//	*Resource_Domain
+	//	*Resource_Policy
 	Body          isResource_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1613,7 +2018,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	mi := &file_culvertv1_resource_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +2030,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	mi := &file_culvertv1_resource_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +2043,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Resource) GetBody() isResource_Body {
@@ -1693,6 +2098,24 @@ func (x *Resource) GetEndpoint() *Endpoint {
 	return nil
 }
 
+func (x *Resource) GetDomain() *Domain {
+	if x != nil {
+		if x, ok := x.Body.(*Resource_Domain); ok {
+			return x.Domain
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetPolicy() *NetworkPolicy {
+	if x != nil {
+		if x, ok := x.Body.(*Resource_Policy); ok {
+			return x.Policy
+		}
+	}
+	return nil
+}
+
 type isResource_Body interface {
 	isResource_Body()
 }
@@ -1717,6 +2140,14 @@ type Resource_Endpoint struct {
 	Endpoint *Endpoint `protobuf:"bytes,5,opt,name=endpoint,proto3,oneof"`
 }
 
+type Resource_Domain struct {
+	Domain *Domain `protobuf:"bytes,6,opt,name=domain,proto3,oneof"`
+}
+
+type Resource_Policy struct {
+	Policy *NetworkPolicy `protobuf:"bytes,7,opt,name=policy,proto3,oneof"`
+}
+
 func (*Resource_Tenant) isResource_Body() {}
 
 func (*Resource_Network) isResource_Body() {}
@@ -1726,6 +2157,10 @@ func (*Resource_Port) isResource_Body() {}
 func (*Resource_Host) isResource_Body() {}
 
 func (*Resource_Endpoint) isResource_Body() {}
+
+func (*Resource_Domain) isResource_Body() {}
+
+func (*Resource_Policy) isResource_Body() {}
 
 var File_culvertv1_resource_proto protoreflect.FileDescriptor
 
@@ -1764,7 +2199,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x121\n" +
 	"\x04spec\x18\x04 \x01(\v2\x1d.culvert.v1alpha1.NetworkSpecR\x04spec\x127\n" +
-	"\x06status\x18\x05 \x01(\v2\x1f.culvert.v1alpha1.NetworkStatusR\x06status\"\xf5\x02\n" +
+	"\x06status\x18\x05 \x01(\v2\x1f.culvert.v1alpha1.NetworkStatusR\x06status\"\x8d\x03\n" +
 	"\vNetworkSpec\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x122\n" +
 	"\asubnets\x18\x02 \x03(\v2\x18.culvert.v1alpha1.SubnetR\asubnets\x12\x10\n" +
@@ -1779,13 +2214,14 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	" \x03(\tR\x03dns\x12\x14\n" +
 	"\x05lease\x18\v \x01(\rR\x05lease\x12/\n" +
 	"\x06routes\x18\f \x03(\v2\x17.culvert.v1alpha1.RouteR\x06routes\x12#\n" +
-	"\rforeign_vteps\x18\r \x03(\tR\fforeignVteps\"1\n" +
+	"\rforeign_vteps\x18\r \x03(\tR\fforeignVteps\x12\x16\n" +
+	"\x06domain\x18\x0e \x01(\tR\x06domain\"1\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x10\n" +
 	"\x03via\x18\x02 \x01(\tR\x03via\":\n" +
 	"\x06Subnet\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\"\xea\x01\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\"\xac\x02\n" +
 	"\rNetworkStatus\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x10\n" +
@@ -1795,7 +2231,39 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\tendpoints\x18\x06 \x01(\rR\tendpoints\x12#\n" +
 	"\rserving_hosts\x18\a \x03(\tR\fservingHosts\x12\x12\n" +
 	"\x04dhcp\x18\b \x01(\tR\x04dhcp\x12\x14\n" +
-	"\x05lease\x18\t \x01(\rR\x05lease\"\xd9\x01\n" +
+	"\x05lease\x18\t \x01(\rR\x05lease\x12\x16\n" +
+	"\x06domain\x18\n" +
+	" \x01(\tR\x06domain\x12\x14\n" +
+	"\x05reach\x18\v \x03(\tR\x05reach\x12\x12\n" +
+	"\x04from\x18\f \x03(\tR\x04from\"\xdf\x01\n" +
+	"\x06Domain\x12\x1f\n" +
+	"\vapi_version\x18\x01 \x01(\tR\n" +
+	"apiVersion\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x120\n" +
+	"\x04spec\x18\x04 \x01(\v2\x1c.culvert.v1alpha1.DomainSpecR\x04spec\x126\n" +
+	"\x06status\x18\x05 \x01(\v2\x1e.culvert.v1alpha1.DomainStatusR\x06status\"\f\n" +
+	"\n" +
+	"DomainSpec\"F\n" +
+	"\fDomainStatus\x12\x1a\n" +
+	"\bnetworks\x18\x01 \x03(\tR\bnetworks\x12\x1a\n" +
+	"\bpolicies\x18\x02 \x03(\tR\bpolicies\"\xf4\x01\n" +
+	"\rNetworkPolicy\x12\x1f\n" +
+	"\vapi_version\x18\x01 \x01(\tR\n" +
+	"apiVersion\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x127\n" +
+	"\x04spec\x18\x04 \x01(\v2#.culvert.v1alpha1.NetworkPolicySpecR\x04spec\x12=\n" +
+	"\x06status\x18\x05 \x01(\v2%.culvert.v1alpha1.NetworkPolicyStatusR\x06status\"\x95\x01\n" +
+	"\x11NetworkPolicySpec\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x1c\n" +
+	"\tdirection\x18\x04 \x01(\tR\tdirection\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\tR\x04mode\x12\x12\n" +
+	"\x04cast\x18\x06 \x01(\tR\x04cast\"3\n" +
+	"\x13NetworkPolicyStatus\x12\x1c\n" +
+	"\tdirection\x18\x01 \x01(\tR\tdirection\"\xd9\x01\n" +
 	"\x04Port\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
@@ -1875,13 +2343,15 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\n" +
 	"moved_from\x18\n" +
 	" \x01(\tR\tmovedFrom\x12\x14\n" +
-	"\x05state\x18\v \x01(\tR\x05state\"\x93\x02\n" +
+	"\x05state\x18\v \x01(\tR\x05state\"\x82\x03\n" +
 	"\bResource\x122\n" +
 	"\x06tenant\x18\x01 \x01(\v2\x18.culvert.v1alpha1.TenantH\x00R\x06tenant\x125\n" +
 	"\anetwork\x18\x02 \x01(\v2\x19.culvert.v1alpha1.NetworkH\x00R\anetwork\x12,\n" +
 	"\x04port\x18\x03 \x01(\v2\x16.culvert.v1alpha1.PortH\x00R\x04port\x12,\n" +
 	"\x04host\x18\x04 \x01(\v2\x16.culvert.v1alpha1.HostH\x00R\x04host\x128\n" +
-	"\bendpoint\x18\x05 \x01(\v2\x1a.culvert.v1alpha1.EndpointH\x00R\bendpointB\x06\n" +
+	"\bendpoint\x18\x05 \x01(\v2\x1a.culvert.v1alpha1.EndpointH\x00R\bendpoint\x122\n" +
+	"\x06domain\x18\x06 \x01(\v2\x18.culvert.v1alpha1.DomainH\x00R\x06domain\x129\n" +
+	"\x06policy\x18\a \x01(\v2\x1f.culvert.v1alpha1.NetworkPolicyH\x00R\x06policyB\x06\n" +
 	"\x04bodyB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
 var (
@@ -1896,33 +2366,39 @@ func file_culvertv1_resource_proto_rawDescGZIP() []byte {
 	return file_culvertv1_resource_proto_rawDescData
 }
 
-var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_culvertv1_resource_proto_goTypes = []any{
-	(*Metadata)(nil),       // 0: culvert.v1alpha1.Metadata
-	(*Tenant)(nil),         // 1: culvert.v1alpha1.Tenant
-	(*TenantSpec)(nil),     // 2: culvert.v1alpha1.TenantSpec
-	(*TenantQuotas)(nil),   // 3: culvert.v1alpha1.TenantQuotas
-	(*TenantStatus)(nil),   // 4: culvert.v1alpha1.TenantStatus
-	(*Network)(nil),        // 5: culvert.v1alpha1.Network
-	(*NetworkSpec)(nil),    // 6: culvert.v1alpha1.NetworkSpec
-	(*Route)(nil),          // 7: culvert.v1alpha1.Route
-	(*Subnet)(nil),         // 8: culvert.v1alpha1.Subnet
-	(*NetworkStatus)(nil),  // 9: culvert.v1alpha1.NetworkStatus
-	(*Port)(nil),           // 10: culvert.v1alpha1.Port
-	(*PortSpec)(nil),       // 11: culvert.v1alpha1.PortSpec
-	(*PortStatus)(nil),     // 12: culvert.v1alpha1.PortStatus
-	(*Drop)(nil),           // 13: culvert.v1alpha1.Drop
-	(*Traffic)(nil),        // 14: culvert.v1alpha1.Traffic
-	(*Host)(nil),           // 15: culvert.v1alpha1.Host
-	(*HostSpec)(nil),       // 16: culvert.v1alpha1.HostSpec
-	(*HostStatus)(nil),     // 17: culvert.v1alpha1.HostStatus
-	(*Endpoint)(nil),       // 18: culvert.v1alpha1.Endpoint
-	(*EndpointStatus)(nil), // 19: culvert.v1alpha1.EndpointStatus
-	(*Resource)(nil),       // 20: culvert.v1alpha1.Resource
-	nil,                    // 21: culvert.v1alpha1.Metadata.LabelsEntry
+	(*Metadata)(nil),            // 0: culvert.v1alpha1.Metadata
+	(*Tenant)(nil),              // 1: culvert.v1alpha1.Tenant
+	(*TenantSpec)(nil),          // 2: culvert.v1alpha1.TenantSpec
+	(*TenantQuotas)(nil),        // 3: culvert.v1alpha1.TenantQuotas
+	(*TenantStatus)(nil),        // 4: culvert.v1alpha1.TenantStatus
+	(*Network)(nil),             // 5: culvert.v1alpha1.Network
+	(*NetworkSpec)(nil),         // 6: culvert.v1alpha1.NetworkSpec
+	(*Route)(nil),               // 7: culvert.v1alpha1.Route
+	(*Subnet)(nil),              // 8: culvert.v1alpha1.Subnet
+	(*NetworkStatus)(nil),       // 9: culvert.v1alpha1.NetworkStatus
+	(*Domain)(nil),              // 10: culvert.v1alpha1.Domain
+	(*DomainSpec)(nil),          // 11: culvert.v1alpha1.DomainSpec
+	(*DomainStatus)(nil),        // 12: culvert.v1alpha1.DomainStatus
+	(*NetworkPolicy)(nil),       // 13: culvert.v1alpha1.NetworkPolicy
+	(*NetworkPolicySpec)(nil),   // 14: culvert.v1alpha1.NetworkPolicySpec
+	(*NetworkPolicyStatus)(nil), // 15: culvert.v1alpha1.NetworkPolicyStatus
+	(*Port)(nil),                // 16: culvert.v1alpha1.Port
+	(*PortSpec)(nil),            // 17: culvert.v1alpha1.PortSpec
+	(*PortStatus)(nil),          // 18: culvert.v1alpha1.PortStatus
+	(*Drop)(nil),                // 19: culvert.v1alpha1.Drop
+	(*Traffic)(nil),             // 20: culvert.v1alpha1.Traffic
+	(*Host)(nil),                // 21: culvert.v1alpha1.Host
+	(*HostSpec)(nil),            // 22: culvert.v1alpha1.HostSpec
+	(*HostStatus)(nil),          // 23: culvert.v1alpha1.HostStatus
+	(*Endpoint)(nil),            // 24: culvert.v1alpha1.Endpoint
+	(*EndpointStatus)(nil),      // 25: culvert.v1alpha1.EndpointStatus
+	(*Resource)(nil),            // 26: culvert.v1alpha1.Resource
+	nil,                         // 27: culvert.v1alpha1.Metadata.LabelsEntry
 }
 var file_culvertv1_resource_proto_depIdxs = []int32{
-	21, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
+	27, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
 	0,  // 1: culvert.v1alpha1.Tenant.metadata:type_name -> culvert.v1alpha1.Metadata
 	2,  // 2: culvert.v1alpha1.Tenant.spec:type_name -> culvert.v1alpha1.TenantSpec
 	4,  // 3: culvert.v1alpha1.Tenant.status:type_name -> culvert.v1alpha1.TenantStatus
@@ -1932,28 +2408,36 @@ var file_culvertv1_resource_proto_depIdxs = []int32{
 	9,  // 7: culvert.v1alpha1.Network.status:type_name -> culvert.v1alpha1.NetworkStatus
 	8,  // 8: culvert.v1alpha1.NetworkSpec.subnets:type_name -> culvert.v1alpha1.Subnet
 	7,  // 9: culvert.v1alpha1.NetworkSpec.routes:type_name -> culvert.v1alpha1.Route
-	0,  // 10: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
-	11, // 11: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
-	12, // 12: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
-	14, // 13: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
-	13, // 14: culvert.v1alpha1.PortStatus.drops:type_name -> culvert.v1alpha1.Drop
-	0,  // 15: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
-	16, // 16: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
-	17, // 17: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
-	13, // 18: culvert.v1alpha1.HostStatus.drops:type_name -> culvert.v1alpha1.Drop
-	13, // 19: culvert.v1alpha1.HostStatus.unread:type_name -> culvert.v1alpha1.Drop
-	0,  // 20: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
-	19, // 21: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
-	1,  // 22: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
-	5,  // 23: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
-	10, // 24: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
-	15, // 25: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
-	18, // 26: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	0,  // 10: culvert.v1alpha1.Domain.metadata:type_name -> culvert.v1alpha1.Metadata
+	11, // 11: culvert.v1alpha1.Domain.spec:type_name -> culvert.v1alpha1.DomainSpec
+	12, // 12: culvert.v1alpha1.Domain.status:type_name -> culvert.v1alpha1.DomainStatus
+	0,  // 13: culvert.v1alpha1.NetworkPolicy.metadata:type_name -> culvert.v1alpha1.Metadata
+	14, // 14: culvert.v1alpha1.NetworkPolicy.spec:type_name -> culvert.v1alpha1.NetworkPolicySpec
+	15, // 15: culvert.v1alpha1.NetworkPolicy.status:type_name -> culvert.v1alpha1.NetworkPolicyStatus
+	0,  // 16: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
+	17, // 17: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
+	18, // 18: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
+	20, // 19: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
+	19, // 20: culvert.v1alpha1.PortStatus.drops:type_name -> culvert.v1alpha1.Drop
+	0,  // 21: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
+	22, // 22: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
+	23, // 23: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
+	19, // 24: culvert.v1alpha1.HostStatus.drops:type_name -> culvert.v1alpha1.Drop
+	19, // 25: culvert.v1alpha1.HostStatus.unread:type_name -> culvert.v1alpha1.Drop
+	0,  // 26: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
+	25, // 27: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
+	1,  // 28: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
+	5,  // 29: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
+	16, // 30: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
+	21, // 31: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
+	24, // 32: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
+	10, // 33: culvert.v1alpha1.Resource.domain:type_name -> culvert.v1alpha1.Domain
+	13, // 34: culvert.v1alpha1.Resource.policy:type_name -> culvert.v1alpha1.NetworkPolicy
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_resource_proto_init() }
@@ -1961,12 +2445,14 @@ func file_culvertv1_resource_proto_init() {
 	if File_culvertv1_resource_proto != nil {
 		return
 	}
-	file_culvertv1_resource_proto_msgTypes[20].OneofWrappers = []any{
+	file_culvertv1_resource_proto_msgTypes[26].OneofWrappers = []any{
 		(*Resource_Tenant)(nil),
 		(*Resource_Network)(nil),
 		(*Resource_Port)(nil),
 		(*Resource_Host)(nil),
 		(*Resource_Endpoint)(nil),
+		(*Resource_Domain)(nil),
+		(*Resource_Policy)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1974,7 +2460,7 @@ func file_culvertv1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_resource_proto_rawDesc), len(file_culvertv1_resource_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

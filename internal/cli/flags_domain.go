@@ -1,0 +1,79 @@
+package cli
+
+import (
+	"github.com/spf13/pflag"
+
+	"culvert/internal/api/culvertv1"
+	"culvert/internal/overlay"
+)
+
+// routed sets the domain of a network.
+func (n *networkFlags) routed(f *pflag.FlagSet, spec *culvertv1.NetworkSpec) error {
+	switch {
+	case n.noDomain && f.Changed("domain"):
+		return &overlay.FieldError{Field: "--no-domain", Value: "true", Allowed: "no --domain beside it"}
+	case n.noDomain:
+		spec.Domain = ""
+	case f.Changed("domain"):
+		if err := overlay.CheckName("--domain", n.domain); err != nil {
+			return err
+		}
+		spec.Domain = n.domain
+	}
+	return nil
+}
+
+type domainFlags struct{ labelFlag }
+
+func (d *domainFlags) define(f *pflag.FlagSet, _ bool) { d.labelFlag.define(f) }
+
+func (d *domainFlags) any(f *pflag.FlagSet) bool { return given(f, "label") }
+
+func (d *domainFlags) home() (overlay.Kind, string, string) { return 0, "", "" }
+
+func (d *domainFlags) apply(_ *pflag.FlagSet, r *culvertv1.Resource) error {
+	return d.labelFlag.apply(r.GetDomain().Metadata)
+}
+
+type policyFlags struct {
+	labelFlag
+	domain, from, to, direction string
+}
+
+func (p *policyFlags) define(f *pflag.FlagSet, set bool) {
+	p.labelFlag.define(f)
+	if !set {
+		f.StringVar(&p.domain, "domain", "", "domain of both networks")
+		f.StringVar(&p.from, "from", "", "network whose guests may send")
+		f.StringVar(&p.to, "to", "", "network that they may send to")
+	}
+	f.StringVar(&p.direction, "direction", "", "both, or forward: no way back (default both)")
+}
+
+func (p *policyFlags) any(f *pflag.FlagSet) bool { return given(f, "label", "direction") }
+
+func (p *policyFlags) home() (overlay.Kind, string, string) {
+	return overlay.KindDomain, "--domain", p.domain
+}
+
+func (p *policyFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
+	body := r.GetPolicy()
+	if body.Spec == nil {
+		body.Spec = &culvertv1.NetworkPolicySpec{}
+	}
+	for _, n := range []struct {
+		flag, v string
+		into    *string
+	}{{"from", p.from, &body.Spec.From}, {"to", p.to, &body.Spec.To}} {
+		if f.Changed(n.flag) {
+			if err := overlay.CheckName("--"+n.flag, n.v); err != nil {
+				return err
+			}
+			*n.into = n.v
+		}
+	}
+	if f.Changed("direction") {
+		body.Spec.Direction = p.direction
+	}
+	return p.labelFlag.apply(body.Metadata)
+}

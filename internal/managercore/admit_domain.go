@@ -1,0 +1,207 @@
+package managercore
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"culvert/internal/api"
+	"culvert/internal/overlay"
+)
+
+// Domains: networks between which hosts route, as policies say. Agents are told
+// neither: what follows from both stands in each network's Reach and From, in
+// the same transaction.
+
+func (a *admission) putDomain(d *overlay.Doc) *api.Refusal {
+	t, no := a.tenant(d)
+	if no != nil {
+		return no
+	}
+	old, _ := a.find(d.Kind, t.UID, d.Name).(*overlay.Domain)
+	if old == nil {
+		if n := a.c.ix.domains[t.UID]; n >= overlay.MaxDomains {
+			return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("tenant %s has %d domains, which is the most", t.Name, n), "delete one that is not needed: culvert domain list")
+		}
+		dom := &overlay.Domain{Meta: a.newMeta(d, t.UID)}
+		a.tx.put(dom)
+		a.did("created", dom)
+		return nil
+	}
+	same := slices.Equal(d.Labels, old.Labels)
+	if no := a.sameOrSet(d, same, old); no != nil || same {
+		return no
+	}
+	want := &overlay.Domain{Meta: a.again(old.Meta, d)}
+	a.tx.put(want)
+	a.did("changed", want)
+	return nil
+}
+
+// domainNamed is the domain of that name of a tenant.
+func (a *admission) domainNamed(d *overlay.Doc, t *overlay.Tenant, name string) (*overlay.Domain, *api.Refusal) {
+	dom, _ := a.find(overlay.KindDomain, t.UID, name).(*overlay.Domain)
+	if dom == nil {
+		name = qualified(t.Name, name)
+		return nil, api.Refuse(api.CodeNotFound, title(d)+" was not written", "domain "+name+" does not exist", "make it first: culvert domain create "+name)
+	}
+	return dom, nil
+}
+
+// domainOf is the domain that a network is to be in; zero for none.
+func (a *admission) domainOf(d *overlay.Doc, t *overlay.Tenant) (overlay.UID, *api.Refusal) {
+	if d.Network.Domain == "" {
+		return overlay.UID{}, nil
+	}
+	dom, no := a.domainNamed(d, t, d.Network.Domain)
+	if no != nil {
+		return overlay.UID{}, no
+	}
+	return dom.UID, nil
+}
+
+func (a *admission) domainName(uid overlay.UID) string {
+	rec, ok := a.get(Key{Kind: overlay.KindDomain, UID: uid})
+	if !ok {
+		return uid.String()
+	}
+	return rec.(*overlay.Domain).Name
+}
+
+// checkDomains refuses a request after which networks of a domain could not be
+// routed to each other. It looks when all documents are in their place, so that
+// a file may change what networks have in common in whatever order.
+func (a *admission) checkDomains(docs []overlay.Doc) *api.Refusal {
+	for i := range docs {
+		rec := a.exists(&docs[i])
+		if _, written := a.seen[KeyOf(rec)]; !written {
+			continue
+		}
+		var no *api.Refusal
+		switch r := rec.(type) {
+		case *overlay.Network:
+			no = a.fitsDomain(&docs[i], r)
+		case *overlay.Port:
+			no = a.ownMAC(&docs[i], r)
+		}
+		if no != nil {
+			return no
+		}
+	}
+	return nil
+}
+
+// fitsDomain refuses a network that differs from another of its domain in the
+// hosts that it selects, or has something that is the other's.
+func (a *admission) fitsDomain(d *overlay.Doc, n *overlay.Network) *api.Refusal {
+	if n.Domain.IsZero() {
+		return nil
+	}
+	what, domain := title(d)+" was not written", a.domainName(n.Domain)
+	if have := len(a.c.ix.members[n.Domain]); have > overlay.MaxDomainNetworks {
+		return api.Refuse(api.CodeQuota, what, fmt.Sprintf("domain %s has %d networks, which is the most", domain, have-1), "put it into another domain")
+	}
+	for _, k := range sorted(a.c.ix.members[n.Domain]) {
+		if k.UID == n.UID {
+			continue
+		}
+		rec, _ := a.get(k)
+		o := rec.(*overlay.Network)
+		if !slices.Equal(n.Hosts, o.Hosts) {
+			return api.Refuse(api.CodeHostsDiffer, what, fmt.Sprintf("%s may serve it, and %s network %s of the same domain, %s", hostsText(n.Hosts), hostsText(o.Hosts), o.Name, domain),
+				"give all networks of the domain the same spec.hosts, in one file: culvert apply -f FILE")
+		}
+		for _, s := range n.Subnets {
+			for _, t := range o.Subnets {
+				if s.Prefix.Overlaps(t.Prefix) {
+					return api.Refuse(api.CodeOverlap, what, fmt.Sprintf("its subnet %s overlaps %s of network %s in the same domain, %s", s.Prefix, t.Prefix, o.Name, domain),
+						"give subnets that share no address with others of the domain: culvert network list")
+				}
+			}
+		}
+		if p := a.twin(n, o); p != nil {
+			return api.Refuse(api.CodeMACInUse, what, fmt.Sprintf("MAC %s is a port's in it and in network %s of the same domain, %s", p.MAC, o.Name, domain),
+				"give one of the two another MAC, by deleting and creating it: culvert port list --network "+qualified(o.TenantName, o.Name))
+		}
+	}
+	return nil
+}
+
+// hostsText names the hosts that a network selects, if they are few.
+func hostsText(hosts []string) string {
+	const most = 8
+	switch {
+	case len(hosts) == 0:
+		return "all hosts"
+	case len(hosts) > most:
+		return fmt.Sprintf("%s and %d more", strings.Join(hosts[:most], ", "), len(hosts)-most)
+	}
+	return strings.Join(hosts, ", ")
+}
+
+// twin is a port whose MAC a port of the other network has, too; nil if there
+// is none.
+func (a *admission) twin(n, o *overlay.Network) *overlay.Port {
+	few, many := n.UID, o.UID
+	if len(a.c.ix.ports[few]) > len(a.c.ix.ports[many]) {
+		few, many = many, few
+	}
+	var found *overlay.Port
+	for k := range a.c.ix.ports[few] { // order-free: the lowest is taken
+		p := a.c.rows[k].rec.(*overlay.Port)
+		if _, used := a.c.ix.macs[netMAC{many, p.MAC}]; used && (found == nil || cmp.Compare(string(p.MAC[:]), string(found.MAC[:])) < 0) {
+			found = p
+		}
+	}
+	return found
+}
+
+// macBeyond is the network that has a MAC and is in the domain of n; nil if
+// there is none.
+func (a *admission) macBeyond(n *overlay.Network, m overlay.MAC) *overlay.Network {
+	if n.Domain.IsZero() {
+		return nil
+	}
+	var found *overlay.Network
+	for k := range a.c.ix.members[n.Domain] { // order-free: the lowest is taken
+		if _, used := a.c.ix.macs[netMAC{k.UID, m}]; used && k.UID != n.UID && (found == nil || k.UID.Compare(found.UID) < 0) {
+			found = a.c.rows[k].rec.(*overlay.Network)
+		}
+	}
+	return found
+}
+
+// ownMAC refuses a port whose MAC is known in the domain of its network.
+func (a *admission) ownMAC(d *overlay.Doc, p *overlay.Port) *api.Refusal {
+	rec, _ := a.get(Key{Kind: overlay.KindNetwork, UID: p.Network})
+	n := rec.(*overlay.Network)
+	o := a.macBeyond(n, p.MAC)
+	if o == nil {
+		return nil
+	}
+	return api.Refuse(api.CodeMACInUse, title(d)+" was not written",
+		fmt.Sprintf("MAC %s is port %s's in network %s, which is in domain %s as network %s is", p.MAC, a.portName(a.c.ix.macs[netMAC{o.UID, p.MAC}]), o.Name, a.domainName(n.Domain), n.Name),
+		"give another --mac, or none to have one allocated")
+}
+
+func (a *admission) deleteDomain(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {
+	networks, policies := sorted(a.c.ix.members[dom.UID]), sorted(a.c.ix.policies[dom.UID])
+	if len(networks) > 0 {
+		items := a.listed(networks, func(rec overlay.Record) string { return "network " + rec.(*overlay.Network).Name })
+		items = append(items, a.listed(policies, func(rec overlay.Record) string { return "policy " + a.policyItem(rec) })...)
+		return api.Refuse(api.CodeDomainInUse, title(d)+" was not deleted", fmt.Sprintf("it has %s and %s", count(len(networks), "network", "networks"), count(len(policies), "policy", "policies")),
+			"delete its policies, then take each network out: culvert network set NETWORK --no-domain", items...)
+	}
+	gone := &overlay.Domain{Meta: a.dying(dom.Meta, d)}
+	a.bury(gone)
+	a.did("deleted", gone)
+	return nil
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}

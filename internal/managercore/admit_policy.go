@@ -1,0 +1,170 @@
+package managercore
+
+import (
+	"fmt"
+	"slices"
+
+	"culvert/internal/api"
+	"culvert/internal/overlay"
+)
+
+func (a *admission) putPolicy(d *overlay.Doc) *api.Refusal {
+	t, no := a.tenant(d)
+	if no != nil {
+		return no
+	}
+	dom, no := a.domainNamed(d, t, d.Policy.Domain)
+	if no != nil {
+		return no
+	}
+	from, no := a.routable(d, t, dom, d.Policy.From)
+	if no != nil {
+		return no
+	}
+	to, no := a.routable(d, t, dom, d.Policy.To)
+	if no != nil {
+		return no
+	}
+	old, _ := a.find(d.Kind, t.UID, d.Name).(*overlay.Policy)
+	if old == nil {
+		if n := len(a.c.ix.policies[dom.UID]); n >= overlay.MaxPolicies {
+			return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("domain %s has %d policies, which is the most", dom.Name, n), "delete some that are not needed: culvert policy list")
+		}
+		a.putWay("created", &overlay.Policy{Meta: a.newMeta(d, t.UID), Domain: dom.UID, From: from.UID, To: to.UID, Both: d.Policy.Both})
+		return nil
+	}
+	kept := old.Domain == dom.UID && old.From == from.UID && old.To == to.UID
+	same := kept && old.Both == d.Policy.Both && slices.Equal(d.Labels, old.Labels)
+	if no := a.sameOrSet(d, same, old); no != nil || same {
+		return no
+	}
+	if !kept {
+		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", "a policy stays between its two networks: "+a.policyLine(old), "delete the policy and create it anew")
+	}
+	want := *old
+	want.Meta, want.Both = a.again(old.Meta, d), d.Policy.Both
+	a.putWay("changed", &want)
+	return nil
+}
+
+// routable is the network of that name, if a policy of the domain may name it.
+func (a *admission) routable(d *overlay.Doc, t *overlay.Tenant, dom *overlay.Domain, name string) (*overlay.Network, *api.Refusal) {
+	what, typed := title(d)+" was not written", qualified(t.Name, name)
+	n, _ := a.find(overlay.KindNetwork, t.UID, name).(*overlay.Network)
+	switch {
+	case n == nil:
+		return nil, api.Refuse(api.CodeNotFound, what, "network "+typed+" does not exist", "make it first: culvert network create "+typed+" --domain "+dom.Name)
+	case n.Blocked:
+		return nil, blocked(d, n)
+	case n.Domain != dom.UID:
+		return nil, api.Refuse(api.CodeNotInDomain, what, "network "+typed+" is not in domain "+dom.Name, "put it in first: culvert network set "+typed+" --domain "+dom.Name)
+	case n.Admission != overlay.AdmitDeclared:
+		return nil, api.Refuse(api.CodeUndeclared, what, fmt.Sprintf("network %s has admission %s, and the MACs of undeclared endpoints are not compared across networks", typed, n.Admission),
+			"declare the ports, then: culvert network set "+typed+" --admission declared")
+	}
+	return n, nil
+}
+
+// putWay writes a policy, and later what follows from it: see deriveWays.
+func (a *admission) putWay(action string, p *overlay.Policy) {
+	a.tx.put(p)
+	a.did(action, p)
+	a.routed[p.From], a.routed[p.To] = p.Cause, p.Cause
+}
+
+func (a *admission) deletePolicy(d *overlay.Doc, p *overlay.Policy) {
+	gone := *p
+	gone.Meta = a.dying(p.Meta, d)
+	a.bury(&gone)
+	a.did("deleted", &gone)
+	a.routed[p.From], a.routed[p.To] = gone.Cause, gone.Cause
+}
+
+// deriveWays writes the networks whose ways the request has changed: at the end,
+// so that each is written once. One whose ways are as before is not.
+func (a *admission) deriveWays() {
+	var uids []overlay.UID
+	for uid := range a.routed { // order-free: sorted below
+		uids = append(uids, uid)
+	}
+	slices.SortFunc(uids, overlay.UID.Compare)
+	for _, uid := range uids {
+		k := Key{Kind: overlay.KindNetwork, UID: uid}
+		rec, _ := a.get(k)
+		n := *rec.(*overlay.Network)
+		reach, from := a.c.ways(uid)
+		if slices.Equal(reach, n.Reach) && slices.Equal(from, n.From) {
+			continue
+		}
+		n.Reach, n.From = reach, from
+		if _, written := a.seen[k]; !written { // else its own change is the better cause
+			n.Cause, n.Changed = a.routed[uid], int64(a.c.now)
+		}
+		a.tx.put(&n)
+	}
+}
+
+// ways are the networks that policies let the guests of a network send to, and
+// those whose guests they let send to it.
+func (c *Core) ways(network overlay.UID) (reach, from []overlay.UID) {
+	for k := range c.ix.policies[network] { // order-free: sorted below
+		p := c.rows[k].rec.(*overlay.Policy)
+		other := p.To
+		if p.To == network {
+			other = p.From
+		}
+		if p.From == network || p.Both {
+			reach = append(reach, other)
+		}
+		if p.To == network || p.Both {
+			from = append(from, other)
+		}
+	}
+	slices.SortFunc(reach, overlay.UID.Compare)
+	slices.SortFunc(from, overlay.UID.Compare)
+	return slices.Compact(reach), slices.Compact(from)
+}
+
+// keepsPolicies refuses a change of a network that its policies do not allow.
+func (a *admission) keepsPolicies(d *overlay.Doc, old, want *overlay.Network) *api.Refusal {
+	if want.Domain != old.Domain {
+		if no := a.hasPolicies(d, old, "changed"); no != nil {
+			return no
+		}
+	}
+	if policies := sorted(a.c.ix.policies[old.UID]); want.Admission != overlay.AdmitDeclared && len(policies) > 0 {
+		return api.Refuse(api.CodeUndeclared, title(d)+" was not changed", fmt.Sprintf("policies name it, and with admission %s it has endpoints whose MACs are not compared across networks", want.Admission),
+			"leave spec.admission declared, or delete the policies first: culvert policy list", a.listed(policies, a.policyItem)...)
+	}
+	return nil
+}
+
+// hasPolicies refuses what takes a network out of its domain while policies name
+// it.
+func (a *admission) hasPolicies(d *overlay.Doc, n *overlay.Network, done string) *api.Refusal {
+	policies := sorted(a.c.ix.policies[n.UID])
+	if len(policies) == 0 {
+		return nil
+	}
+	first, _ := a.get(policies[0])
+	return api.Refuse(api.CodeHasPolicies, title(d)+" was not "+done, count(len(policies), "policy names it", "policies name it"),
+		"delete what is listed first: culvert policy delete "+qualified(n.TenantName, first.(*overlay.Policy).Name), a.listed(policies, a.policyItem)...)
+}
+
+func (a *admission) policyItem(rec overlay.Record) string { return a.policyLine(rec.(*overlay.Policy)) }
+
+// policyLine is a policy with its way: "web-db  web <-> db".
+func (a *admission) policyLine(p *overlay.Policy) string {
+	way := " -> "
+	if p.Both {
+		way = " <-> "
+	}
+	return p.Name + "  " + a.networkName(p.From) + way + a.networkName(p.To)
+}
+
+func (a *admission) networkName(uid overlay.UID) string {
+	if rec, ok := a.get(Key{Kind: overlay.KindNetwork, UID: uid}); ok {
+		return rec.(*overlay.Network).Name
+	}
+	return uid.String()
+}

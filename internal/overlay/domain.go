@@ -1,0 +1,9 @@
+package overlay
+
+// Bounds of domains. What a host has to know for a network grows with the
+// networks that policies open to it.
+const (
+	MaxDomains        = 100  // of a tenant
+	MaxDomainNetworks = 1000 // of a domain
+	MaxPolicies       = 1000 // of a domain, and so of the networks in Network.Reach and From
+)
