@@ -87,9 +87,9 @@ func (w *world) act(t *rapid.T) {
 	tenant := rapid.SampledFrom([]string{"default", "acme"}).Draw(t, "tenant")
 	net := rapid.SampledFrom([]string{"n1", "n2"}).Draw(t, "network")
 	port := rapid.SampledFrom([]string{"p1", "p2", "p3"}).Draw(t, "port")
-	switch rapid.IntRange(0, 6).Draw(t, "act") {
+	switch rapid.IntRange(0, 9).Draw(t, "act") {
 	case 0:
-		w.put(overlay.Doc{Kind: overlay.KindNetwork, Tenant: tenant, Name: net})
+		w.put(overlay.Doc{Kind: overlay.KindNetwork, Tenant: tenant, Name: net, Network: overlay.NetworkSpec{Domain: rapid.SampledFrom([]string{"", "d1", "d1"}).Draw(t, "domain")}})
 	case 1, 2:
 		w.put(overlay.Doc{Kind: overlay.KindPort, Tenant: tenant, Name: port, Port: overlay.PortSpec{Network: net}})
 	case 3:
@@ -100,6 +100,16 @@ func (w *world) act(t *rapid.T) {
 		w.ask(managercore.Asked{Delete: &managercore.Delete{Kind: overlay.KindPort, Tenant: tenant, Name: port}})
 	case 6:
 		w.ask(managercore.Asked{Delete: &managercore.Delete{Kind: overlay.KindNetwork, Tenant: tenant, Name: net, WithPorts: true}})
+	case 7:
+		w.put(overlay.Doc{Kind: overlay.KindDomain, Tenant: tenant, Name: "d1", Labels: []overlay.Label{{Key: net}}})
+	case 8:
+		w.put(overlay.Doc{Kind: overlay.KindPolicy, Tenant: tenant, Name: "w1", Policy: overlay.PolicySpec{Domain: "d1", From: "n1", To: "n2", Both: rapid.Bool().Draw(t, "both")}})
+	case 9:
+		gone := managercore.Delete{Kind: overlay.KindPolicy, Tenant: tenant, Name: "w1"}
+		if rapid.Bool().Draw(t, "the domain") {
+			gone.Kind, gone.Name = overlay.KindDomain, "d1"
+		}
+		w.ask(managercore.Asked{Delete: &gone})
 	}
 }
 
@@ -126,7 +136,7 @@ func (s still) server() *Server { return New(s, Options{}) }
 func TestWatchEqualsList(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld()
-		q := selection{kind: rapid.SampledFrom([]overlay.Kind{overlay.KindTenant, overlay.KindNetwork, overlay.KindPort, overlay.KindEndpoint}).Draw(t, "kind")}
+		q := selection{kind: rapid.SampledFrom([]overlay.Kind{overlay.KindTenant, overlay.KindDomain, overlay.KindNetwork, overlay.KindPolicy, overlay.KindPort, overlay.KindEndpoint}).Draw(t, "kind")}
 		if q.kind != overlay.KindTenant && rapid.Bool().Draw(t, "one tenant") {
 			q.tenant = "acme"
 		}
@@ -163,9 +173,12 @@ func TestWatchEqualsList(t *testing.T) {
 	})
 }
 
-// names is what of a resource must never be missed: that it is, where it is.
+// names is what of a resource must never be missed: that it is, where it is,
+// whom it reaches.
 func names(r *culvertv1.Resource) string {
-	return fmt.Sprintf("%s/%s %s %s", api.MetadataOf(r).GetTenant(), api.MetadataOf(r).GetName(), r.GetPort().GetStatus().GetHost(), r.GetEndpoint().GetStatus().GetHost())
+	st := r.GetNetwork().GetStatus()
+	return fmt.Sprintf("%s/%s %s %s %s%v%v %s", api.MetadataOf(r).GetTenant(), api.MetadataOf(r).GetName(), r.GetPort().GetStatus().GetHost(), r.GetEndpoint().GetStatus().GetHost(),
+		st.GetDomain(), st.GetReach(), st.GetFrom(), r.GetPolicy().GetStatus().GetDirection())
 }
 
 func apply(have map[string]string, events []*culvertv1.WatchResponse) map[string]string {

@@ -54,6 +54,10 @@ func TestSetKeepsWhatOthersSet(t *testing.T) {
 	m.ok("tenant create acme")
 	m.ok("network create blue --subnet 10.20.0.0/24")
 	m.ok("port create vm1 --network blue")
+	m.ok("domain create shop")
+	m.ok("network create a --domain shop")
+	m.ok("network create b --domain shop")
+	m.ok("policy create ab --domain shop --from a --to b")
 	tests := []struct {
 		line, rival, show string
 		want              []string
@@ -63,6 +67,9 @@ func TestSetKeepsWhatOthersSet(t *testing.T) {
 		{"network set blue --label a=1", "network set blue --label b=2", "network show blue", []string{`a: "1"`, `b: "2"`, "tier: web"}},
 		{"network set blue --dns 10.20.0.2 --lease 600", "network set blue --route 0.0.0.0/0=10.20.0.9", "network show blue", []string{`- "10.20.0.2"`, "lease: 600", `via: "10.20.0.9"`}},
 		{"network set blue --foreign-vtep 198.51.100.7", "network set blue --label far=1", "network show blue", []string{`- "198.51.100.7"`, `far: "1"`}},
+		{"network set a --mtu 1400", "policy set ab --direction forward", "network show a", []string{"mtu: 1400", "domain: shop", "reach:\n  - b"}},
+		{"domain set shop --label a=1", "domain set shop --label b=2", "domain show shop", []string{`a: "1"`, `b: "2"`}},
+		{"policy set ab --direction both", "policy set ab --label a=1", "policy show ab", []string{"direction: both", `a: "1"`}},
 		{"port set vm1 --vm web1", "port set vm1 --ip 10.20.0.9", "port show vm1", []string{"vm: web1", `- "10.20.0.9"`}},
 		{"port set vm1 --address-check", "port set vm1 --shared-address 10.20.0.99", "port show vm1", []string{"addressCheck: true", `- "10.20.0.99"`}},
 		{"port bind vm1 --host h1", "port set vm1 --label owner=me", "port show vm1", []string{"- h1", "owner: me"}},

@@ -186,7 +186,7 @@ func (a *admission) ownMAC(d *overlay.Doc, p *overlay.Port) *api.Refusal {
 }
 
 func (a *admission) deleteDomain(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {
-	networks, policies := sorted(a.c.ix.members[dom.UID]), sorted(a.c.ix.policies[dom.UID])
+	networks, policies := sorted(a.c.ix.members[dom.UID]), a.policiesOf(dom.UID)
 	if len(networks) > 0 {
 		items := a.listed(networks, func(rec overlay.Record) string { return "network " + rec.(*overlay.Network).Name })
 		items = append(items, a.listed(policies, func(rec overlay.Record) string { return "policy " + a.policyItem(rec) })...)

@@ -305,15 +305,16 @@ func (a *admission) deleteNetwork(d *overlay.Doc, n *overlay.Network, withPorts 
 	return nil
 }
 
-// listed says of each dependant a line, of the first maxListed.
+// listed says of each dependant a line, of maxListed at most.
 func (a *admission) listed(keys []Key, line func(overlay.Record) string) []string {
 	var items []string
-	for _, k := range keys {
-		if len(items) == maxListed {
-			return append(items, fmt.Sprintf("and %d more", len(keys)-maxListed))
-		}
+	for _, k := range keys[:min(len(keys), maxListed)] {
 		rec, _ := a.get(k)
 		items = append(items, line(rec))
+	}
+	slices.Sort(items)
+	if more := len(keys) - maxListed; more > 0 {
+		items = append(items, fmt.Sprintf("and %d more", more))
 	}
 	return items
 }

@@ -1,6 +1,7 @@
 package managercore
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -132,7 +133,7 @@ func (a *admission) keepsPolicies(d *overlay.Doc, old, want *overlay.Network) *a
 			return no
 		}
 	}
-	if policies := sorted(a.c.ix.policies[old.UID]); want.Admission != overlay.AdmitDeclared && len(policies) > 0 {
+	if policies := a.policiesOf(old.UID); want.Admission != overlay.AdmitDeclared && len(policies) > 0 {
 		return api.Refuse(api.CodeUndeclared, title(d)+" was not changed", fmt.Sprintf("policies name it, and with admission %s it has endpoints whose MACs are not compared across networks", want.Admission),
 			"leave spec.admission declared, or delete the policies first: culvert policy list", a.listed(policies, a.policyItem)...)
 	}
@@ -142,13 +143,21 @@ func (a *admission) keepsPolicies(d *overlay.Doc, old, want *overlay.Network) *a
 // hasPolicies refuses what takes a network out of its domain while policies name
 // it.
 func (a *admission) hasPolicies(d *overlay.Doc, n *overlay.Network, done string) *api.Refusal {
-	policies := sorted(a.c.ix.policies[n.UID])
+	policies := a.policiesOf(n.UID)
 	if len(policies) == 0 {
 		return nil
 	}
 	first, _ := a.get(policies[0])
 	return api.Refuse(api.CodeHasPolicies, title(d)+" was not "+done, count(len(policies), "policy names it", "policies name it"),
 		"delete what is listed first: culvert policy delete "+qualified(n.TenantName, first.(*overlay.Policy).Name), a.listed(policies, a.policyItem)...)
+}
+
+// policiesOf are the policies of a domain, or those that name a network, by name.
+func (a *admission) policiesOf(uid overlay.UID) []Key {
+	name := func(k Key) string { return a.c.rows[k].rec.(*overlay.Policy).Name }
+	keys := sorted(a.c.ix.policies[uid])
+	slices.SortFunc(keys, func(k, l Key) int { return cmp.Compare(name(k), name(l)) })
+	return keys
 }
 
 func (a *admission) policyItem(rec overlay.Record) string { return a.policyLine(rec.(*overlay.Policy)) }
