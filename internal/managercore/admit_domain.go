@@ -92,38 +92,49 @@ func (a *admission) checkDomains(docs []overlay.Doc) *api.Refusal {
 	return nil
 }
 
-// fitsDomain refuses a network that differs from another of its domain in the
-// hosts that it selects, or has something that is the other's.
+// fitsDomain refuses a network that cannot be routed to another of its domain.
 func (a *admission) fitsDomain(d *overlay.Doc, n *overlay.Network) *api.Refusal {
 	if n.Domain.IsZero() {
 		return nil
 	}
-	what, domain := title(d)+" was not written", a.domainName(n.Domain)
-	if have := len(a.c.ix.members[n.Domain]); have > overlay.MaxDomainNetworks {
-		return api.Refuse(api.CodeQuota, what, fmt.Sprintf("domain %s has %d networks, which is the most", domain, have-1), "put it into another domain")
+	members := a.c.ix.members[n.Domain]
+	if have := len(members); have > overlay.MaxDomainNetworks {
+		return api.Refuse(api.CodeQuota, title(d)+" was not written", fmt.Sprintf("domain %s has %d networks, which is the most", a.domainName(n.Domain), have-1), "put it into another domain")
 	}
-	for _, k := range sorted(a.c.ix.members[n.Domain]) {
-		if k.UID == n.UID {
+	var no *api.Refusal
+	var with overlay.UID
+	for k := range members { // order-free: of several the lowest is told
+		if k.UID == n.UID || no != nil && with.Compare(k.UID) < 0 {
 			continue
 		}
-		rec, _ := a.get(k)
-		o := rec.(*overlay.Network)
-		if !slices.Equal(n.Hosts, o.Hosts) {
-			return api.Refuse(api.CodeHostsDiffer, what, fmt.Sprintf("%s may serve it, and %s network %s of the same domain, %s", hostsText(n.Hosts), hostsText(o.Hosts), o.Name, domain),
-				"give all networks of the domain the same spec.hosts, in one file: culvert apply -f FILE")
+		if x := a.clash(d, n, a.c.rows[k].rec.(*overlay.Network)); x != nil {
+			no, with = x, k.UID
 		}
-		for _, s := range n.Subnets {
-			for _, t := range o.Subnets {
-				if s.Prefix.Overlaps(t.Prefix) {
-					return api.Refuse(api.CodeOverlap, what, fmt.Sprintf("its subnet %s overlaps %s of network %s in the same domain, %s", s.Prefix, t.Prefix, o.Name, domain),
-						"give subnets that share no address with others of the domain: culvert network list")
-				}
+	}
+	return no
+}
+
+// clash refuses a network that differs from another of its domain in the hosts
+// that it selects, or has something that is the other's.
+func (a *admission) clash(d *overlay.Doc, n, o *overlay.Network) *api.Refusal {
+	no := func(code api.Code, why, cure string) *api.Refusal {
+		return api.Refuse(code, title(d)+" was not written", why+" network "+o.Name+" of the same domain, "+a.domainName(n.Domain), cure)
+	}
+	if !slices.Equal(n.Hosts, o.Hosts) {
+		return no(api.CodeHostsDiffer, fmt.Sprintf("%s may serve it, and %s", hostsText(n.Hosts), hostsText(o.Hosts)),
+			"give all networks of the domain the same spec.hosts, in one file: culvert apply -f FILE")
+	}
+	for _, s := range n.Subnets {
+		for _, t := range o.Subnets {
+			if s.Prefix.Overlaps(t.Prefix) {
+				return no(api.CodeOverlap, fmt.Sprintf("its subnet %s overlaps %s of", s.Prefix, t.Prefix),
+					"give subnets that share no address with others of the domain: culvert network list")
 			}
 		}
-		if p := a.twin(n, o); p != nil {
-			return api.Refuse(api.CodeMACInUse, what, fmt.Sprintf("MAC %s is a port's in it and in network %s of the same domain, %s", p.MAC, o.Name, domain),
-				"give one of the two another MAC, by deleting and creating it: culvert port list --network "+qualified(o.TenantName, o.Name))
-		}
+	}
+	if p := a.twin(n, o); p != nil {
+		return no(api.CodeMACInUse, fmt.Sprintf("MAC %s is a port's in it and in", p.MAC),
+			"give one of the two another MAC, by deleting and creating it: culvert port list --network "+qualified(o.TenantName, o.Name))
 	}
 	return nil
 }
