@@ -132,9 +132,9 @@ func (a *admission) clash(d *overlay.Doc, n, o *overlay.Network) *api.Refusal {
 			}
 		}
 	}
-	if p := a.twin(n, o); p != nil {
-		return no(api.CodeMACInUse, fmt.Sprintf("MAC %s is a port's in it and in", p.MAC),
-			"give one of the two another MAC, by deleting and creating it: culvert port list --network "+qualified(o.TenantName, o.Name))
+	if m := a.c.twin(n, o); !m.IsZero() {
+		return no(api.CodeMACInUse, fmt.Sprintf("MAC %s is in it and in", m),
+			"give one of the two another MAC, by deleting and creating the port: culvert port list --network "+qualified(o.TenantName, o.Name))
 	}
 	return nil
 }
@@ -151,33 +151,49 @@ func hostsText(hosts []string) string {
 	return strings.Join(hosts, ", ")
 }
 
-// twin is a port whose MAC a port of the other network has, too; nil if there
-// is none.
-func (a *admission) twin(n, o *overlay.Network) *overlay.Port {
+// twin is a MAC that both networks have; zero if there is none.
+func (c *Core) twin(n, o *overlay.Network) overlay.MAC {
+	var found overlay.MAC
+	see := func(m overlay.MAC, other overlay.UID) {
+		if c.hasMAC(other, m) && (found.IsZero() || cmp.Compare(string(m[:]), string(found[:])) < 0) {
+			found = m
+		}
+	}
 	few, many := n.UID, o.UID
-	if len(a.c.ix.ports[few]) > len(a.c.ix.ports[many]) {
+	if len(c.ix.ports[few]) > len(c.ix.ports[many]) {
 		few, many = many, few
 	}
-	var found *overlay.Port
-	for k := range a.c.ix.ports[few] { // order-free: the lowest is taken
-		p := a.c.rows[k].rec.(*overlay.Port)
-		if _, used := a.c.ix.macs[netMAC{many, p.MAC}]; used && (found == nil || cmp.Compare(string(p.MAC[:]), string(found.MAC[:])) < 0) {
-			found = p
+	for k := range c.ix.ports[few] { // order-free: the lowest is taken
+		see(c.rows[k].rec.(*overlay.Port).MAC, many)
+	}
+	for _, x := range [...]struct{ of, in overlay.UID }{{n.UID, o.UID}, {o.UID, n.UID}} {
+		for k := range c.ix.virtual[x.of] { // order-free: the lowest is taken
+			see(k.MAC, x.in)
 		}
 	}
 	return found
 }
 
+// hasMAC reports whether a port of a network has a MAC, or a virtual router in
+// it.
+func (c *Core) hasMAC(network overlay.UID, m overlay.MAC) bool {
+	if _, used := c.ix.macs[netMAC{network, m}]; used || !m.IsVirtual() {
+		return used
+	}
+	w := c.rows[Key{Kind: overlay.KindEndpoint, UID: network, MAC: m}]
+	return w != nil && !w.gone
+}
+
 // macBeyond is the network that has a MAC and is in the domain of n; nil if
 // there is none.
-func (a *admission) macBeyond(n *overlay.Network, m overlay.MAC) *overlay.Network {
+func (c *Core) macBeyond(n *overlay.Network, m overlay.MAC) *overlay.Network {
 	if n.Domain.IsZero() {
 		return nil
 	}
 	var found *overlay.Network
-	for k := range a.c.ix.members[n.Domain] { // order-free: the lowest is taken
-		if _, used := a.c.ix.macs[netMAC{k.UID, m}]; used && k.UID != n.UID && (found == nil || k.UID.Compare(found.UID) < 0) {
-			found = a.c.rows[k].rec.(*overlay.Network)
+	for k := range c.ix.members[n.Domain] { // order-free: the lowest is taken
+		if k.UID != n.UID && c.hasMAC(k.UID, m) && (found == nil || k.UID.Compare(found.UID) < 0) {
+			found = c.rows[k].rec.(*overlay.Network)
 		}
 	}
 	return found
@@ -187,12 +203,16 @@ func (a *admission) macBeyond(n *overlay.Network, m overlay.MAC) *overlay.Networ
 func (a *admission) ownMAC(d *overlay.Doc, p *overlay.Port) *api.Refusal {
 	rec, _ := a.get(Key{Kind: overlay.KindNetwork, UID: p.Network})
 	n := rec.(*overlay.Network)
-	o := a.macBeyond(n, p.MAC)
+	o := a.c.macBeyond(n, p.MAC)
 	if o == nil {
 		return nil
 	}
+	owner := "a virtual router's"
+	if k, declared := a.c.ix.macs[netMAC{o.UID, p.MAC}]; declared {
+		owner = "port " + a.portName(k) + "'s"
+	}
 	return api.Refuse(api.CodeMACInUse, title(d)+" was not written",
-		fmt.Sprintf("MAC %s is port %s's in network %s, which is in domain %s as network %s is", p.MAC, a.portName(a.c.ix.macs[netMAC{o.UID, p.MAC}]), o.Name, a.domainName(n.Domain), n.Name),
+		fmt.Sprintf("MAC %s is %s in network %s, which is in domain %s as network %s is", p.MAC, owner, o.Name, a.domainName(n.Domain), n.Name),
 		"give another --mac, or none to have one allocated")
 }
 

@@ -211,7 +211,7 @@ func subnetList(n *overlay.Network) string {
 func (a *admission) allocateMAC(n *overlay.Network, uid overlay.UID) overlay.MAC {
 	m := overlay.MAC{0x52, 0x54, 0x00, uid[0], uid[1], uid[2]}
 	for {
-		if _, used := a.c.ix.macs[netMAC{n.UID, m}]; !used && a.macBeyond(n, m) == nil {
+		if _, used := a.c.ix.macs[netMAC{n.UID, m}]; !used && a.c.macBeyond(n, m) == nil {
 			return m
 		}
 		for i := 5; i >= 2; i-- {

@@ -124,6 +124,11 @@ func (c *Core) mayNot(cl hostClaim) string {
 	if _, declared := c.ix.macs[netMAC{cl.Network, cl.MAC}]; p.Network != cl.Network || p.MAC != cl.MAC && (declared || !cl.MAC.IsVirtual() || len(p.Shared) == 0 || cl.Pre) {
 		return fmt.Sprintf("port %s has MAC %s in another form than claimed", p.Name, p.MAC)
 	}
+	if cl.MAC != p.MAC { // a virtual router's, which may be claimed by who shares something
+		if o := c.macBeyond(nw.rec.(*overlay.Network), cl.MAC); o != nil {
+			return because(api.CodeMACInUse, "MAC %s is in network %s of the same domain", cl.MAC, o.Name)
+		}
+	}
 	if len(p.Hosts) > 0 && !slices.Contains(p.Hosts, h.Name) {
 		return because(api.CodeHostNotYours, "port %s may not be on host %s, see spec.hosts", p.Name, h.Name)
 	}
