@@ -100,7 +100,7 @@ func (h *host) holds(s *Set, want bool) {
 func (h *host) filled() *Set {
 	h.Helper()
 	s := h.load()
-	if err := errors.Join(s.AddPort(h.dev, 9), s.AddNetwork(100, h.dev)); err != nil {
+	if err := errors.Join(s.AddPort(h.dev, Place{9, 100}), s.AddNetwork(100, h.dev)); err != nil {
 		h.Fatal(err)
 	}
 	k := h.rows(s)

@@ -21,7 +21,7 @@ static __always_inline int drop(__u32 port, __u32 reason)
 	struct port_state *st = state(port);
 
 	if (st)
-		__sync_fetch_and_add(&st->drops[reason & 15], 1);
+		__sync_fetch_and_add(&st->drops[reason & (MAX_REASONS - 1)], 1);
 	return TC_ACT_SHOT;
 }
 
@@ -158,6 +158,8 @@ static __always_inline bool serves(const struct facts *f)
 	return f->proto == IPPROTO_UDP && f->sport == (f->type == ETH_P_IP ? 67 : 547);
 }
 
+#include "route.h"
+
 SEC("tc")
 int cv_from_port(struct __sk_buff *skb)
 {
@@ -165,6 +167,7 @@ int cv_from_port(struct __sk_buff *skb)
 	__u32 port = skb->ifindex;
 	struct port_conf *p;
 	int verdict = NEXT;
+	bool router = false;
 
 	if (!parse_ethernet(skb, &f))
 		return drop(port, SHORT);
@@ -185,7 +188,9 @@ int cv_from_port(struct __sk_buff *skb)
 		return drop(port, SERVER);
 	else if ((f.mac_dst[0] & 1) && !calm(port))
 		return drop(port, STORM);
-	if (worth_hearing(&f))
+	else if (p->flags & ROUTED)
+		verdict = route(skb, port, &f, &router);
+	if (router || worth_hearing(&f))
 		hear(skb, true, false, verdict != NEXT);
 	else if (p->flags & WATCH)
 		hear(skb, false, false, verdict != NEXT);

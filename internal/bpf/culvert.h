@@ -13,21 +13,26 @@
 
 // LAYOUT is raised when a map's key or value changes: programs of another
 // layout are replaced, but their maps are not adopted.
-#define LAYOUT 1
+#define LAYOUT 2
 
 #define ALIGNED __attribute__((aligned(8)))
 #define NEXT TC_ACT_UNSPEC // == TCX_NEXT: later programs, and then the stack, decide
 #define MAX_HEARD 590      // hoststate.MaxHeard
+#define MAX_REASONS 32     // slots of port_state.drops, a power of two
+
+// overlay.ServerMAC, its first four bytes and its last two.
+#define ROUTER_MAC4 bpf_htonl(0x0263756c)
+#define ROUTER_MAC2 bpf_htons(0x7674)
 
 enum { // hoststate.DropReason
 	UNCLAIMED = 1, SOURCE_MAC, SOURCE_IP, SERVER, STORM, SHORT, OWN_ADDRESS, NOT_FOR_PORT, PUNT_LIMIT,
-	UNKNOWN_VTEP, UNSERVED_VNI, MALFORMED, FOREIGN_SOURCE, FRAGMENT, REASONS
+	UNKNOWN_VTEP, UNSERVED_VNI, MALFORMED, FOREIGN_SOURCE, FRAGMENT, ROUTER, OTHER_NETWORK
 };
 
-enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8, CHECK_LOCAL = 16 }; // port_conf.flags
+enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8, CHECK_LOCAL = 16, ROUTED = 32 }; // port_conf.flags
 enum { OWN_IP = 0, OWN_MAC = 1 };                // own_key.kind
 enum { OWNED = 0, SHARED = 1 };                  // value of cv_own: whether others may claim it, too
-enum { SOURCE = 1, RELAYED = 2 };                // peer_key.kind
+enum { SOURCE = 1, RELAYED, REACH_IP, REACH_MAC }; // network_key.kind
 
 // bucket is a rate as the generic cell rate algorithm takes it (ITU-T I.371):
 // one word of state, which compare-and-swap changes without a lock.
@@ -52,8 +57,9 @@ struct port_conf {
 // port_state is of each port that carries the programs.
 struct port_state {
 	__u64 storm, punt, unclaimed; // of the buckets: when the next frame is due
-	__u64 drops[16];              // by reason
-	__u32 bridge, pad;            // whose port it was when it got them; the loader's alone
+	__u64 drops[MAX_REASONS];     // by reason
+	__u32 bridge;                 // whose port it was when it got them; the loader's alone
+	__u32 vni;                    // of that bridge
 };
 
 struct own_key {
@@ -62,10 +68,10 @@ struct own_key {
 	__u8 addr[16]; // an IPv4 address as ::ffff:a.b.c.d; a MAC in the first six bytes
 };
 
-struct peer_key {
-	__u8 mac[ETH_ALEN];
+struct network_key {
+	__u8 mac[ETH_ALEN]; // zero in REACH_IP
 	__u16 kind;
-	__u8 vtep[16];
+	__u8 ip[16]; // of the VTEP, or in REACH_IP what is reached; zero in REACH_MAC
 };
 
 // in6 is an address of either family.
@@ -117,7 +123,7 @@ struct network {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 256);
-	__uint(key_size, sizeof(struct peer_key)); // behind a pointer, clang leaves no type of a __type
+	__uint(key_size, sizeof(struct network_key)); // behind a pointer, clang leaves no type of a __type
 	__uint(value_size, 1);
 };
 

@@ -44,6 +44,11 @@ static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 	return *(const __u32 *)a == *(const __u32 *)b && *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
 }
 
+static __always_inline bool is_router(const __u8 *mac)
+{
+	return *(const __u32 *)mac == ROUTER_MAC4 && *(const __u16 *)(mac + 4) == ROUTER_MAC2;
+}
+
 static __always_inline void mapped4(struct in6 *to, const __u8 *ip)
 {
 	// Word by word: an initializer would become a map of constants, which a

@@ -13,7 +13,7 @@ import (
 )
 
 // layout is LAYOUT of culvert.h.
-const layout = 1
+const layout = 2
 
 // Rate is a token bucket: frames a second, and how many at once.
 type Rate struct{ PerSecond, Burst uint64 }

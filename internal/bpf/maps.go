@@ -29,8 +29,9 @@ type (
 
 	portState struct {
 		Storm, Punt, Unclaimed uint64
-		Drops                  [16]uint64
-		Bridge, _              uint32
+		Drops                  [32]uint64
+		Bridge                 uint32
+		VNI                    overlay.VNI
 	}
 
 	ownKey struct {
@@ -38,10 +39,10 @@ type (
 		Addr       [16]byte
 	}
 
-	peerKey struct {
+	networkKey struct {
 		MAC  overlay.MAC
 		Kind uint16
-		VTEP [16]byte
+		IP   [16]byte
 	}
 
 	relayKey struct {
@@ -59,15 +60,17 @@ const (
 
 	asShared = 1
 
-	peerSource  = 1
-	peerRelayed = 2
+	keySource   = 1
+	keyRelayed  = 2
+	keyReachIP  = 3
+	keyReachMAC = 4
 )
 
 // flags are hoststate's and the program's.
 var flags = [...]struct {
 	row  hoststate.Flags
 	prog uint16
-}{{hoststate.Open, 1}, {hoststate.CheckIP, 2}, {hoststate.NoServers, 4}, {hoststate.Watch, 8}, {hoststate.CheckLocal, 16}}
+}{{hoststate.Open, 1}, {hoststate.CheckIP, 2}, {hoststate.NoServers, 4}, {hoststate.Watch, 8}, {hoststate.CheckLocal, 16}, {hoststate.Routed, 32}}
 
 func portOf(v hoststate.Val) portConf {
 	c := portConf{MAC: v.MAC}
@@ -126,19 +129,35 @@ func (o ownKey) key() hoststate.Key {
 
 func addr(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }
 
-func peerOf(k hoststate.Key) peerKey {
-	p := peerKey{MAC: k.MAC, Kind: peerSource, VTEP: k.IP.As16()}
-	if k.Table == hoststate.TableRelayed {
-		p.Kind = peerRelayed
+func networkKeyOf(k hoststate.Key) networkKey {
+	n := networkKey{MAC: k.MAC}
+	if k.IP.IsValid() {
+		n.IP = k.IP.As16()
 	}
-	return p
+	switch {
+	case k.Table == hoststate.TableSource:
+		n.Kind = keySource
+	case k.Table == hoststate.TableRelayed:
+		n.Kind = keyRelayed
+	case k.IP.IsValid():
+		n.Kind = keyReachIP
+	default:
+		n.Kind = keyReachMAC
+	}
+	return n
 }
 
-func (p peerKey) key(v overlay.VNI) hoststate.Key {
-	k := hoststate.Key{Table: hoststate.TableSource, VNI: v, MAC: p.MAC, IP: addr(p.VTEP)}
-	if p.Kind == peerRelayed {
+func (n networkKey) key(v overlay.VNI) hoststate.Key {
+	k := hoststate.Key{Table: hoststate.TableReach, VNI: v, MAC: n.MAC}
+	switch n.Kind {
+	case keySource:
+		k.Table = hoststate.TableSource
+	case keyRelayed:
 		k.Table = hoststate.TableRelayed
+	case keyReachMAC:
+		return k
 	}
+	k.IP = addr(n.IP)
 	return k
 }
 

@@ -60,7 +60,7 @@ func newBench(t testing.TB, l Limits) *bench {
 			t.Errorf("close: %v", err)
 		}
 	})
-	if err := errors.Join(b.AddPort(port, 9), b.AddNetwork(100, port), b.SetVTEP(known4, true), b.SetVTEP(known6, true), b.SetVTEP(mapped, true)); err != nil {
+	if err := errors.Join(b.AddPort(port, Place{9, 100}), b.AddNetwork(100, port), b.SetVTEP(known4, true), b.SetVTEP(known6, true), b.SetVTEP(mapped, true)); err != nil {
 		t.Fatal(err)
 	}
 	b.row(hoststate.Key{Table: hoststate.TablePort, Port: port}, hoststate.Val{MAC: mine, Flags: safe})
@@ -128,7 +128,7 @@ func (b *bench) verdicts(p *ebpf.Program, port int32, cases []frameCase) {
 		if verdict != want {
 			b.Errorf("%s: verdict %d, want %d", c.name, int32(verdict), int32(want))
 		}
-		for r := range hoststate.DropReason(16) {
+		for r := range hoststate.DropReason(hoststate.DropReasons) {
 			if before[r] != after[r] {
 				b.Errorf("%s: %s counted %d, want %d", c.name, r, after[r], before[r])
 			}

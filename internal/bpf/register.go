@@ -11,10 +11,16 @@ import (
 	"culvert/internal/overlay"
 )
 
-// AddPort registers a port of a bridge, which must come before its rows. What
-// an earlier device of that ifindex, or the same one at another bridge, has
+// Place is where a port is.
+type Place struct {
+	Bridge int32 // ifindex
+	VNI    overlay.VNI
+}
+
+// AddPort registers a port at a place, which must come before its rows. What
+// an earlier device of that ifindex, or the same one at another place, has
 // left behind goes.
-func (s *Set) AddPort(port, bridge int32) error {
+func (s *Set) AddPort(port int32, at Place) error {
 	if _, ok, err := get[uint32, portState](s.objects.CvState, uint32(port)); err != nil {
 		return fmt.Errorf("read port %d: %w", port, err)
 	} else if ok {
@@ -22,7 +28,7 @@ func (s *Set) AddPort(port, bridge int32) error {
 			return err
 		}
 	}
-	if err := s.objects.CvState.Put(uint32(port), portState{Bridge: uint32(bridge)}); err != nil {
+	if err := s.objects.CvState.Put(uint32(port), portState{Bridge: uint32(at.Bridge), VNI: at.VNI}); err != nil {
 		return fmt.Errorf("register port %d: %w", port, err)
 	}
 	return nil
@@ -48,10 +54,10 @@ func (s *Set) DropPort(port int32) error {
 	return nil
 }
 
-// Port is the bridge that a port was registered at; ok is false if it is not.
-func (s *Set) Port(port int32) (bridge int32, ok bool, err error) {
+// Port is the place that a port was registered at; ok is false if it is not.
+func (s *Set) Port(port int32) (at Place, ok bool, err error) {
 	st, ok, err := get[uint32, portState](s.objects.CvState, uint32(port))
-	return int32(st.Bridge), ok, err
+	return Place{int32(st.Bridge), st.VNI}, ok, err
 }
 
 // Ports are the registered ports with their bridges, and what the programs
@@ -154,15 +160,15 @@ func (s *Set) grow(v overlay.VNI, n *network, more int) error {
 		return unix.ENOSPC
 	}
 	return s.makeNetwork(v, size, func(m *ebpf.Map) error {
-		var keys []peerKey
-		err := each(n.Map, func(p peerKey, _ uint8) { keys = append(keys, p) })
+		var keys []networkKey
+		err := each(n.Map, func(k networkKey, _ uint8) { keys = append(keys, k) })
 		put(m, keys, make([]uint8, len(keys)), func(_ int, e error) { err = errors.Join(err, e) })
 		return err
 	})
 }
 
-// writePeers writes rows of one network, in a larger map if they need it.
-func (s *Set) writePeers(v overlay.VNI, h *halves[peerKey, uint8], errs []error) {
+// writeNetwork writes rows of one network, in a larger map if they need it.
+func (s *Set) writeNetwork(v overlay.VNI, h *halves[networkKey, uint8], errs []error) {
 	s.netMu.Lock()
 	defer s.netMu.Unlock()
 	all := func(err error) {
@@ -182,7 +188,7 @@ func (s *Set) writePeers(v overlay.VNI, h *halves[peerKey, uint8], errs []error)
 			return
 		}
 		if again { // what was deleted is, and what was refused may pass now
-			h[1] = group[peerKey, uint8]{}
+			h[1] = group[networkKey, uint8]{}
 		}
 		all(nil)
 		h.write(n.Map, errs)

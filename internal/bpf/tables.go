@@ -52,7 +52,7 @@ func (s *Set) Write(changes []Change) []error {
 	var ports halves[uint32, portConf]
 	var owned halves[ownKey, uint8]
 	var relays halves[relayKey, uint8]
-	peers := map[overlay.VNI]*halves[peerKey, uint8]{}
+	nets := map[overlay.VNI]*halves[networkKey, uint8]{}
 	for i, c := range changes {
 		switch k := c.Row.Key; k.Table {
 		case hoststate.TablePort:
@@ -61,11 +61,11 @@ func (s *Set) Write(changes []Change) []error {
 			owned.add(ownOf(k), ownedAs(c.Row.Val), i, c.Delete)
 		case hoststate.TableRelay:
 			relays.add(relayKey{Device: uint32(c.Device), MAC: k.MAC}, 0, i, c.Delete)
-		case hoststate.TableSource, hoststate.TableRelayed:
-			if peers[k.VNI] == nil {
-				peers[k.VNI] = &halves[peerKey, uint8]{}
+		case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach:
+			if nets[k.VNI] == nil {
+				nets[k.VNI] = &halves[networkKey, uint8]{}
 			}
-			peers[k.VNI].add(peerOf(k), 0, i, c.Delete)
+			nets[k.VNI].add(networkKeyOf(k), 0, i, c.Delete)
 		default:
 			errs[i] = fmt.Errorf("table %s: %w", k.Table, unix.EINVAL)
 		}
@@ -73,8 +73,8 @@ func (s *Set) Write(changes []Change) []error {
 	ports.write(s.objects.CvPorts, errs)
 	owned.write(s.objects.CvOwn, errs)
 	relays.write(s.objects.CvRelay, errs)
-	for v, h := range peers {
-		s.writePeers(v, h, errs)
+	for v, h := range nets {
+		s.writeNetwork(v, h, errs)
 	}
 	return errs
 }
@@ -121,9 +121,9 @@ func (s *Set) row(k hoststate.Key, device int32, n *network) (v hoststate.Val, o
 		return ownedVal(as), ok, err
 	case hoststate.TableRelay:
 		_, ok, err = get[relayKey, uint8](s.objects.CvRelay, relayKey{Device: uint32(device), MAC: k.MAC})
-	case hoststate.TableSource, hoststate.TableRelayed:
+	case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach:
 		if n != nil {
-			_, ok, err = get[peerKey, uint8](n.Map, peerOf(k))
+			_, ok, err = get[networkKey, uint8](n.Map, networkKeyOf(k))
 		}
 	}
 	return v, ok, err
@@ -138,12 +138,12 @@ func (s *Set) PortRows(f func(hoststate.Row)) error {
 }
 
 // NetworkRows hands out the rows of a network: those of TableSource,
-// TableRelayed, and of TableRelay at its VXLAN device.
+// TableRelayed and TableReach, and of TableRelay at its VXLAN device.
 func (s *Set) NetworkRows(v overlay.VNI, device int32, f func(hoststate.Row)) error {
 	s.netMu.Lock()
 	n, err := s.network(v)
 	if n != nil {
-		err = each(n.Map, func(p peerKey, _ uint8) { f(hoststate.Row{Key: p.key(v)}) })
+		err = each(n.Map, func(k networkKey, _ uint8) { f(hoststate.Row{Key: k.key(v)}) })
 	}
 	s.netMu.Unlock()
 	if err != nil {

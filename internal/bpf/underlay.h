@@ -89,7 +89,7 @@ SEC("tc")
 int cv_underlay(struct __sk_buff *skb)
 {
 	struct config *c = config();
-	struct peer_key k = {};
+	struct network_key k = {};
 	struct outer o = {};
 	struct tunnel t;
 	__u32 vni, mac;
@@ -122,7 +122,7 @@ int cv_underlay(struct __sk_buff *skb)
 	network = bpf_map_lookup_elem(&cv_networks, &vni);
 	if (!network)
 		return refuse(skb, &o, UNSERVED_VNI);
-	__builtin_memcpy(k.vtep, &o.src, sizeof(k.vtep));
+	__builtin_memcpy(k.ip, &o.src, sizeof(k.ip));
 	__builtin_memcpy(k.mac, t.mac_src, ETH_ALEN);
 	k.kind = SOURCE;
 	if (bpf_map_lookup_elem(network, &k))

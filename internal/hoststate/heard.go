@@ -1,8 +1,9 @@
 package hoststate
 
 // Heard is a frame that a port program handed up: ARP, neighbour discovery,
-// RARP, DHCP, IGMP and MLD, and the first frames of a device that no port
-// claims. It is a copy; the frame itself went its way, or was dropped.
+// RARP, DHCP, IGMP and MLD, packets to the router that were not sent on, and the
+// first frames of a device that no port claims. It is a copy; the frame itself
+// went its way, or was dropped.
 type Heard struct {
 	Port    int32  // ifindex of the bridge port
 	ToGuest bool   // seen on its way to the guest (DHCP answers only)
@@ -35,15 +36,17 @@ const (
 	DropMalformed  DropReason = 12 // underlay: VXLAN header or inner frame is not one; to the guest: an advertisement to nobody
 	DropSource     DropReason = 13 // underlay: the VTEP may not send for that MAC
 	DropFragment   DropReason = 14 // underlay: a first fragment without the inner header
+	DropRouter     DropReason = 15 // from the guest: a packet to the router that it does not send on; the agent answers
+	DropNetwork    DropReason = 16 // from the guest: for a MAC of another network, or about an address there, and not by way of the router
 	// DropReasons is how many values there are: counters are arrays of it.
-	DropReasons = 15
+	DropReasons = 17
 )
 
 // String is the reason's word in metrics and dumps.
 func (d DropReason) String() string {
 	names := [DropReasons]string{
 		"none", "unclaimed", "source-mac", "source-ip", "server", "storm", "short", "own-address", "not-for-port", "punt-limit",
-		"unknown-vtep", "unserved-vni", "malformed", "foreign-source", "fragment",
+		"unknown-vtep", "unserved-vni", "malformed", "foreign-source", "fragment", "router", "other-network",
 	}
 	if d < DropReasons {
 		return names[d]

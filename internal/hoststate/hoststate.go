@@ -49,8 +49,8 @@ const (
 	TableMark Table = 7
 	// TablePort is what the port program lets through on a bridge port. Key:
 	// Port. Val: MAC, the one source address that it takes (more: TableOwn),
-	// and the flags Open, CheckIP, CheckLocal, NoServers and Watch. A port with the program and
-	// without this row passes nothing.
+	// and the flags Open, CheckIP, CheckLocal, NoServers, Watch and Routed. A port
+	// with the program and without this row passes nothing.
 	TablePort Table = 8
 	// TableOwn is what belongs to a port besides: a further MAC (Key: Port,
 	// MAC) or an address (Key: Port, IP). It may send from these, and nobody
@@ -69,9 +69,9 @@ const (
 	// The device's FDB says where to.
 	TableRelay Table = 12
 	// TableReach is what of other networks the guests of this one may reach by
-	// way of the gateway, and by no other: Key: VNI and IP, a destination that the
+	// way of the gateway, and by no other. Key: VNI and IP, a destination that the
 	// port program lets a packet to overlay.ServerMAC have, and that nobody may
-	// ask the neighbour of; Key: VNI and MAC, of an entry of TableFDB that leads
+	// ask the neighbour of; or VNI and MAC, of an entry of TableFDB that leads
 	// into another network, to which no frame may be addressed.
 	TableReach Table = 13
 )
@@ -169,7 +169,7 @@ type Val struct {
 	Dst   netip.Addr  // TableFDB: outer address; invalid elsewhere
 	MAC   overlay.MAC // TableNeigh, TablePort
 	Port  int32       // TableMaster: ifindex of the bridge port; 0 means the network's VXLAN device
-	VNI   overlay.VNI // TableFDB: the network that the frame is sent into; 0: the device's own
+	VNI   overlay.VNI // TableFDB: the network that the frame is sent into; 0, and no other number: the device's own
 	Flags Flags
 }
 

@@ -16,7 +16,7 @@ const (
 	// OpSet writes Row: creates it or replaces what stands under its key.
 	// TableRepl rows are appended; one that is there already is no error.
 	OpSet OpKind = 1
-	// OpDel deletes the row under Row.Key. TableFDB compares the destination and
+	// OpDel deletes the row under Row.Key. TableFDB compares destination and VNI,
 	// TableMaster the port: if another stands there, nothing is deleted, and
 	// the result is ClassOK with what stands there in Have. An absent row is
 	// ClassNotFound, which callers take as done.

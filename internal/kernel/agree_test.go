@@ -72,6 +72,7 @@ func (p *pair) anyAddr() netip.Addr {
 var agreeTables = []hoststate.Table{
 	hoststate.TableVTEP, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableMember,
 	hoststate.TableMark, hoststate.TablePort, hoststate.TableOwn, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay,
+	hoststate.TableReach,
 }
 
 // row is a random row; its port, if any, is given by name.
@@ -87,6 +88,12 @@ func (p *pair) row() (r hoststate.Row, port string) {
 		r.Key = hoststate.MarkKey("c", overlay.Rev{Epoch: 1, N: uint64(p.rng.IntN(3))})
 	case hoststate.TableFDB:
 		r.Key.MAC, r.Val = mac, hoststate.Val{Dst: p.anyAddr(), Flags: remoteFlags}
+		switch p.rng.IntN(4) {
+		case 0:
+			r.Val.Flags |= hoststate.Router
+		case 1:
+			r.Val.VNI = []overlay.VNI{1, 2, 3, overlay.MaxVNI, overlay.MaxVNI + 1}[p.rng.IntN(5)]
+		}
 	case hoststate.TableMaster:
 		r.Key.MAC, r.Val.Flags = mac, remoteFlags
 		if p.rng.IntN(2) == 0 {
@@ -102,6 +109,9 @@ func (p *pair) row() (r hoststate.Row, port string) {
 		if p.rng.IntN(2) == 0 {
 			r.Val.Flags |= hoststate.CheckIP | hoststate.NoServers
 		}
+		if p.rng.IntN(2) == 0 {
+			r.Val.Flags |= hoststate.Routed
+		}
 	case hoststate.TableOwn:
 		r.Key.VNI, port = 0, p.vm()
 		if r.Key.MAC = mac; p.rng.IntN(2) == 0 {
@@ -116,6 +126,10 @@ func (p *pair) row() (r hoststate.Row, port string) {
 		}
 	case hoststate.TableRelay:
 		r.Key.MAC = mac
+	case hoststate.TableReach:
+		if r.Key.MAC = mac; p.rng.IntN(2) == 0 {
+			r.Key.MAC, r.Key.IP = overlay.MAC{}, p.anyAddr()
+		}
 	}
 	return r, port
 }

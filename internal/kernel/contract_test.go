@@ -142,6 +142,9 @@ func (s *realSubject) SetRow(r hoststate.Row) {
 	switch k.Table {
 	case hoststate.TableFDB:
 		args = []string{"bridge", "fdb", "replace", k.MAC.String(), "dev", s.dev(r), "dst", v.Dst.String(), "self", state(v.Flags)}
+		if v.VNI != 0 {
+			args = append(args, "vni", fmt.Sprint(v.VNI))
+		}
 	case hoststate.TableMaster:
 		args = []string{"bridge", "fdb", "replace", k.MAC.String(), "dev", s.dev(r), "master", state(v.Flags)}
 	case hoststate.TableRepl:
@@ -160,6 +163,9 @@ func (s *realSubject) SetRow(r hoststate.Row) {
 	}
 	if v.Flags&hoststate.Extern != 0 {
 		args = append(args, "extern_learn")
+	}
+	if v.Flags&hoststate.Router != 0 {
+		args = append(args, "router")
 	}
 	if v.Flags&hoststate.Sticky != 0 {
 		args = append(args, "sticky")

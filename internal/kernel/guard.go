@@ -313,25 +313,25 @@ func (k *Kernel) checkUnderlay() error {
 	})
 }
 
-// portBridge is the bridge of ours that a VM's port is a port of. errAbsent if
+// portPlace is the bridge of ours that a VM's port is a port of. errAbsent if
 // it is none.
-func (k *Kernel) portBridge(index int32) (int32, error) {
+func (k *Kernel) portPlace(index int32) (bpf.Place, error) {
 	l, err := getLink(k.write, index, "")
 	if err != nil {
-		return 0, err
+		return bpf.Place{}, err
 	}
 	if l.Master == 0 {
-		return 0, errAbsent
+		return bpf.Place{}, errAbsent
 	}
 	b, err := getLink(k.write, l.Master, "")
 	if err != nil {
-		return 0, err
+		return bpf.Place{}, err
 	}
-	_, ours := vniOf(b)
+	v, ours := vniOf(b)
 	if roleOf(l, ours && b.Kind == hoststate.LinkBridge) != rolePort {
-		return 0, errAbsent
+		return bpf.Place{}, errAbsent
 	}
-	return l.Master, nil
+	return bpf.Place{Bridge: l.Master, VNI: v}, nil
 }
 
 // guardPorts puts the programs on ports and registers them, unless they stand
@@ -339,17 +339,17 @@ func (k *Kernel) portBridge(index int32) (int32, error) {
 // begins anew, without rows: another device may have its index. The map says
 // what became of each. Callers hold guard.write.
 func (k *Kernel) guardPorts(set *bpf.Set, ports []int32) map[int32]error {
-	bridges, errs := map[int32]int32{}, map[int32]error{}
+	places, errs := map[int32]bpf.Place{}, map[int32]error{}
 	if len(ports) == 0 {
 		return errs
 	}
 	for _, p := range ports {
-		bridges[p], errs[p] = k.portBridge(p)
+		places[p], errs[p] = k.portPlace(p)
 	}
 	errNS := inNS(k.ns, func() error {
 		for _, p := range ports {
 			if errs[p] == nil {
-				errs[p] = guardPort(set, p, bridges[p])
+				errs[p] = guardPort(set, p, places[p])
 			}
 		}
 		return nil
@@ -363,7 +363,7 @@ func (k *Kernel) guardPorts(set *bpf.Set, ports []int32) map[int32]error {
 }
 
 // guardPort is guardPorts of one port, on a thread of the namespace.
-func guardPort(set *bpf.Set, port, bridge int32) error {
+func guardPort(set *bpf.Set, port int32, place bpf.Place) error {
 	st, err := set.Standing(port)
 	if err != nil {
 		return err
@@ -372,8 +372,8 @@ func guardPort(set *bpf.Set, port, bridge int32) error {
 	if err != nil {
 		return err
 	}
-	if !ok || at != bridge || st.Ingress != bpf.FromPort {
-		if err := set.AddPort(port, bridge); err != nil {
+	if !ok || at != place || st.Ingress != bpf.FromPort {
+		if err := set.AddPort(port, place); err != nil {
 			return err
 		}
 	}

@@ -174,7 +174,7 @@ func runOf(o hoststate.Op) run {
 		return runRows
 	case hoststate.TableVTEP, hoststate.TableMember, hoststate.TableMark:
 		return runElements
-	case hoststate.TablePort, hoststate.TableOwn, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay:
+	case hoststate.TablePort, hoststate.TableOwn, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay, hoststate.TableReach:
 		return runPrograms
 	}
 	return runOther

@@ -23,7 +23,8 @@ type neigh struct {
 	dst     netip.Addr
 	master  int32 // NDA_MASTER: the bridge whose entry it is; 0 for a device's own
 	proto   uint8
-	odd     bool // a port, VNI, interface or next hop of its own: nothing we write
+	vni     overlay.VNI // NDA_VNI: of an FDB entry that leads into another network
+	odd     bool        // a port, interface or next hop of its own: nothing we write
 }
 
 // Neighbour states and flags (linux/neighbour.h) that count here.
@@ -55,7 +56,12 @@ func parseNeigh(b []byte) (neigh, error) {
 			n.master = int32(u32Attr(d))
 		case ndaProtocol:
 			n.proto = u8Attr(d)
-		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, ndaNHID:
+		case unix.NDA_VNI:
+			// The kernel leaves out the device's own, and shows every other
+			// number that it was given.
+			n.vni = overlay.VNI(u32Attr(d))
+			n.odd = n.odd || !n.vni.Valid()
+		case unix.NDA_PORT, unix.NDA_IFINDEX, ndaNHID:
 			n.odd = true
 		}
 	})
@@ -106,9 +112,9 @@ func (n neigh) fdbRow(r hoststate.Row) (hoststate.Row, bool) {
 	r.Key.Table, r.Key.MAC = hoststate.TableFDB, n.mac
 	r.Val.Flags = n.fdbFlags()
 	if !n.odd {
-		// An entry with a port, VNI or next hop of its own reads as one without
-		// a destination, which no plan wants, so that it is written anew.
-		r.Val.Dst = n.dst
+		// An entry with a port or next hop of its own reads as one without a
+		// destination, which no plan wants, so that it is written anew.
+		r.Val.Dst, r.Val.VNI = n.dst, n.vni
 	}
 	return r, true
 }
@@ -172,7 +178,7 @@ var errNoPort = fmt.Errorf("no such bridge port: %w", errAbsent)
 
 // checkRow refuses what the kernel would take in another sense than the row
 // says, and what cannot be addressed.
-func checkRow(r hoststate.Row, d devices) error {
+func checkRow(r hoststate.Row, d devices, del bool) error {
 	k := r.Key
 	switch k.Table {
 	case hoststate.TableMaster:
@@ -195,6 +201,9 @@ func checkRow(r hoststate.Row, d devices) error {
 	}
 	if d.vxlan == 0 {
 		return errAbsent
+	}
+	if v := r.Val.VNI; !del && v != 0 && (v == k.VNI || !v.Valid()) {
+		return fmt.Errorf("into VNI %d from the device of %d: %w", v, k.VNI, unix.EINVAL)
 	}
 	return nil
 }
@@ -239,6 +248,9 @@ func (m *batch) set(r hoststate.Row, d devices, both bool, seq uint32) {
 		m.ndmsg(unix.AF_BRIDGE, d.vxlan, state, flags)
 		m.attr(unix.NDA_LLADDR, k.MAC[:])
 		m.addr(unix.NDA_DST, v.Dst)
+		if v.VNI != 0 {
+			m.u32(unix.NDA_VNI, uint32(v.VNI))
+		}
 	case hoststate.TableMaster:
 		m.begin(unix.RTM_NEWNEIGH, replace, seq)
 		m.ndmsg(unix.AF_BRIDGE, d.port(v), state, flags|unix.NTF_MASTER)
@@ -261,7 +273,7 @@ func (m *batch) set(r hoststate.Row, d devices, both bool, seq uint32) {
 	m.end()
 }
 
-// del appends the message that deletes r. The kernel compares the destination
+// del appends the message that deletes r. The kernel compares destination and VNI
 // of an FDB row and the port of a master row, and deletes nothing if another
 // stands there (kernel-facts 2).
 func (m *batch) del(r hoststate.Row, d devices, seq uint32) {
@@ -273,6 +285,9 @@ func (m *batch) del(r hoststate.Row, d devices, seq uint32) {
 		m.attr(unix.NDA_LLADDR, k.MAC[:])
 		if v.Dst.IsValid() {
 			m.addr(unix.NDA_DST, v.Dst)
+		}
+		if v.VNI != 0 {
+			m.u32(unix.NDA_VNI, uint32(v.VNI))
 		}
 	case hoststate.TableMaster:
 		m.ndmsg(unix.AF_BRIDGE, d.port(v), 0, unix.NTF_MASTER)

@@ -83,7 +83,7 @@ func (p *places) place(o *hoststate.Op) (device int32, err error) {
 	if ofPort(key.Table) {
 		err, done := p.ports[key.Port]
 		if !done { // nothing is to be made for a deletion
-			_, err = p.k.portBridge(key.Port)
+			_, err = p.k.portPlace(key.Port)
 			p.ports[key.Port] = err
 		}
 		return 0, err
@@ -115,7 +115,7 @@ func programRow(r hoststate.Row, del bool) bool {
 	plain := k.IP.IsValid() && !k.IP.Is4In6() && k.IP.Zone() == ""
 	switch k.Table {
 	case hoststate.TablePort:
-		flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal)
+		flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal | hoststate.Routed)
 		return k.MAC == overlay.MAC{} && !k.IP.IsValid() && (del || v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags})
 	case hoststate.TableOwn:
 		shared := v == hoststate.Val{Flags: hoststate.Shared}
@@ -124,6 +124,8 @@ func programRow(r hoststate.Row, del bool) bool {
 		return empty && plain && (k.MAC.IsUnicast() || k.MAC == overlay.MAC{})
 	case hoststate.TableRelayed:
 		return empty && plain && k.MAC.IsUnicast()
+	case hoststate.TableReach:
+		return empty && (plain && k.MAC == overlay.MAC{} || !k.IP.IsValid() && k.MAC.IsUnicast())
 	}
 	return empty && !k.IP.IsValid() && k.MAC.IsUnicast() // TableRelay
 }

@@ -61,12 +61,12 @@ func (k *Kernel) plan(res []hoststate.Result, known *known) (map[overlay.VNI]dev
 	waiting := map[entry]int{} // FDB jobs that may take their master row along
 	jobs := make([]job, 0, len(res))
 	for i := range res {
-		r := res[i].Op.Row
+		r, del := res[i].Op.Row, res[i].Op.Kind == hoststate.OpDel
 		v := r.Key.VNI
 		d, err := known.network(v)
 		if err == nil {
 			devs[v] = d
-			err = checkRow(r, d)
+			err = checkRow(r, d, del)
 		}
 		if err == nil && r.Key.Table == hoststate.TableMaster && r.Val.Port != 0 && masters[r.Val.Port] != d.bridge {
 			// The write would go to whatever bridge the port is of.
@@ -78,7 +78,7 @@ func (k *Kernel) plan(res []hoststate.Result, known *known) (map[overlay.VNI]dev
 			settle(&res[i], err)
 			continue
 		}
-		j := job{row: r, del: res[i].Op.Kind == hoststate.OpDel, dev: d, i: i, master: -1}
+		j := job{row: r, del: del, dev: d, i: i, master: -1}
 		e := entry{v, r.Key.MAC}
 		switch r.Key.Table {
 		case hoststate.TableFDB:

@@ -71,6 +71,19 @@ func fdbRow(m overlay.MAC, dst netip.Addr) hoststate.Row {
 	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableFDB, VNI: vni, MAC: m}, Val: hoststate.Val{Dst: dst, Flags: remote}}
 }
 
+// crossRow is an entry that leads into another network.
+func crossRow(m overlay.MAC, dst netip.Addr, into overlay.VNI) hoststate.Row {
+	r := fdbRow(m, dst)
+	r.Val.VNI = into
+	return r
+}
+
+func routerRow(m overlay.MAC, dst netip.Addr) hoststate.Row {
+	r := fdbRow(m, dst)
+	r.Val.Flags |= hoststate.Router
+	return r
+}
+
 func masterRow(m overlay.MAC, port int32, f hoststate.Flags) hoststate.Row {
 	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableMaster, VNI: vni, MAC: m}, Val: hoststate.Val{Port: port, Flags: f}}
 }
@@ -239,7 +252,7 @@ func (s suite) eventually(what string, ok func() bool) {
 
 // Contract runs every case on a subject of its own.
 func Contract(t *testing.T, fresh func(*testing.T) Subject) {
-	for _, group := range [][]contractCase{rowCases, deviceCases, nftCases, programCases} {
+	for _, group := range [][]contractCase{rowCases, routeCases, deviceCases, nftCases, programCases} {
 		run(t, group, fresh)
 	}
 }

@@ -37,9 +37,17 @@ func relayRow(m overlay.MAC) hoststate.Row {
 	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRelay, VNI: vni, MAC: m}}
 }
 
+func reachIPRow(a netip.Addr) hoststate.Row {
+	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableReach, VNI: vni, IP: a}}
+}
+
+func reachMACRow(m overlay.MAC) hoststate.Row {
+	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableReach, VNI: vni, MAC: m}}
+}
+
 const (
 	open     = hoststate.Open
-	openSafe = hoststate.Open | hoststate.CheckIP | hoststate.CheckLocal | hoststate.NoServers
+	openSafe = hoststate.Open | hoststate.CheckIP | hoststate.CheckLocal | hoststate.NoServers | hoststate.Routed
 )
 
 func allPortRows(p int32) []hoststate.Row {
@@ -47,7 +55,8 @@ func allPortRows(p int32) []hoststate.Row {
 }
 
 func allNetworkRows() []hoststate.Row {
-	return []hoststate.Row{sourceRow(mac1, vtep2), sourceRow(mac1, vtepV6), sourceRow(overlay.MAC{}, vtep3), relayedRow(mac1, vtep2), relayedRow(mac2, vtep3), relayRow(mac2)}
+	return []hoststate.Row{sourceRow(mac1, vtep2), sourceRow(mac1, vtepV6), sourceRow(overlay.MAC{}, vtep3), relayedRow(mac1, vtep2), relayedRow(mac2, vtep3), relayRow(mac2),
+		reachIPRow(guest4), reachIPRow(guest6), reachMACRow(mac1), reachMACRow(mac2)}
 }
 
 // again writes rows twice, deletes them, and deletes them once more.
@@ -94,6 +103,28 @@ var programCases = []contractCase{
 		s.devices()
 		s.again(allNetworkRows()...)
 	}},
+	{"facts-4/what may be reached of other networks is each network's own", func(s suite) {
+		s.devices()
+		other := testDevice()
+		other.VNI, other.AltName = vni+1, "acme.other"
+		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: other}, hoststate.Op{Kind: hoststate.OpMakeVXLAN, Dev: other})
+		mine := []hoststate.Row{reachIPRow(guest4), reachIPRow(guest6), reachMACRow(mac1)}
+		theirs := []hoststate.Row{reachIPRow(guest4), reachMACRow(mac1)}
+		for i := range theirs {
+			theirs[i].Key.VNI = other.VNI
+		}
+		s.do(hoststate.ClassOK, Set(append(mine, theirs...)...)...)
+		s.holds(mine...)
+		// A MAC is no address, though its bytes be the same.
+		s.do(hoststate.ClassNotFound, Del(reachMACRow(mac2), reachIPRow(netip.MustParseAddr("10.1.0.3")), reachIPRow(netip.MustParseAddr("::ffff:0:0:1")))...)
+		s.do(hoststate.ClassOK, Del(theirs...)...)
+		s.holds(mine...)
+		st, err := s.Read(s.Context(), hoststate.Scope{VNI: other.VNI})
+		if err != nil || len(st.Rows) != 0 {
+			s.Errorf("the other network holds %v, %v", st, err)
+		}
+		s.del(mine...)
+	}},
 	{"programs/no device, no row", func(s suite) {
 		s.do(hoststate.ClassGone, Set(allNetworkRows()...)...)
 		s.do(hoststate.ClassGone, Del(allNetworkRows()...)...)
@@ -115,11 +146,15 @@ var programCases = []contractCase{
 		both.Key.MAC = mac1
 		valued := sourceRow(mac1, vtep2)
 		valued.Val.MAC = mac2
+		reachBoth, reachValued := reachIPRow(guest4), reachMACRow(mac1)
+		reachBoth.Key.MAC, reachValued.Val.Flags = mac1, hoststate.Router
 		open1, shared2, shared3 := ownIPRow(p, guest4), ownMACRow(p, mac2), sourceRow(mac1, vtep2)
 		open1.Val.Flags, shared2.Val.Flags, shared3.Val.Flags = hoststate.Shared|open, hoststate.Shared, hoststate.Shared
 		s.do(hoststate.ClassRefused, Set(portRow(p, group, open), portRow(p, overlay.MAC{}, open), portRow(p, mac1, open|hoststate.Sticky),
 			both, ownMACRow(p, group), ownMACRow(p, overlay.MAC{}), sourceRow(group, vtep2), sourceRow(mac1, overlayNoAddr),
-			relayedRow(mac1, netip.MustParseAddr("::ffff:192.0.2.2")), relayedRow(overlay.MAC{}, vtep2), relayRow(group), relayRow(overlay.MAC{}), valued, open1, shared2, shared3)...)
+			relayedRow(mac1, netip.MustParseAddr("::ffff:192.0.2.2")), relayedRow(overlay.MAC{}, vtep2), relayRow(group), relayRow(overlay.MAC{}), valued, open1, shared2, shared3,
+			reachIPRow(netip.MustParseAddr("::ffff:10.1.0.2")), reachIPRow(netip.MustParseAddr("fe80::1%eth0")), reachMACRow(overlay.MAC{}), reachMACRow(group),
+			reachBoth, reachValued)...)
 		s.lacks(portRow(p, mac1, open), both, sourceRow(mac1, vtep2))
 	}},
 	{"programs/a port is guarded when it is made one, or by its first row", func(s suite) {
@@ -261,7 +296,7 @@ var programCases = []contractCase{
 		p := s.port("vm1")
 		var rows []hoststate.Row
 		for i, m := range manyMACs(5000) {
-			rows = append(rows, sourceRow(m, vtep2), relayedRow(m, vtep3))
+			rows = append(rows, sourceRow(m, vtep2), relayedRow(m, vtep3), reachMACRow(m), reachIPRow(manyAddrs(5000)[i]))
 			if i%5 == 0 {
 				rows = append(rows, relayRow(m), ownMACRow(p, m), ownIPRow(p, manyAddrs(5000)[i]))
 			}

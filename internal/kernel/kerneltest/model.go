@@ -65,6 +65,7 @@ type tables struct {
 
 	source, relayed shared[peer, struct{}]
 	relay           shared[overlay.MAC, struct{}]
+	reach           shared[reached, struct{}]
 }
 
 // shared is a map that two clones may hold: the first write copies it.
@@ -111,7 +112,7 @@ func (m *Model) Clone() *Model {
 	c.nets = map[overlay.VNI]*tables{}
 	for v, t := range m.nets {
 		c.nets[v] = &tables{fdb: t.fdb.clone(), master: t.master.clone(), repl: t.repl.clone(), neigh: t.neigh.clone(),
-			source: t.source.clone(), relayed: t.relayed.clone(), relay: t.relay.clone()}
+			source: t.source.clone(), relayed: t.relayed.clone(), relay: t.relay.clone(), reach: t.reach.clone()}
 	}
 	c.vteps, c.member, c.marks, c.ports, c.owned = m.vteps.clone(), m.member.clone(), m.marks.clone(), m.ports.clone(), m.owned.clone()
 	c.Drops = maps.Clone(m.Drops)

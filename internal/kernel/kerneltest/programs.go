@@ -20,9 +20,18 @@ type peer struct {
 	vtep netip.Addr
 }
 
+// reached is what of another network may be reached by way of the router: an
+// address, or the MAC behind it.
+type reached struct {
+	mac overlay.MAC
+	ip  netip.Addr
+}
+
 func ownedBy(k hoststate.Key) owned { return owned{k.Port, k.MAC, k.IP} }
 
 func peerOf(k hoststate.Key) peer { return peer{k.MAC, k.IP} }
+
+func reachedOf(k hoststate.Key) reached { return reached{k.MAC, k.IP} }
 
 // ofPrograms says whether a table is the programs', and whether its rows are
 // a port's.
@@ -30,7 +39,7 @@ func ofPrograms(t hoststate.Table) (programs, port bool) {
 	switch t {
 	case hoststate.TablePort, hoststate.TableOwn:
 		return true, true
-	case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay:
+	case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay, hoststate.TableReach:
 		return true, false
 	}
 	return false, false
@@ -42,7 +51,7 @@ func programKey(k hoststate.Key) bool {
 	switch k.Table {
 	case hoststate.TablePort:
 		return k.MAC == overlay.MAC{} && !k.IP.IsValid()
-	case hoststate.TableOwn:
+	case hoststate.TableOwn, hoststate.TableReach:
 		return plain && k.MAC == overlay.MAC{} || !k.IP.IsValid() && k.MAC.IsUnicast()
 	case hoststate.TableSource:
 		return plain && (k.MAC.IsUnicast() || k.MAC == overlay.MAC{})
@@ -57,7 +66,7 @@ func programVal(k hoststate.Key, v hoststate.Val) bool {
 	if k.Table != hoststate.TablePort {
 		return v == hoststate.Val{} || k.Table == hoststate.TableOwn && k.IP.IsValid() && v == hoststate.Val{Flags: hoststate.Shared}
 	}
-	flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal)
+	flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal | hoststate.Routed)
 	return v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags}
 }
 
@@ -108,6 +117,8 @@ func (m *Model) setProgram(k hoststate.Key, v hoststate.Val) hoststate.Class {
 		put(m, &t.relayed, peerOf(k), struct{}{})
 	case hoststate.TableRelay:
 		put(m, &t.relay, k.MAC, struct{}{})
+	case hoststate.TableReach:
+		put(m, &t.reach, reachedOf(k), struct{}{})
 	}
 	return hoststate.ClassOK
 }
@@ -136,6 +147,8 @@ func (m *Model) lookupProgram(k hoststate.Key) (v hoststate.Val, ok, known bool)
 		_, ok = t.relayed.m[peerOf(k)]
 	case k.Table == hoststate.TableRelay:
 		_, ok = t.relay.m[k.MAC]
+	case k.Table == hoststate.TableReach:
+		_, ok = t.reach.m[reachedOf(k)]
 	}
 	return v, ok, true
 }
@@ -153,6 +166,8 @@ func (m *Model) dropProgram(k hoststate.Key) {
 		m.nets[k.VNI].relayed.del(peerOf(k))
 	case hoststate.TableRelay:
 		m.nets[k.VNI].relay.del(k.MAC)
+	case hoststate.TableReach:
+		m.nets[k.VNI].reach.del(reachedOf(k))
 	}
 }
 
@@ -177,6 +192,9 @@ func (t *tables) programRows(s *hoststate.State, v overlay.VNI) {
 	for mac := range t.relay.m {
 		s.Rows[hoststate.Key{Table: hoststate.TableRelay, VNI: v, MAC: mac}] = hoststate.Val{}
 	}
+	for r := range t.reach.m {
+		s.Rows[hoststate.Key{Table: hoststate.TableReach, VNI: v, MAC: r.mac, IP: r.ip}] = hoststate.Val{}
+	}
 }
 
 // guard puts the programs on a port, in place of the source check.
@@ -200,7 +218,8 @@ func (m *Model) unguard(l *link) {
 
 // dropPrograms forgets the rows that a VXLAN device takes along.
 func (t *tables) dropPrograms() {
-	t.source, t.relayed, t.relay = shared[peer, struct{}]{}, shared[peer, struct{}]{}, shared[overlay.MAC, struct{}]{}
+	t.source, t.relayed = shared[peer, struct{}]{}, shared[peer, struct{}]{}
+	t.relay, t.reach = shared[overlay.MAC, struct{}]{}, shared[reached, struct{}]{}
 }
 
 // underlay says whether VXLAN may come in over a device.

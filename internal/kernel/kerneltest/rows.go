@@ -53,10 +53,10 @@ func (m *Model) setRow(r hoststate.Row) hoststate.Class {
 	t := m.net(k.VNI)
 	switch k.Table {
 	case hoststate.TableFDB:
-		if !k.MAC.IsUnicast() || !v.Dst.IsValid() || v.Dst.Is4() != x.Local.Is4() {
+		if !k.MAC.IsUnicast() || !v.Dst.IsValid() || v.Dst.Is4() != x.Local.Is4() || v.VNI == k.VNI || v.VNI != 0 && !v.VNI.Valid() {
 			return hoststate.ClassRefused
 		}
-		v = hoststate.Val{Dst: v.Dst, Flags: v.Flags & (hoststate.Static | hoststate.Extern | hoststate.Permanent | hoststate.Router)}
+		v = hoststate.Val{Dst: v.Dst, VNI: v.VNI, Flags: v.Flags & (hoststate.Static | hoststate.Extern | hoststate.Permanent | hoststate.Router)}
 		if old, ok := t.fdb.m[k.MAC]; !ok || old != v {
 			put(m, &t.fdb, k.MAC, v)
 			m.ring(hoststate.Doorbell{VNI: k.VNI, Row: hoststate.Row{Key: k, Val: v}})
@@ -120,7 +120,11 @@ func (m *Model) delRow(r hoststate.Row) hoststate.Class {
 	if !ok {
 		return hoststate.ClassNotFound
 	}
-	if k.Table == hoststate.TableFDB && old.Dst != r.Val.Dst || k.Table == hoststate.TableMaster && old.Port != r.Val.Port {
+	into := r.Val.VNI
+	if into == k.VNI { // to the kernel the device's own is none
+		into = 0
+	}
+	if k.Table == hoststate.TableFDB && (old.Dst != r.Val.Dst || old.VNI != into) || k.Table == hoststate.TableMaster && old.Port != r.Val.Port {
 		return hoststate.ClassOK
 	}
 	m.drop(k, old, !programs && !isElement(k))
