@@ -41,6 +41,7 @@ type host struct {
 // guest is a VM: a namespace behind a veth whose other end is a bridge port.
 type guest struct {
 	ns   *netnstest.NS
+	vni  overlay.VNI
 	dev  string
 	mac  overlay.MAC
 	port int32
@@ -69,11 +70,8 @@ func newRigWith(t testing.TB, n int, filters bool) *rig {
 		h.Kernel = k
 		k.guard.filters = filters
 		t.Cleanup(func() { _ = h.Close() }) // of whichever it has by then
-		dev := hoststate.Device{VNI: vni100, Local: h.vtep, UDPPort: 4789, MTU: 1450, Alias: "test"}
-		h.apply(hoststate.Op{Kind: hoststate.OpBase}, hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: dev}, hoststate.Op{Kind: hoststate.OpMakeVXLAN, Dev: dev})
-		h.x = int32(h.ns.Index(vni100.VXLAN()))
-		h.set(row(hoststate.TableMember, overlay.MAC{}, netip.Addr{}, h.x, hoststate.Val{}))
-		h.apply(hoststate.Op{Kind: hoststate.OpUp, Index: h.x})
+		h.apply(hoststate.Op{Kind: hoststate.OpBase})
+		h.x = h.serve(vni100)
 		r.hosts = append(r.hosts, h)
 	}
 	for _, h := range r.hosts {
@@ -85,6 +83,17 @@ func newRigWith(t testing.TB, n int, filters bool) *rig {
 		}
 	}
 	return r
+}
+
+// serve makes a network's devices, up; it returns the VXLAN device.
+func (h *host) serve(v overlay.VNI) int32 {
+	h.t.Helper()
+	dev := hoststate.Device{VNI: v, Local: h.vtep, UDPPort: 4789, MTU: 1450, Alias: "test"}
+	h.apply(hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: dev}, hoststate.Op{Kind: hoststate.OpMakeVXLAN, Dev: dev})
+	x := int32(h.ns.Index(v.VXLAN()))
+	h.set(row(hoststate.TableMember, overlay.MAC{}, netip.Addr{}, x, hoststate.Val{}))
+	h.apply(hoststate.Op{Kind: hoststate.OpUp, Index: x})
+	return x
 }
 
 // underlay makes a machine on the wire with addresses 192.0.2.N and 2001:db8::N.
@@ -103,6 +112,14 @@ func row(table hoststate.Table, mac overlay.MAC, ip netip.Addr, port int32, v ho
 		r.Key.VNI = vni100
 	}
 	return r
+}
+
+// of are rows of another network than row's.
+func of(v overlay.VNI, rows ...hoststate.Row) []hoststate.Row {
+	for i := range rows {
+		rows[i].Key.VNI = v
+	}
+	return rows
 }
 
 func (h *host) apply(ops ...hoststate.Op) {
@@ -136,12 +153,17 @@ func kernelOps(kind hoststate.OpKind, rows []hoststate.Row) []hoststate.Op {
 // test makes it.
 func (h *host) plug(name string, mac overlay.MAC) *guest {
 	h.t.Helper()
-	g := &guest{ns: netnstest.New(h.t), dev: name, mac: mac}
+	return h.plugInto(vni100, name, mac)
+}
+
+func (h *host) plugInto(v overlay.VNI, name string, mac overlay.MAC) *guest {
+	h.t.Helper()
+	g := &guest{ns: netnstest.New(h.t), vni: v, dev: name, mac: mac}
 	g.ns.Sysctl("net/ipv6/conf/default/disable_ipv6", "1")
 	netnstest.Veth(h.ns, name, g.ns, "eth0")
 	g.ns.Exec("ip", "link", "set", "eth0", "address", mac.String())
 	g.port = int32(h.ns.Index(name))
-	h.ns.Exec("ip", "link", "set", name, "master", vni100.Bridge())
+	h.ns.Exec("ip", "link", "set", name, "master", v.Bridge())
 	h.apply(hoststate.Op{Kind: hoststate.OpPort, Index: g.port})
 	g.Port = netnstest.OpenPort(h.t, g.ns, "eth0")
 	h.forwarding(name)
@@ -152,12 +174,12 @@ func (h *host) plug(name string, mac overlay.MAC) *guest {
 // take its frames from here.
 func (h *host) claim(g *guest) {
 	h.t.Helper()
-	h.set(row(hoststate.TableMaster, g.mac, netip.Addr{}, 0, hoststate.Val{Port: g.port, Flags: localFlags}),
+	h.set(of(g.vni, row(hoststate.TableMaster, g.mac, netip.Addr{}, 0, hoststate.Val{Port: g.port, Flags: localFlags}))[0],
 		row(hoststate.TableMember, overlay.MAC{}, netip.Addr{}, g.port, hoststate.Val{}),
 		row(hoststate.TablePort, overlay.MAC{}, netip.Addr{}, g.port, hoststate.Val{MAC: g.mac, Flags: hoststate.Open}))
 	for _, o := range h.rig.hosts {
 		if o != h {
-			o.trust(g.mac, h)
+			o.set(of(g.vni, row(hoststate.TableSource, g.mac, h.vtep, 0, hoststate.Val{}))...)
 		}
 	}
 }
