@@ -18,7 +18,7 @@ static __always_inline bool reaches(void *network, const struct in6 *ip)
 
 	__builtin_memcpy(k.ip, ip, sizeof(*ip));
 	k.kind = REACH_IP;
-	return network && bpf_map_lookup_elem(network, &k);
+	return bpf_map_lookup_elem(network, &k);
 }
 
 // leads_out says whether a MAC is one of another network.
@@ -28,7 +28,7 @@ static __always_inline bool leads_out(void *network, const __u8 *mac)
 
 	__builtin_memcpy(k.mac, mac, ETH_ALEN);
 	k.kind = REACH_MAC;
-	return network && bpf_map_lookup_elem(network, &k);
+	return bpf_map_lookup_elem(network, &k);
 }
 
 // asks_out says whether a frame asks for a neighbour, or claims to be one, that
@@ -90,13 +90,18 @@ static __always_inline bool sends_on(struct __sk_buff *skb, const struct facts *
 // router is set if the frame is a packet that the agent is to answer.
 static __always_inline int route(struct __sk_buff *skb, __u32 port, const struct facts *f, bool *router)
 {
+	bool packet = is_router(f->mac_dst) && (f->type == ETH_P_IP || f->type == ETH_P_IPV6);
 	void *network = network_of(port);
 
-	if (asks_out(skb, f, network))
-		return drop(port, OTHER_NETWORK);
-	if (!is_router(f->mac_dst))
-		return !(f->mac_dst[0] & 1) && leads_out(network, f->mac_dst) ? drop(port, OTHER_NETWORK) : NEXT;
-	if ((f->type != ETH_P_IP && f->type != ETH_P_IPV6) || sends_on(skb, f, network))
+	if (network) {
+		if (asks_out(skb, f, network))
+			return drop(port, OTHER_NETWORK);
+		if (packet && sends_on(skb, f, network))
+			return NEXT;
+		if (!packet && !(f->mac_dst[0] & 1) && leads_out(network, f->mac_dst))
+			return drop(port, OTHER_NETWORK);
+	}
+	if (!packet)
 		return NEXT;
 	*router = true;
 	return drop(port, ROUTER);

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"culvert/internal/hoststate"
+	"culvert/internal/overlay"
 )
 
 // built is a model with one network, a VM and n remote endpoints.
@@ -27,17 +28,25 @@ func built(tb testing.TB, n int) (m *Model, port int32) {
 
 func TestDump(t *testing.T) {
 	m, port := built(t, 1)
-	m.Apply(t.Context(), Set(replRow(vtep2), neighRow(guest4, mac1), masterRow(mac2, port, local), vtepRow(vtep2), memberRow(port)))
+	m.Apply(t.Context(), Set(replRow(vtep2), neighRow(guest4, mac1), masterRow(mac2, port, local), vtepRow(vtep2), memberRow(port),
+		portRow(port, mac2, open|hoststate.Routed), routerRow(overlay.ServerMAC, vtep1), crossRow(mac1, vtep2, 200),
+		reachMACRow(mac1), reachIPRow(guest4), reachIPRow(guest6)))
 	const want = `port vm1 up master cvb100 forwarding flood true learning true alias "culvert port=a/b"
 bridge cvb100 up mtu 1450 isolated altnames acme.blue
 vxlan cvx100 vni 100 down mtu 1450 master cvb100 local 192.0.2.1 port 4789 df set dove true flood false learning false
 vtep 192.0.2.2
 member vm1
+port vm1 mac 52:54:00:00:00:02 open,routed
+fdb 100 02:63:75:6c:76:74 dst 192.0.2.1 static,extern_learn,router
+fdb 100 52:54:00:00:00:01 dst 192.0.2.2 vni 200 static,extern_learn
 fdb 100 52:54:01:00:00:00 dst 192.0.2.2 static,extern_learn
 master 100 52:54:00:00:00:02 dev vm1 static,sticky
 master 100 52:54:01:00:00:00 dev cvx100 static,extern_learn
 repl 100 dst 192.0.2.2
 neigh 100 10.1.0.2 lladdr 52:54:00:00:00:01 permanent,culvert
+reach 100 10.1.0.2
+reach 100 fd00:1::2
+reach 100 52:54:00:00:00:01
 `
 	if got := m.String(); got != want {
 		t.Errorf("dump:\n%s\nwant:\n%s", got, want)
@@ -51,7 +60,7 @@ func TestClonesGoTheirOwnWays(t *testing.T) {
 	if c.String() != before {
 		t.Fatal("a clone differs at once")
 	}
-	c.Apply(t.Context(), Set(fdbRow(mac1, vtep3), masterRow(mac1, port, local), neighRow(guest4, mac1), vtepRow(vtep3)))
+	c.Apply(t.Context(), Set(fdbRow(mac1, vtep3), masterRow(mac1, port, local), neighRow(guest4, mac1), vtepRow(vtep3), reachIPRow(guest4)))
 	c.SetAlias("vm1", "other")
 	c.Unplug("vm1")
 	c.FlushRuleset()
