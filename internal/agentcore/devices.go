@@ -110,7 +110,7 @@ func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
 			return buf
 		}
 		if n.vxlan != 0 && n.tablesRead && (n.heard || !n.strangers()) && len(n.rows.queue) > 0 {
-			buf = c.takeRows(n.rows, n.uid, n.log.complete, n.needRead, max-len(buf), buf)
+			buf = c.takeRows(n.rows, n.uid, c.whole(n), n.needRead, max-len(buf), buf)
 		}
 	}
 	buf = append(buf, c.orders...)

@@ -12,12 +12,13 @@ import (
 // takes what they send in that network, whatever stands behind them, and sends
 // them what it floods.
 
-// abroad brings the rows of a network's foreign VTEPs up to date. That they are
-// known to the underlay's guard is asked for as long as the network is there:
-// whether it is served shows only when the devices were looked at, and by then
-// an agent that starts would have shut them out.
-func (c *Core) abroad(n *network) {
-	old, rows := n.foreign, []hoststate.Row(nil)
+// ownRows brings those rows of a network up to date that are no endpoint's: of
+// its foreign VTEPs, and of its router. That foreign VTEPs are known to the
+// underlay's guard is asked for as long as the network is there: whether it is
+// served shows only when the devices were looked at, and by then an agent that
+// starts would have shut them out.
+func (c *Core) ownRows(n *network) {
+	old, rows := n.own, []hoststate.Row(nil)
 	if n.live() {
 		vteps := c.foreignVTEPs(n)
 		for _, a := range vteps {
@@ -26,8 +27,11 @@ func (c *Core) abroad(n *network) {
 		if n.serving {
 			rows = plan.ForeignRows(rows, n.rec.VNI, n.rec.Flood, vteps)
 		}
+		if n.serving && n.routes() {
+			rows = plan.RouterRows(rows, n.rec.VNI, c.cfg.VTEP)
+		}
 	}
-	n.foreign = rows
+	n.own = rows
 	by, has := memberBy(n), func(list []hoststate.Row, k hoststate.Key) bool {
 		return slices.ContainsFunc(list, func(r hoststate.Row) bool { return r.Key == k })
 	}
@@ -43,7 +47,7 @@ func (c *Core) abroad(n *network) {
 	}
 }
 
-// setOf is where a row of a network's foreign VTEPs is kept.
+// setOf is where a network's own row is kept.
 func (c *Core) setOf(n *network, k hoststate.Key) *rowSet {
 	if k.Table == hoststate.TableVTEP {
 		return c.global
@@ -86,7 +90,7 @@ func (h *hostEntry) declared() netip.Addr {
 func (c *Core) foreignOrHost(addrs ...netip.Addr) {
 	for _, n := range c.sortedNets() {
 		if n.live() && slices.ContainsFunc(n.rec.Foreign, func(a netip.Addr) bool { return slices.Contains(addrs, a) }) {
-			c.abroad(n)
+			c.ownRows(n)
 		}
 	}
 }

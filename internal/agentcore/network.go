@@ -32,7 +32,14 @@ type network struct {
 	sought   map[netip.Addr]sought      // in vain: see seek
 	turn     int                        // of askAll
 	log      logState
-	foreign  []hoststate.Row // what was asked for of its foreign VTEPs
+	own      []hoststate.Row // what was asked for that is no endpoint's: see ownRows
+
+	// Routing, see join: what is in force of the record's Reach and From, whose
+	// tables hold its endpoints, and how many endpoints have what they send
+	// routed to it by each host.
+	reach, from []overlay.UID
+	near        []*network // sorted by UID
+	routedBy    map[netip.Addr]int
 
 	subscribed bool // its log is wanted
 	told       bool // ... and the manager was told in this session
@@ -85,6 +92,8 @@ type endpoint struct {
 	plan     plan.Endpoint // what its rows stand for; the zero one has none
 	// leaving: a withdrawal of this binding was sent in this session.
 	leaving bool
+	own     bool       // the MAC is a live one of its network
+	crossed []crossing // what it has in other networks, by their UID
 }
 
 func (c *Core) net(uid overlay.UID) *network {
@@ -92,7 +101,7 @@ func (c *Core) net(uid overlay.UID) *network {
 	if n == nil {
 		n = &network{
 			uid: uid, ports: map[overlay.UID]*portEntry{}, byName: map[string]overlay.UID{}, byMAC: map[overlay.MAC]overlay.UID{},
-			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, pre: map[overlay.MAC]bool{}, guests: map[overlay.MAC]*guest{}, owner: map[netip.Addr]overlay.MAC{}, shared: map[netip.Addr]int{}, taps: map[int32]*tap{}, rows: newRowSet(), doubts: map[hoststate.Key]bool{},
+			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, pre: map[overlay.MAC]bool{}, guests: map[overlay.MAC]*guest{}, owner: map[netip.Addr]overlay.MAC{}, shared: map[netip.Addr]int{}, taps: map[int32]*tap{}, rows: newRowSet(uid), doubts: map[hoststate.Key]bool{}, routedBy: map[netip.Addr]int{},
 		}
 		c.nets[uid], c.order = n, nil
 	}
@@ -259,12 +268,13 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 	if it.Gone || r.Admission == overlay.AdmitDeclared {
 		c.forgetLearned(n)
 	}
-	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || !slices.Equal(old.Foreign, r.Foreign) || it.Gone {
+	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || !slices.Equal(old.Foreign, r.Foreign) || it.Gone || routedOtherwise(old, r) {
 		c.replanAll(n)
 	}
-	if !it.Gone && old != nil && (!old.Tell.Equal(&r.Tell) || old.MTU != r.MTU || old.Admission != r.Admission || !slices.Equal(old.Subnets, r.Subnets)) {
+	if !it.Gone && old != nil && (!old.Tell.Equal(&r.Tell) || old.MTU != r.MTU || old.Admission != r.Admission || !slices.Equal(old.Subnets, r.Subnets) || old.Domain != r.Domain) {
 		c.toldOtherwise(n)
 	}
+	c.wanted(n, old == nil)
 	c.touch(n)
 }
 
@@ -398,88 +408,5 @@ func (c *Core) owned(n *network, r *overlay.Endpoint, rev overlay.Rev) {
 			})
 			c.stats.Announced++
 		}
-	}
-}
-
-// replan brings the rows of one (network, MAC) up to date: what is new or
-// different is added first, what is no longer wanted is taken away after.
-func (c *Core) replan(n *network, mac overlay.MAC) {
-	e := n.eps[mac]
-	g := n.guests[mac]
-	if e == nil && g == nil {
-		return
-	}
-	if e == nil {
-		e = &endpoint{gone: true} // no binding yet, only the port here
-		n.eps[mac] = e
-	}
-	// The rows are computed again rather than kept: they are the larger part.
-	old, rows := plan.Rows(c.was[:0], e.plan), c.will[:0]
-	e.plan = plan.Endpoint{}
-	if n.live() && n.serving {
-		e.plan = c.planned(n, mac, e, g)
-		rows = plan.Rows(rows, e.plan)
-	}
-	c.was, c.will = old, rows
-	by := overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}
-	for _, r := range rows {
-		switch i := slices.IndexFunc(old, func(o hoststate.Row) bool { return o.Key == r.Key }); {
-		case i < 0:
-			c.add(n.rows, r, by, e.rev)
-		case old[i].Val != r.Val || r.Key.Table == hoststate.TableNeigh:
-			c.alter(n.rows, r, by, e.rev)
-		}
-	}
-	for i := len(old) - 1; i >= 0; i-- {
-		if !slices.ContainsFunc(rows, func(r hoststate.Row) bool { return r.Key == old[i].Key }) {
-			c.remove(n.rows, old[i].Key, by)
-		}
-	}
-}
-
-// alter changes the value or the age of a wish.
-func (c *Core) alter(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) {
-	rs := s.row(r.Key)
-	rs.wish(by, rev, r.Val)
-	c.changed(s, rs)
-}
-
-// planned is the input of the plan for one (network, MAC).
-func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.Endpoint {
-	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood}
-	if g != nil && g.owns(c.cfg.Self, e) && !g.away(c.cfg.Self, e) {
-		p.Port = g.tap.index
-		c.relayed(&p, e)
-		return p
-	}
-	if e.gone || e.rec == nil {
-		return p
-	}
-	at := e.rec.Host
-	if at == c.cfg.Self {
-		// It is not here any more, or was stopped to go: until the manager
-		// says where it is, it is where it is expected.
-		if len(e.rec.Pre) == 0 {
-			return p
-		}
-		at, p.Relay = e.rec.Pre[len(e.rec.Pre)-1], true
-	}
-	if p.VTEP = c.vtep(at); p.VTEP.IsValid() {
-		p.Addrs = e.rec.Addresses
-	}
-	c.relayed(&p, e)
-	return p
-}
-
-func (c *Core) replanAll(n *network) {
-	c.abroad(n)
-	for _, mac := range sortedMACs(n.eps) {
-		c.replan(n, mac)
-	}
-	for _, idx := range sortedTaps(n.taps) {
-		for _, g := range n.taps[idx].guests() {
-			c.replan(n, g.mac)
-		}
-		c.member(n, n.taps[idx])
 	}
 }

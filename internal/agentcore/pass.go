@@ -33,6 +33,11 @@ func (c *Core) logEnd(e End) {
 		} else {
 			c.sweepNet(n, e.Sent)
 		}
+		if n != nil {
+			for _, o := range n.near {
+				c.lookAgain(o, n)
+			}
+		}
 		l.named, l.complete = nil, true
 	}
 	if l.sent.Less(e.Sent) {

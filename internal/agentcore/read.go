@@ -141,7 +141,7 @@ func (c *Core) read(e Read) {
 		}
 		return
 	}
-	c.compare(n.rows, e.State.Rows, n.log.complete, func(k hoststate.Key, v hoststate.Val) bool { return c.learned(n, k, v) })
+	c.compare(n.rows, e.State.Rows, c.whole(n), func(k hoststate.Key, v hoststate.Val) bool { return c.learned(n, k, v) })
 	if !n.tablesRead {
 		n.tablesRead = true
 		c.touch(n)

@@ -10,9 +10,19 @@ import (
 
 // contribution is one endpoint's (or host's, or port's) wish for a row.
 type contribution struct {
-	by  overlay.Key
-	rev overlay.Rev
-	val hoststate.Val
+	by   overlay.Key
+	lent bool // of another network's endpoint: those of its own come first
+	rev  overlay.Rev
+	val  hoststate.Val
+}
+
+// before reports whether what a wants counts and what b wants does not.
+func (a *contribution) before(b *contribution) bool {
+	if a.lent != b.lent {
+		return b.lent
+	}
+	d := a.rev.Compare(b.rev)
+	return d > 0 || d == 0 && a.by.Compare(b.by) > 0
 }
 
 // rowState is one kernel row: what is wanted of it and what it was seen to be.
@@ -48,22 +58,20 @@ func (r *rowState) want() hoststate.Val {
 	}
 	best := &r.first
 	for i := range r.more {
-		c := &r.more[i]
-		if d := c.rev.Compare(best.rev); d > 0 || d == 0 && c.by.Compare(best.by) > 0 {
+		if c := &r.more[i]; c.before(best) {
 			best = c
 		}
 	}
 	return best.val
 }
 
-// wish enters a wish, or changes the one that by has already.
-func (r *rowState) wish(by overlay.Key, rev overlay.Rev, val hoststate.Val) {
-	w := contribution{by, rev, val}
-	if !r.has || r.first.by == by {
+// wish enters a wish, or changes the one that the same has already.
+func (r *rowState) wish(w contribution) {
+	if !r.has || r.first.by == w.by {
 		r.first, r.has = w, true
 		return
 	}
-	if i := slices.IndexFunc(r.more, func(x contribution) bool { return x.by == by }); i >= 0 {
+	if i := slices.IndexFunc(r.more, func(x contribution) bool { return x.by == w.by }); i >= 0 {
 		r.more[i] = w
 		return
 	}
@@ -106,7 +114,7 @@ func (c *Core) add(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) 
 	if r.Key.Table == hoststate.TableRepl {
 		rs.count++
 	} else {
-		rs.wish(by, rev, r.Val)
+		rs.wish(contribution{by, s.lent(by), rev, r.Val})
 	}
 	c.changed(s, rs)
 }

@@ -268,6 +268,9 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 	if n.rec.Tell.DHCP == overlay.DHCPHost {
 		p.Flags |= hoststate.NoServers
 	}
+	if n.routes() {
+		p.Flags |= hoststate.Routed
+	}
 	if n.rec.Admission == overlay.AdmitDHCP && t.declared == nil {
 		p.Flags |= hoststate.CheckIP // it has what it was leased, and nothing else
 	}

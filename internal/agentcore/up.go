@@ -94,9 +94,10 @@ func (c *Core) connected(e Connected) {
 func (c *Core) disconnected() { c.session, c.poor = 0, false }
 
 // subscribe decides whether the network's log is wanted: while a device is a
-// port of its bridge, known or not, and as long as its tables stand.
+// port of its bridge, known or not, as long as its tables stand, and while a
+// network that is served here is routed to or from it.
 func (c *Core) subscribe(n *network) {
-	want := n.live() && (len(n.taps) > 0 || n.serving || n.owes())
+	want := n.live() && (len(n.taps) > 0 || n.serving || len(n.near) > 0 || n.owes())
 	switch {
 	case n.subscribed && !want:
 		c.clear(n)
@@ -116,7 +117,7 @@ func (n *network) owes() bool {
 
 // owesLess looks anew at a network that may be subscribed or served for nothing.
 func (c *Core) owesLess(n *network) {
-	if n.subscribed && len(n.taps) == 0 && (n.serving && n.graceEnd == 0 || !n.serving && !n.owes()) {
+	if n.subscribed && len(n.taps)+len(n.near) == 0 && (n.serving && n.graceEnd == 0 || !n.serving && !n.owes()) {
 		c.touch(n)
 	}
 }

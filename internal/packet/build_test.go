@@ -130,6 +130,7 @@ func TestBuildersRefuse(t *testing.T) {
 	for i, f := range [][]byte{
 		AskARP(host, guest, a, x), AnswerARP(host, guest, x, a), AskND(host, guest, a, x), AskND(host, guest, x, a),
 		AnswerND(host, guest, a, x, false), AnswerND(host, guest, netip.Addr{}, x, false), AnswerND(host, guest, x, a, false),
+		ICMPv4(host, guest, a, x, 0, make([]byte, 8)), ICMPv4(host, guest, a, a, 0, nil), ICMPv4(host, guest, a, a, 0, make([]byte, 65516)),
 		ICMPv6(host, guest, a, x, 255, make([]byte, 8)), ICMPv6(host, guest, x, x, 255, nil), ICMPv6(host, guest, x, x, 255, make([]byte, 65536)),
 		UDP(host, guest, p4, p6, nil), UDP(host, guest, netip.AddrPort{}, p4, nil), UDP(host, guest, p4, p4, make([]byte, 65508)),
 	} {

@@ -25,6 +25,7 @@ const (
 	IPv6Short
 	IPv6Header
 	IPv6Fragment
+	RouteAddress
 	UDPLength
 	UDPChecksum
 	NDShort
@@ -88,6 +89,7 @@ var dropTable = [Drops]struct{ name, why string }{
 	IPv6Short:       {"ipv6-short", "header or payload length beyond the frame"},
 	IPv6Header:      {"ipv6-header", "version wrong, extension header broken or out of place, or more than 8 of them (RFC 8200)"},
 	IPv6Fragment:    {"ipv6-fragment", "a fragment; neighbour discovery never is one (RFC 6980)"},
+	RouteAddress:    {"route-address", "to the router, from or to an address that no interface can have"},
 	UDPLength:       {"udp-length", "length below 8 or beyond the packet (RFC 768)"},
 	UDPChecksum:     {"udp-checksum", "checksum is wrong, or missing in IPv6"},
 	NDShort:         {"nd-short", "message shorter than its fixed part (RFC 4861 section 4)"},

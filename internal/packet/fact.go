@@ -35,6 +35,7 @@ const (
 	RouterAdvert          // IP says it routes for Seconds (0: not by default)
 	GroupReport           // Groups lists what MAC joins and leaves; IP if valid
 	GroupQuery            // IP asks for group members
+	ToRouter              // IP sends to Target by way of the router: to overlay.ServerMAC
 	DHCPDiscover          // MAC looks for a server; would like Target (if valid)
 	DHCPRequest           // MAC asks for Target, from Server (if valid)
 	DHCPDecline           // MAC found Target taken
@@ -60,7 +61,7 @@ const (
 var kindNames = [kinds]string{
 	"none", "frame", "arp-request", "arp-reply", "arp-probe", "arp-announcement", "rarp-announcement",
 	"neighbor-solicit", "neighbor-probe", "neighbor-advert", "router-solicit", "router-advert",
-	"group-report", "group-query",
+	"group-report", "group-query", "to-router",
 	"dhcp-discover", "dhcp-request", "dhcp-decline", "dhcp-release", "dhcp-inform", "dhcp-offer", "dhcp-ack", "dhcp-nak",
 	"dhcp6-solicit", "dhcp6-request", "dhcp6-confirm", "dhcp6-renew", "dhcp6-rebind", "dhcp6-release", "dhcp6-decline",
 	"dhcp6-information", "dhcp6-advertise", "dhcp6-reply",

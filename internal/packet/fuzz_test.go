@@ -1,8 +1,11 @@
 package packet
 
 import (
+	"bytes"
 	"slices"
 	"testing"
+
+	"culvert/internal/overlay"
 )
 
 // holds asserts what is promised of any bytes: a fact or a reason, addresses
@@ -45,6 +48,12 @@ func holds(t *testing.T, dir Direction, b []byte, wire int) Fact {
 	for _, m := range g {
 		if !m.Group.IsMulticast() {
 			t.Fatalf("group %v", m.Group)
+		}
+	}
+	if dir == FromGuest {
+		w, e := ReadForward(b, wire)
+		if (e == Taken) != (f.Kind == ToRouter) || e == Taken && (w.MAC != f.MAC || w.From != f.IP || w.To != f.Target || len(w.Packet) < ipv4Len || w.Echo != nil && (w.Mute || !bytes.HasSuffix(w.Packet, w.Echo))) {
+			t.Fatalf("%+v, but read %v %+v", f, e, w)
 		}
 	}
 	if m, e := ReadDHCP4(dir, b, wire); (e == Taken) != (f.Kind >= DHCPDiscover && f.Kind <= DHCPNak) || e == Taken && m.MAC != f.MAC {
@@ -144,6 +153,24 @@ func fuzzInside(f *testing.F, at map[string]int) {
 		rebuilt(t, holds(t, dirs[n], b, len(b)))
 		here := b[:len(b)-int(missing)%len(b)]
 		holds(t, dirs[n], here, len(b))
+	})
+}
+
+// FuzzForward: what is sent to the router, behind sound headers.
+func FuzzForward(f *testing.F) {
+	for _, c := range forwards() {
+		f.Add(c.frame, uint16(0))
+		f.Add(c.frame, uint16(20))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, missing uint16) {
+		if len(b) < ethLen || len(b) > 1500 {
+			return
+		}
+		copy(b, overlay.ServerMAC[:])
+		holds(t, FromGuest, b, len(b))
+		b = seal(b)
+		holds(t, FromGuest, b, len(b))
+		holds(t, FromGuest, b[:len(b)-int(missing)%len(b)], len(b))
 	})
 }
 

@@ -8,6 +8,8 @@ import (
 )
 
 const (
+	icmpEcho       = 8   // RFC 792
+	icmpEcho6      = 128 // RFC 4443
 	icmpMLDQuery   = 130
 	icmpMLDReport  = 131
 	icmpMLDDone    = 132
@@ -15,6 +17,7 @@ const (
 	icmpRA         = 134
 	icmpNS         = 135
 	icmpNA         = 136
+	icmpRedirect6  = 137
 	icmpMLD2Report = 143
 
 	optSource = 1 // source link-layer address (RFC 4861 section 4.6.1)

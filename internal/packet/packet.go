@@ -97,6 +97,32 @@ func ipv6Frame(dst, src overlay.MAC, from, to netip.Addr, proto, hops uint8, siz
 	return append(b, d[:]...)
 }
 
+// ICMPv4 is the frame of one ICMP message (RFC 792) whose checksum field is 0;
+// it is filled in. class is the type of service, the TTL 64. Nil if an address
+// is not IPv4 or the message has no such length.
+func ICMPv4(dst, src overlay.MAC, from, to netip.Addr, class uint8, msg []byte) []byte {
+	if !from.Is4() || !to.Is4() || len(msg) < 4 || len(msg) > 0xffff-ipv4Len {
+		return nil
+	}
+	b := ipv4Frame(dst, src, from, to, protoICMP, class, len(msg))
+	at := len(b)
+	b = append(b, msg...)
+	binary.BigEndian.PutUint16(b[at+2:], ^fold(sum(0, msg)))
+	return pad(b)
+}
+
+// ipv4Frame is a frame up to the end of its IPv4 header, which size bytes
+// follow.
+func ipv4Frame(dst, src overlay.MAC, from, to netip.Addr, proto, class uint8, size int) []byte {
+	s, d := from.As4(), to.As4()
+	total := ipv4Len + size
+	h := []byte{0x45, class, byte(total >> 8), byte(total), 0, 0, 0, 0, 64, proto, 0, 0}
+	h = append(h, s[:]...)
+	h = append(h, d[:]...)
+	binary.BigEndian.PutUint16(h[10:], ^fold(sum(0, h)))
+	return append(ethernet(dst, src, TypeIPv4), h...)
+}
+
 // UDP is the frame of one UDP datagram over IPv4 or IPv6, both checksums
 // right, TTL 64. An IPv6 group as to goes to the group's MAC. Nil if the
 // addresses are not of one family or the payload is too long.
@@ -107,13 +133,7 @@ func UDP(dst, src overlay.MAC, from, to netip.AddrPort, payload []byte) []byte {
 	case size > 0xffff-ipv4Len:
 		return nil
 	case f.Is4() && t.Is4():
-		s, d := f.As4(), t.As4()
-		total := ipv4Len + size
-		h := []byte{0x45, 0, byte(total >> 8), byte(total), 0, 0, 0, 0, 64, protoUDP, 0, 0}
-		h = append(h, s[:]...)
-		h = append(h, d[:]...)
-		binary.BigEndian.PutUint16(h[10:], ^fold(sum(0, h)))
-		b = append(ethernet(dst, src, TypeIPv4), h...)
+		b = ipv4Frame(dst, src, f, t, protoUDP, 0, size)
 	case f.Is6() && t.Is6():
 		b = ipv6Frame(dst, src, f, t, protoUDP, 64, size)
 	default:

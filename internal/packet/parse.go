@@ -15,6 +15,7 @@ const (
 	udpLen   = 8
 	typeRARP = 0x8035
 
+	protoICMP   = 1
 	protoIGMP   = 2
 	protoUDP    = 17
 	protoICMPv6 = 58
@@ -45,7 +46,10 @@ func Parse(dir Direction, frame []byte, wire int) (Fact, Drop) {
 	case typeRARP:
 		drop = parseRARP(&f, p.body)
 	case TypeIPv4, TypeIPv6:
-		drop = parseIP(&f, dir, &p)
+		whole := p
+		if drop = parseIP(&f, dir, &p); toRouter(&f, dir, drop) {
+			drop = factForward(&f, &whole)
+		}
 	}
 	if drop != Taken {
 		return Fact{}, drop

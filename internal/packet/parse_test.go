@@ -149,6 +149,12 @@ var refusals = []refusal{
 	{"nine headers", FromGuest, "linux router solicitation", both(set(20, 60), insert(atICMP6, bytes.Repeat([]byte{60, 0, 1, 4, 0, 0, 0, 0}, 9)...)), false, IPv6Header},
 	{"IPv6 fragment", FromGuest, "linux router solicitation", both(set(20, 44), insert(atICMP6, 58, 0, 0, 1, 0, 0, 0, 1)), false, IPv6Fragment},
 
+	{"to the router, from nowhere", FromGuest, "ping", both(set(0, overlay.ServerMAC[:]...), set(atIP+12, 0)), false, RouteAddress},
+	{"to the router, for a group", FromGuest, "ping", both(set(0, overlay.ServerMAC[:]...), set(atIP+16, 224)), false, RouteAddress},
+	{"to the router, header checksum", FromGuest, "ping", both(set(0, overlay.ServerMAC[:]...), set(atIP+8, 99)), true, IPv4Checksum},
+	{"to the router, header length", FromGuest, "ping", both(set(0, overlay.ServerMAC[:]...), set(atIP, 0x44)), false, IPv4Header},
+	{"to the router, cut", FromGuest, "ping", both(set(0, overlay.ServerMAC[:]...), cut(atIP+40)), true, IPv4Short},
+
 	{"cut UDP", FromGuest, "udhcpc discover", cut(40), false, UDPLength},
 	{"UDP length 7", FromGuest, "udhcpc discover", set(38, 0, 7), true, UDPLength},
 	{"UDP length beyond", FromGuest, "udhcpc discover", set(38, 0xff), true, UDPLength},
