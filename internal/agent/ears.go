@@ -36,7 +36,7 @@ func (e *ears) hear(h hoststate.Heard) {
 	x := agentcore.Heard{Port: h.Port, ToGuest: h.ToGuest, At: agentcore.Time(h.At)}
 	var drop packet.Drop
 	if x.Fact, drop = packet.Parse(dir, h.Frame, h.Length); drop == packet.Taken {
-		readDHCP(&x, dir, h)
+		readWhole(&x, dir, h)
 	}
 	if x.Fact.Kind == packet.GroupReport {
 		x.Groups = packet.Groups(nil, h.Frame, h.Length)
@@ -58,9 +58,10 @@ func (e *ears) hear(h hoststate.Heard) {
 	}
 }
 
-// readDHCP adds the whole message to what one says that is one. The frame is
-// the edge's to use again, and the message has views of it.
-func readDHCP(x *agentcore.Heard, dir packet.Direction, h hoststate.Heard) {
+// readWhole adds what is read apart of a frame to what it says: a DHCP message,
+// or a packet to the router. The frame is the edge's to use again, and they have
+// views of it.
+func readWhole(x *agentcore.Heard, dir packet.Direction, h hoststate.Heard) {
 	switch k := x.Fact.Kind; {
 	case k >= packet.DHCPDiscover && k <= packet.DHCPNak:
 		if m, drop := packet.ReadDHCP4(dir, slices.Clone(h.Frame), h.Length); drop == packet.Taken {
@@ -69,6 +70,10 @@ func readDHCP(x *agentcore.Heard, dir packet.Direction, h hoststate.Heard) {
 	case k >= packet.DHCP6Solicit && k <= packet.DHCP6Reply:
 		if m, drop := packet.ReadDHCP6(dir, slices.Clone(h.Frame), h.Length); drop == packet.Taken {
 			x.DHCP6 = &m
+		}
+	case k == packet.ToRouter:
+		if f, drop := packet.ReadForward(slices.Clone(h.Frame), h.Length); drop == packet.Taken {
+			x.Forward = &f
 		}
 	}
 }

@@ -29,10 +29,6 @@ const (
 	prefixValid     = 30 * 24 * 3600 // seconds
 	prefixPreferred = 7 * 24 * 3600
 	listLifetime    = 3 * 300 // of name servers, seconds (RFC 8106 section 5.1)
-	// routerLifetime is 0: nothing routes between networks, and guests must not
-	// send to us what they could send elsewhere. For the same reason DHCPv4
-	// names a router only if the network has one among its guests.
-	routerLifetime = 0
 )
 
 // conflictTime is how long a guest's word that its address is taken counts. It
@@ -46,17 +42,21 @@ var serverIP6 = overlay.EUI64LinkLocal(overlay.ServerMAC)
 func (n *network) tells() bool { return n.rec.Tell.DHCP == overlay.DHCPHost && !n.rec.Blocked }
 
 // advertises reports whether they send router advertisements.
-func (n *network) advertises() bool {
-	return n.tells() && slices.ContainsFunc(n.rec.Subnets, func(s overlay.Subnet) bool { return s.Prefix.Addr().Is6() })
+func (n *network) advertises() bool { return n.tells() && n.has6() }
+
+// has6 reports whether the network has IPv6.
+func (n *network) has6() bool {
+	return slices.ContainsFunc(n.rec.Subnets, func(s overlay.Subnet) bool { return s.Prefix.Addr().Is6() })
 }
 
 // serves reports whether an address is one that hosts have towards guests: a
-// gateway's, which is the DHCPv4 server's too, or that of IPv6 answers.
+// gateway's, which is the router's and the DHCPv4 server's, or that of IPv6
+// answers.
 func (n *network) serves(a netip.Addr) bool {
-	if !n.tells() || !a.IsValid() {
+	if !n.tells() && !n.routes() || !a.IsValid() {
 		return false
 	}
-	return a == serverIP6 && n.advertises() || slices.ContainsFunc(n.rec.Subnets, func(s overlay.Subnet) bool { return s.Gateway == a })
+	return a == serverIP6 && n.has6() || slices.ContainsFunc(n.rec.Subnets, func(s overlay.Subnet) bool { return s.Gateway == a })
 }
 
 // asked answers a frame of a guest that is here.
@@ -78,7 +78,7 @@ func (c *Core) asked(n *network, g *guest, e Heard) {
 		c.seekFor(n, g, f)
 	case packet.NeighborSolicit, packet.NeighborProbe:
 		if n.serves(f.Target) {
-			c.send(g.tap, packet.AnswerND(f.Src, overlay.ServerMAC, f.Target, f.IP, routerLifetime > 0))
+			c.send(g.tap, packet.AnswerND(f.Src, overlay.ServerMAC, f.Target, f.IP, n.routes()))
 		} else if mac, ok := n.has(f.Target); ok && mac != g.mac && f.Kind == packet.NeighborProbe && n.shareOf(g, f.Target) == nil {
 			// The proxy's answer to duplicate address detection goes to no
 			// address, and some guests take what is another's.
@@ -89,6 +89,8 @@ func (c *Core) asked(n *network, g *guest, e Heard) {
 		if n.advertises() {
 			c.send(g.tap, advertisement(n, g.tap, f.Src, f.IP))
 		}
+	case packet.ToRouter:
+		c.routed(n, g.tap, e.Forward)
 	}
 	if p := n.ports[g.port]; p != nil && !p.gone && p.rec.MAC == g.mac && n.tells() {
 		c.leases(n, g, p.rec, e)
@@ -151,6 +153,9 @@ func lease4(n *overlay.Network, p *overlay.Port, m *packet.DHCP4) (netip.Addr, o
 	return addr, in
 }
 
+// told4 names a router if the network has one among its guests, which goes
+// first, or if hosts route for it: guests must not send to us what they could
+// send elsewhere.
 func told4(n *overlay.Network, p *overlay.Port, m *packet.DHCP4) answer.V4 {
 	a, s := lease4(n, p, m)
 	v := answer.V4{MAC: overlay.ServerMAC, Server: s.Gateway, MTU: n.MTU, DNS: n.Tell.DNS, Seconds: n.Tell.Seconds()}
@@ -162,6 +167,9 @@ func told4(n *overlay.Network, p *overlay.Port, m *packet.DHCP4) answer.V4 {
 		if r.Prefix.Bits() == 0 {
 			v.Gateway = r.Via // for clients that do not know the option of routes
 		}
+	}
+	if !v.Gateway.IsValid() && !n.Domain.IsZero() {
+		v.Gateway = s.Gateway
 	}
 	return v
 }
@@ -188,7 +196,7 @@ func told6(n *overlay.Network, p *overlay.Port) answer.V6 {
 // admitted they form their own.
 func advertisement(n *network, t *tap, dst overlay.MAC, to netip.Addr) []byte {
 	r := answer.Router{
-		MAC: overlay.ServerMAC, IP: serverIP6, Seconds: routerLifetime, MTU: uint32(n.rec.MTU),
+		MAC: overlay.ServerMAC, IP: serverIP6, Seconds: n.lifetime(), MTU: uint32(n.rec.MTU),
 		Other: slices.ContainsFunc(n.rec.Tell.DNS, netip.Addr.Is6), DNS: n.rec.Tell.DNS, Lifetime: listLifetime,
 	}
 	for _, s := range n.rec.Subnets {

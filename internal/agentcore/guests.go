@@ -199,7 +199,8 @@ type Heard struct {
 	Groups  []packet.Membership // of a group report
 	DHCP4   *packet.DHCP4       // the whole message, if it is one; else nil
 	DHCP6   *packet.DHCP6
-	At      Time // when the program saw it
+	Forward *packet.Forward // the packet, if one was sent to the router
+	At      Time            // when the program saw it
 }
 
 // heard takes a sign of life. One that is older than the binding in force says

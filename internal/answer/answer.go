@@ -1,8 +1,9 @@
 // Package answer makes what a host tells its guests on behalf of their
-// network: DHCPv4 and DHCPv6 answers and router advertisements. It is pure: a
-// message and a configuration give a frame, or a named reason to be silent.
-// Leases are not kept here: an address belongs to the port that it was
-// declared for, so the same question has the same answer at any time.
+// network: DHCPv4 and DHCPv6 answers, router advertisements, and the ICMP of
+// their router. It is pure: a message and a configuration give a frame, or a
+// named reason to be silent. Leases are not kept here: an address belongs to
+// the port that it was declared for, so the same question has the same answer
+// at any time.
 package answer
 
 import (

@@ -18,6 +18,12 @@ const (
 	TypeIPv6 uint16 = 0x86dd
 )
 
+// Protocols above IP (IANA).
+const (
+	ProtoTCP uint8 = 6
+	ProtoUDP uint8 = 17
+)
+
 // Broadcast is the Ethernet broadcast address.
 var Broadcast = overlay.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 

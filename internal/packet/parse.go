@@ -17,7 +17,7 @@ const (
 
 	protoICMP   = 1
 	protoIGMP   = 2
-	protoUDP    = 17
+	protoUDP    = ProtoUDP
 	protoICMPv6 = 58
 
 	portServer4, portClient4 = 67, 68   // RFC 2131 section 4.1
