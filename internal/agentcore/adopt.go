@@ -2,9 +2,9 @@ package agentcore
 
 // adopt holds acknowledgements back after a start. What the journal or a first
 // pass said is settled only when the kernel was looked at: all links, what a
-// deleted network left, the tables of every network that is served, and what
-// had to be written because of it. A token in the ledger's first generation
-// stands for all of that.
+// deleted network left, the tables of every network that is served, once all is
+// known that belongs there, and what had to be written because of it. A token in
+// the ledger's first generation stands for all of that.
 func (c *Core) adopt() {
 	if c.adopted {
 		return
@@ -19,7 +19,7 @@ func (c *Core) adopt() {
 			}
 		}
 		for _, n := range c.nets { // order-free: all must be
-			if n.open || n.live() && n.serving && !n.tablesRead {
+			if n.open || n.live() && n.serving && (!n.tablesRead || !c.whole(n)) {
 				return
 			}
 		}

@@ -43,6 +43,7 @@ func (c *Core) serve(n *network) {
 	if want := c.wantServing(n); want != n.serving {
 		n.serving = want
 		c.replanAll(n)
+		c.crossFrom(n)
 	}
 }
 

@@ -34,9 +34,9 @@ type network struct {
 	log      logState
 	own      []hoststate.Row // what was asked for that is no endpoint's: see ownRows
 
-	// Routing, see join: what is in force of the record's Reach and From, whose
-	// tables hold its endpoints, and how many endpoints have what they send
-	// routed to it by each host.
+	// Routing, see join: what is in force of the record's Reach and From, which
+	// networks are routed to or from it so, and how many endpoints have what they
+	// send routed to it by each host.
 	reach, from []overlay.UID
 	near        []*network // sorted by UID
 	routedBy    map[netip.Addr]int

@@ -126,7 +126,7 @@ func (r *rig) wants(lines ...string) {
 // item makes one entry from a line. A leading "-" makes a tombstone.
 //
 //	host h2 192.0.2.2 [dead]
-//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [foreign=192.0.2.9] [10.0.0.0/24 ...]
+//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [foreign=192.0.2.9] [domain] [reach=n2,n3] [from=n2] [10.0.0.0/24 ...]
 //	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [share=10.0.0.9] [checked] [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
 func (r *rig) item(network, line string) Item {
@@ -150,6 +150,9 @@ func (r *rig) item(network, line string) Item {
 		if slices.Contains(f, "none") {
 			n.Flood = overlay.FloodNone
 		}
+		if slices.Contains(f, "domain") {
+			n.Domain = named('d', "d1")
+		}
 		n.Tell.DHCP = overlay.DHCPOwn
 		if slices.Contains(f, "tells") {
 			n.Tell = overlay.Tell{
@@ -160,6 +163,12 @@ func (r *rig) item(network, line string) Item {
 		for _, x := range f[3:] {
 			if list, ok := strings.CutPrefix(x, "foreign="); ok {
 				n.Foreign = addresses(list)
+			}
+			if list, ok := strings.CutPrefix(x, "reach="); ok {
+				n.Reach = networks(list)
+			}
+			if list, ok := strings.CutPrefix(x, "from="); ok {
+				n.From = networks(list)
 			}
 			if sn, err := overlay.ParseSubnet("subnet", x, ""); err == nil {
 				n.Subnets = append(n.Subnets, sn)
@@ -204,6 +213,13 @@ func (r *rig) item(network, line string) Item {
 func addresses(list string) (out []netip.Addr) {
 	for _, a := range strings.Split(list, ",") {
 		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
+func networks(list string) (out []overlay.UID) {
+	for _, n := range strings.Split(list, ",") {
+		out = append(out, netUID(n))
 	}
 	return out
 }

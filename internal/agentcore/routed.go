@@ -47,18 +47,20 @@ func contains(sorted []overlay.UID, uid overlay.UID) bool {
 	return ok
 }
 
-// join puts into force what a network is routed to and from, while it is served
-// here. The logs that this takes are wanted at once: what the manager says next
-// is not all that concerns this host before they were received.
+// join puts into force what a network is routed to and from, as long as its own
+// log is wanted for a device or its tables. The logs that this takes are wanted
+// at once: before they were received, what the manager says is not all that
+// concerns this host.
 func (c *Core) join(n *network) {
 	reach, from := n.reach, n.from
 	n.reach, n.from = nil, nil
-	if n.live() && n.serving {
+	if n.live() && (n.serving || len(n.taps) > 0) {
 		n.reach, n.from = n.rec.Reach, n.rec.From
 	}
-	both := slices.Concat(reach, from, n.reach, n.from)
-	slices.SortFunc(both, overlay.UID.Compare)
-	for _, uid := range slices.Compact(both) {
+	if slices.Equal(reach, n.reach) && slices.Equal(from, n.from) {
+		return
+	}
+	for _, uid := range merged(reach, from, n.reach, n.from) {
 		o := c.nets[uid]
 		if o == nil || contains(reach, uid) == contains(n.reach, uid) && contains(from, uid) == contains(n.from, uid) {
 			continue
@@ -70,10 +72,31 @@ func (c *Core) join(n *network) {
 		} else if !is && near {
 			o.near = slices.Insert(o.near, i, n)
 		}
-		for _, mac := range sortedMACs(o.eps) {
-			c.cross(o, mac, o.eps[mac])
-		}
+		c.crossAll(o)
 		c.subscribe(o)
+	}
+}
+
+func merged(lists ...[]overlay.UID) []overlay.UID {
+	all := slices.Concat(lists...)
+	slices.SortFunc(all, overlay.UID.Compare)
+	return slices.Compact(all)
+}
+
+// crossFrom brings the rows of other networks' endpoints up to date in one that
+// is served from now on, or not any more.
+func (c *Core) crossFrom(n *network) {
+	for _, uid := range merged(n.reach, n.from) {
+		if o := c.nets[uid]; o != nil {
+			c.crossAll(o)
+		}
+	}
+}
+
+// crossAll brings up to date what all endpoints of a network have in others.
+func (c *Core) crossAll(n *network) {
+	for _, mac := range sortedMACs(n.eps) {
+		c.cross(n, mac, n.eps[mac])
 	}
 }
 
@@ -180,6 +203,9 @@ func (c *Core) crossings(n *network, mac overlay.MAC, e *endpoint) (out []crossi
 		at = c.cfg.VTEP
 	}
 	for _, o := range n.near {
+		if !o.serving {
+			continue
+		}
 		x := crossing{in: o}
 		if mine := o.eps[mac]; at.IsValid() && contains(o.reach, n.uid) && (mine == nil || !mine.own) {
 			x.reach = plan.Reached{VNI: o.rec.VNI, Into: n.rec.VNI, MAC: mac, Addrs: addrs, VTEP: at}

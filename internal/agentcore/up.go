@@ -95,7 +95,7 @@ func (c *Core) disconnected() { c.session, c.poor = 0, false }
 
 // subscribe decides whether the network's log is wanted: while a device is a
 // port of its bridge, known or not, as long as its tables stand, and while a
-// network that is served here is routed to or from it.
+// network with a device or tables here is routed to or from it.
 func (c *Core) subscribe(n *network) {
 	want := n.live() && (len(n.taps) > 0 || n.serving || len(n.near) > 0 || n.owes())
 	switch {
@@ -106,6 +106,7 @@ func (c *Core) subscribe(n *network) {
 		c.behind[n.uid] = true
 	}
 	n.subscribed = want
+	c.join(n)
 }
 
 // owes reports whether the network's log is needed though no device is there:

@@ -1,0 +1,295 @@
+package agentcore
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"culvert/internal/overlay"
+)
+
+const (
+	router = "02:63:75:6c:76:74"
+	both1  = "n1 10 domain reach=n2 from=n2 10.1.0.0/24 fd00:1::/64"
+	both2  = "n2 20 domain reach=n1 from=n1 10.2.0.0/24 fd00:2::/64"
+	alone1 = "n1 10 domain 10.1.0.0/24 fd00:1::/64"
+	alone2 = "n2 20 domain 10.2.0.0/24 fd00:2::/64"
+)
+
+// far is the endpoint of n2 on h2 that guests of n1 reach.
+const far = "at h2 p2 " + mac2 + " 10.2.0.2,fd00:2::2"
+
+// routed is a rig whose host has p1 in n1, and none of n2.
+func routed(t testing.TB) *rig {
+	t.Helper()
+	r := newRig(t)
+	r.fleet(both1, both2)
+	r.plug("n1", "p1")
+	r.connect()
+	r.log("n1", "port p1 "+mac1)
+	r.log("n2", "port p2 "+mac2, far)
+	r.ups()
+	r.did()
+	return r
+}
+
+// crossing lists what the tables of n1 hold that is not of its own endpoints.
+func (r *rig) crossing() string {
+	var out []string
+	for _, l := range strings.Split(r.dump(), "\n") {
+		f := strings.Fields(l)
+		if len(f) > 2 && f[1] == "10" && f[0] != "master" && f[0] != "repl" && !strings.Contains(l, mac1) {
+			out = append(out, l)
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+func (r *rig) crosses(when string, lines ...string) {
+	r.tb.Helper()
+	if got, want := r.crossing(), strings.Join(lines, "\n"); got != want {
+		r.tb.Errorf("%s, the kernel holds\n%s\nwant\n%s", when, got, want)
+	}
+}
+
+const routerRow = "fdb 10 " + router + " dst 192.0.2.201 static,extern_learn,router"
+
+// reached are the rows of mac2 in n1.
+func reached(vtep string, addrs ...string) (out []string) {
+	out = append(out, "reach 10 "+mac2)
+	for _, a := range addrs {
+		out = append(out, "neigh 10 "+a+" lladdr "+mac2+" permanent,culvert", "reach 10 "+a)
+	}
+	return append(out, "fdb 10 "+mac2+" dst "+vtep+" vni 20 static,extern_learn")
+}
+
+// TestRoutesToAnotherNetwork: the other's log is wanted as soon as a guest is
+// here, without its devices; nothing counts as held before it was received; and
+// what is written comes in order.
+func TestRoutesToAnotherNetwork(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet(both1, both2)
+	r.plug("n1", "p1")
+	r.connect()
+	r.says("add n1 from 0", "add n2 from 0")
+	r.log("n1", "port p1 "+mac1)
+	r.says("claim 1 "+mac1+" base 7 device", "inventory ends")
+	r.tick(second)
+	r.did()
+	r.log("n2", "port p2 "+mac2, far)
+	r.wants(
+		"set source 10 "+router+" via 192.0.2.202",
+		"set reach 10 "+mac2, "set reach 10 10.2.0.2", "set reach 10 fd00:2::2",
+		"set fdb 10 "+mac2+" dst 192.0.2.202 vni 20 static,extern_learn",
+		"set neigh 10 10.2.0.2 lladdr "+mac2+" permanent,culvert",
+		"set neigh 10 fd00:2::2 lladdr "+mac2+" permanent,culvert",
+	)
+	r.says("ack 9")
+	for _, want := range []string{"\n" + routerRow + "\n", "\nmaster 10 " + router + " dev cvx10 static,extern_learn\n", "port tap-p1 mac " + mac1 + " open,routed\n"} {
+		if !strings.Contains(r.dump(), want) {
+			t.Errorf("the kernel lacks %q:\n%s", want, r.dump())
+		}
+	}
+	if strings.Contains(r.dump(), "cvx20") {
+		t.Errorf("a device of a network without ports:\n%s", r.dump())
+	}
+}
+
+// TestRoutedEndpointsFollow: whatever becomes of an endpoint of another network,
+// or of its host.
+func TestRoutedEndpointsFollow(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	via := func(v string) string { return "source 10 " + router + " via " + v }
+	rows := func(extra []string, more ...string) []string { return sorted(append(extra, more...)) }
+	for _, c := range []struct {
+		log, line string
+		want      []string
+	}{
+		{"n2", "port p3 " + mac3, rows(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), routerRow, via("192.0.2.202"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.2,fd00:2::2 from=h2", rows(reached("192.0.2.203", "10.2.0.2", "fd00:2::2"), routerRow, via("192.0.2.202"), via("192.0.2.203"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9,10.9.0.9,fe80::9", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9 pre=h4", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"), via("192.0.2.204"))},
+		{"", "host h3 192.0.2.99", rows(reached("192.0.2.99", "10.2.0.9"), routerRow, via("192.0.2.99"), via("192.0.2.204"))},
+		{"", "host h3 192.0.2.99 dead", rows(nil, routerRow, via("192.0.2.204"))},
+		{"", "host h3 192.0.2.203", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"), via("192.0.2.204"))},
+		{"n2", "at h1 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.201", "10.2.0.9"), routerRow)},
+		{"n2", "at h2 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.202", "10.2.0.9"), routerRow, via("192.0.2.202"))},
+		{"n2", "-at h2 p2 " + mac2 + " 10.2.0.9", rows(nil, routerRow)},
+		{"n2", far, rows(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), routerRow, via("192.0.2.202"))},
+	} {
+		r.news(c.log, c.line)
+		if got, want := strings.Join(sorted(strings.Split(r.crossing(), "\n")), "\n"), strings.Join(c.want, "\n"); got != want {
+			t.Errorf("after %q the kernel holds\n%s\nwant\n%s", c.line, got, want)
+		}
+	}
+}
+
+// TestThoseWhoRouteHereAreCounted: a host may route here as long as one endpoint
+// is on it that may send here, and after a move for a while.
+func TestThoseWhoRouteHereAreCounted(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	routes := func(when, vtep string, want bool) {
+		t.Helper()
+		if got := strings.Contains(r.dump(), "source 10 "+router+" via "+vtep+"\n"); got != want {
+			t.Errorf("%s: %s may route here: %v, want %v", when, vtep, got, want)
+		}
+	}
+	r.news("n2", "port p3 "+mac3, "at h2 p3 "+mac3+" 10.2.0.3")
+	r.news("n2", "-"+far)
+	routes("one is left", "192.0.2.202", true)
+	r.news("n2", "at h3 p3 "+mac3+" 10.2.0.3 from=h2")
+	routes("it moved", "192.0.2.202", true)
+	routes("it moved", "192.0.2.203", true)
+	r.tick(11 * second)
+	routes("long ago", "192.0.2.202", false)
+	r.news("", "network "+"n1 10 domain reach=n2 10.1.0.0/24")
+	routes("it may not send here", "192.0.2.203", false)
+	if !strings.Contains(r.crossing(), "fdb 10 "+mac3+" dst 192.0.2.203 vni 20") {
+		t.Errorf("it is not reached:\n%s", r.crossing())
+	}
+}
+
+// TestPoliciesOpenAndClose: with the record that says so, and no sooner does it
+// count as done.
+func TestPoliciesOpenAndClose(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet(alone1, alone2)
+	r.plug("n1", "p1")
+	r.connect()
+	r.log("n1", "port p1 "+mac1)
+	r.ups()
+	r.crosses("closed", routerRow)
+	r.news("", "network "+both1, "network "+both2)
+	r.says("add n2 from 0")
+	r.log("n2", "port p2 "+mac2, far)
+	r.says("ack 11")
+	r.did()
+	if !strings.Contains(r.crossing(), "reach 10 10.2.0.2") {
+		t.Errorf("open, and the kernel holds\n%s", r.crossing())
+	}
+	r.news("", "network "+alone1, "network "+alone2)
+	r.wants(
+		"tune vni 10",
+		"del neigh 10 fd00:2::2 lladdr "+mac2+" permanent,culvert",
+		"del neigh 10 10.2.0.2 lladdr "+mac2+" permanent,culvert",
+		"del fdb 10 "+mac2+" dst 192.0.2.202 vni 20 static,extern_learn",
+		"del reach 10 fd00:2::2", "del reach 10 10.2.0.2", "del reach 10 "+mac2,
+		"del source 10 "+router+" via 192.0.2.202",
+		"tune vni 20",
+	)
+	r.says("remove n2", "ack 13")
+	// It leaves the domain: no router any more.
+	r.news("", "network n1 10 10.1.0.0/24 fd00:1::/64")
+	r.crosses("outside")
+	if !strings.Contains(r.dump(), "port tap-p1 mac "+mac1+" open\n") || strings.Contains(r.dump(), router) {
+		t.Errorf("it is routed still:\n%s", r.dump())
+	}
+}
+
+// TestRoutedWhileServed: the other's log is wanted as long as the network is
+// served here.
+func TestRoutedWhileServed(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	r.unplug("p1")
+	r.tick(6 * second)
+	if got := r.ups(); !strings.Contains(got, "remove n2") {
+		t.Errorf("told\n%s", got)
+	}
+	r.plug("n1", "p1")
+	r.says("add n2 from 0", "claim 2 "+mac1+" base 7 device") // n1's own was kept: nobody answered the first claim
+	r.log("n2", "port p2 "+mac2, far)
+	if !strings.Contains(r.crossing(), "reach 10 10.2.0.2") {
+		t.Errorf("the kernel holds\n%s", r.crossing())
+	}
+	// Its record comes last of all, or is deleted.
+	r.news("", "-network "+both2)
+	r.crosses("deleted", routerRow)
+	r.news("", "network "+both2)
+	r.ups()
+	r.log("n2", "port p2 "+mac2, far)
+	if !strings.Contains(r.crossing(), "reach 10 10.2.0.2") {
+		t.Errorf("the kernel holds\n%s", r.crossing())
+	}
+}
+
+func TestAdoptsRoutesWithoutAWrite(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	before, writes := r.dump(), r.m.Writes
+	r.restart()
+	r.rev = 0 // the same records again
+	r.fleet(both1, both2)
+	r.connect()
+	r.says("add n1 from 0", "add n2 from 0")
+	r.log("n1", "port p1 "+mac1)
+	r.says("claim 1 "+mac1+" base 7 device", "inventory ends")
+	r.log("n2", "port p2 "+mac2, far)
+	r.wants()
+	if r.m.Writes != writes || r.dump() != before {
+		t.Errorf("%d rows were written; the kernel holds\n%s\nand held\n%s", r.m.Writes-writes, r.dump(), before)
+	}
+	r.says("ack 9")
+}
+
+// TestDeletesNoRoutesBeforeAPassHasEnded: neither the end of the network's own
+// log nor half of the other's says that nobody is there.
+func TestDeletesNoRoutesBeforeAPassHasEnded(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	r.restart()
+	r.rev = 0
+	r.fleet(both1, both2)
+	r.connect()
+	r.log("n1", "port p1 "+mac1)
+	r.ups()
+	part := Items{Begins: []overlay.UID{netUID("n2")}, Items: []Item{r.item("n2", "port p2 "+mac2)}}
+	r.step(part)
+	r.tick(300 * second)
+	if got := r.did(); strings.Contains(got, "del") {
+		t.Errorf("operations are\n%s\nwant no deletion", got)
+	}
+	end := Items{}
+	r.sums["n2"] = &overlay.Sum{}
+	r.sums["n2"].Add(overlay.Key{Kind: overlay.KindPort, UID: portUID("p2")}, part.Items[0].Rev)
+	r.finish(&end, netUID("n2"), "n2", true)
+	r.step(end)
+	r.wants(
+		"del neigh 10 10.2.0.2 lladdr "+mac2+" permanent,culvert",
+		"del neigh 10 fd00:2::2 lladdr "+mac2+" permanent,culvert",
+		"del fdb 10 "+mac2+" dst 192.0.2.202 vni 20 static,extern_learn",
+		"del reach 10 10.2.0.2", "del reach 10 fd00:2::2", "del reach 10 "+mac2,
+		"del source 10 "+router+" via 192.0.2.202",
+	)
+}
+
+// TestOwnEndpointsComeFirst: a MAC that a network's own guests use is theirs,
+// and no frame to it is kept from them; nor is an address.
+func TestOwnEndpointsComeFirst(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	own := "at h3 p4 " + mac2 + " 10.1.0.4"
+	r.news("n1", "port p4 "+mac2, own)
+	r.crosses("its own",
+		"fdb 10 "+mac2+" dst 192.0.2.203 static,extern_learn",
+		routerRow,
+		"neigh 10 10.1.0.4 lladdr "+mac2+" permanent,culvert",
+		"source 10 "+mac2+" via 192.0.2.203",
+		"source 10 "+router+" via 192.0.2.202",
+	)
+	r.news("n1", "-"+own)
+	if got, want := strings.Join(sorted(strings.Split(r.crossing(), "\n")), "\n"), strings.Join(sorted(append(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), routerRow, "source 10 "+router+" via 192.0.2.202")), "\n"); got != want {
+		t.Errorf("gone, and the kernel holds\n%s\nwant\n%s", got, want)
+	}
+	r.news("n1", "at h3 p5 "+mac3+" 10.2.0.2") // older or newer
+	if !strings.Contains(r.crossing(), "neigh 10 10.2.0.2 lladdr "+mac3) {
+		t.Errorf("the kernel holds\n%s", r.crossing())
+	}
+}
+
+func sorted(lines []string) []string { return slices.Sorted(slices.Values(lines)) }
