@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,6 +31,7 @@ func TestEarsReadWhatIsSaid(t *testing.T) {
 		packet.UDP(packet.Broadcast, guest, netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), v4),
 		packet.UDP(packet.Broadcast, guest, netip.MustParseAddrPort("[fe80::1]:546"), netip.MustParseAddrPort("[ff02::1:2]:547"), v6),
 		packet.AskARP(packet.Broadcast, guest, netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.0.0.1")),
+		packet.UDP(overlay.ServerMAC, guest, netip.MustParseAddrPort("10.0.0.5:1"), netip.MustParseAddrPort("10.1.0.7:2"), []byte("hi")),
 		{1, 2, 3},
 	}
 	e := newEars()
@@ -38,16 +40,18 @@ func TestEarsReadWhatIsSaid(t *testing.T) {
 		clear(f)
 	}
 	got := e.take()
-	if len(got) != 3 || e.bad[packet.EthShort] != 1 {
-		t.Fatalf("%d of 3 are read, %d are refused", len(got), e.bad[packet.EthShort])
+	if len(got) != 4 || e.bad[packet.EthShort] != 1 {
+		t.Fatalf("%d of 4 are read, %d are refused", len(got), e.bad[packet.EthShort])
 	}
-	switch m, n, a := got[0], got[1], got[2]; {
+	switch m, n, a, w := got[0], got[1], got[2], got[3]; {
 	case m.Fact.Kind != packet.DHCPDiscover || m.DHCP4 == nil || m.DHCP6 != nil || string(m.DHCP4.ClientID) != "\x07\x08\x09" || m.DHCP4.MAC != guest:
 		t.Errorf("the first is %+v, %+v", m.Fact, m.DHCP4)
 	case n.Fact.Kind != packet.DHCP6Solicit || n.DHCP6 == nil || n.DHCP4 != nil || string(n.DHCP6.ClientID) != "\x00\x03\x00\x09":
 		t.Errorf("the second is %+v, %+v", n.Fact, n.DHCP6)
 	case a.Fact.Kind != packet.ARPRequest || a.DHCP4 != nil || a.DHCP6 != nil || a.Port != 3 || a.At != 7:
 		t.Errorf("the third is %+v", a)
+	case w.Fact.Kind != packet.ToRouter || w.Forward == nil || w.Forward.To != netip.MustParseAddr("10.1.0.7") || !strings.HasSuffix(string(w.Forward.Packet), "hi"):
+		t.Errorf("the fourth is %+v, %+v", w.Fact, w.Forward)
 	}
 	if len(e.take()) != 0 {
 		t.Error("what was taken is taken again")

@@ -28,13 +28,19 @@ func told(t *testing.T) *rig {
 	return r
 }
 
-// speaks is a frame of the guest behind if3, read as the driver reads it; the
-// answers are returned.
+// speaks is a frame of the guest behind the first device; the answers are returned.
 func (r *rig) speaks(frame []byte) []string {
+	r.tb.Helper()
+	r.utters(frame)
+	return r.sent()
+}
+
+// utters is a frame of the guest behind the first device, read as the driver reads it.
+func (r *rig) utters(frame []byte) {
 	r.tb.Helper()
 	r.m.Sent = nil
 	r.now++
-	e := Heard{Port: 3, At: r.now}
+	e := Heard{Port: r.first, At: r.now}
 	var d packet.Drop
 	if e.Fact, d = packet.Parse(packet.FromGuest, frame, len(frame)); d != packet.Taken {
 		r.tb.Fatalf("the frame is refused: %v", d)
@@ -45,8 +51,10 @@ func (r *rig) speaks(frame []byte) []string {
 	if m, d := packet.ReadDHCP6(packet.FromGuest, frame, len(frame)); d == packet.Taken {
 		e.DHCP6 = &m
 	}
+	if f, d := packet.ReadForward(frame, len(frame)); d == packet.Taken {
+		e.Forward = &f
+	}
 	r.step(e)
-	return r.sent()
 }
 
 // sent is what was sent out of ports since the last look.
@@ -191,7 +199,7 @@ func TestTheAnswersSayWhatTheNetworkSays(t *testing.T) {
 	frames := map[string]string{}
 	for name, f := range map[string][]byte{"offer": ask4(packet.Discover4, ""), "solicitation": packet.ICMPv6(packet.Broadcast, mac(mac1), netip.IPv6Unspecified(), netip.IPv6LinkLocalAllRouters(), 255, []byte{133, 0, 0, 0, 0, 0, 0, 0})} {
 		r.now += second
-		e := Heard{Port: 3, At: r.now}
+		e := Heard{Port: r.first, At: r.now}
 		e.Fact, _ = packet.Parse(packet.FromGuest, f, len(f))
 		if m, d := packet.ReadDHCP4(packet.FromGuest, f, len(f)); d == packet.Taken {
 			e.DHCP4 = &m

@@ -29,6 +29,7 @@ type rig struct {
 	hold   bool                   // operations are given, but not answered
 	flying []hoststate.Result
 	reads  int
+	first  int32 // device that was plugged
 }
 
 func named(kind byte, name string) (u overlay.UID) {
@@ -307,6 +308,9 @@ func (r *rig) plug(network, port string) int32 {
 		vni = n.rec.VNI
 	}
 	i := r.m.Plug("tap-"+port, vni, hoststate.PortAlias("default", port))
+	if r.first == 0 {
+		r.first = i
+	}
 	r.settle()
 	return i
 }

@@ -293,3 +293,24 @@ func TestOwnEndpointsComeFirst(t *testing.T) {
 }
 
 func sorted(lines []string) []string { return slices.Sorted(slices.Values(lines)) }
+
+// TestRoutesAreInTheJournal: an agent that kept what it knew begins with the
+// logs of other networks, too, writes nothing, and goes on where it was.
+func TestRoutesAreInTheJournal(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	before, known := r.dump(), r.c.Known()
+	r.blind()
+	for _, it := range known {
+		r.c.Step(r.now, it)
+	}
+	r.step(Tick{})
+	r.connect()
+	r.wants()
+	if r.dump() != before {
+		t.Errorf("the kernel holds\n%s\nand held\n%s", r.dump(), before)
+	}
+	if got := r.ups(); !strings.HasPrefix(got, "add n1 from 7\nadd n2 from 9\n") {
+		t.Errorf("told\n%s", got)
+	}
+}
