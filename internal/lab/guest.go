@@ -25,11 +25,12 @@ type Guest struct {
 	VM        string
 	MAC       overlay.MAC
 	Addresses []netip.Prefix
-	MTU       int    // bytes, of its eth0
-	Bridge    string // on every host: cvb<VNI>
-	Alias     string // of its device on a host; empty for none
-	Announce  bool   // it speaks unasked, as most systems do; else it is silent
-	Asks      bool   // it has no addresses and asks the network for them, as a stock image does
+	Gateways  []netip.Addr // where its packets for other networks go; none: nowhere
+	MTU       int          // bytes, of its eth0
+	Bridge    string       // on every host: cvb<VNI>
+	Alias     string       // of its device on a host; empty for none
+	Announce  bool         // it speaks unasked, as most systems do; else it is silent
+	Asks      bool         // it has no addresses and asks the network for them, as a stock image does
 }
 
 // stockMTU is the MTU of a NIC that nobody has told another one, in bytes.
@@ -106,6 +107,11 @@ func (g Guest) Make(ctx context.Context) error {
 	}
 	if err := vm.LinkSetUp(eth0); err != nil {
 		return fmt.Errorf("VM's interface up: %w", err)
+	}
+	for _, a := range g.Gateways {
+		if err := vm.RouteReplace(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: a.AsSlice()}); err != nil {
+			return fmt.Errorf("VM's route by way of %s: %w", a, err)
+		}
 	}
 	return g.awaitListening(ctx)
 }

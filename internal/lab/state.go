@@ -33,6 +33,7 @@ type VM struct {
 	Ready     bool           `json:"ready"`            // made whole; else a command was interrupted
 	MAC       string         `json:"mac"`
 	Addresses []netip.Prefix `json:"addresses"`
+	Gateways  []netip.Addr   `json:"gateways,omitempty"` // its routers, where its network has any
 	MTU       int            `json:"mtu"`
 	Declared  bool           `json:"declared"`
 	Announce  bool           `json:"announce,omitempty"`
@@ -46,7 +47,7 @@ func (v VM) guest(lab string) (Guest, error) {
 	if err != nil {
 		return Guest{}, fmt.Errorf("state of %s: %w", v.Name, err)
 	}
-	g := Guest{Lab: lab, VM: v.Name, MAC: mac, Addresses: v.Addresses, MTU: v.MTU, Bridge: v.VNI.Bridge(), Announce: v.Announce}
+	g := Guest{Lab: lab, VM: v.Name, MAC: mac, Addresses: v.Addresses, Gateways: v.Gateways, MTU: v.MTU, Bridge: v.VNI.Bridge(), Announce: v.Announce}
 	if v.DHCP {
 		g.Addresses, g.MTU, g.Asks = nil, stockMTU, true
 	}
