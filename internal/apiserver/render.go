@@ -163,11 +163,14 @@ func (r *renderer) networkOf(n *overlay.Network, rev overlay.Rev) *culvertv1.Net
 	out.Status.Reach, out.Status.From = r.networkNames(n.Reach), r.networkNames(n.From)
 	r.countPorts()
 	out.Status.Ports = r.ports[n.UID]
-	for range r.v.Endpoints(n.UID) {
+	at := map[overlay.UID]bool{}
+	for it := range r.v.Endpoints(n.UID) {
 		out.Status.Endpoints++
+		at[it.Rec.(*overlay.Endpoint).Host] = true
 	}
-	for uid, h := range r.hosts { // order-free: sorted below
-		if slices.Contains(h.Serves, n.UID) {
+	routed := len(n.Reach)+len(n.From) > 0 // then hosts hear of it that only send to it
+	for uid, h := range r.hosts {          // order-free: sorted below
+		if slices.Contains(h.Serves, n.UID) && (!routed || at[uid]) {
 			out.Status.ServingHosts = append(out.Status.ServingHosts, r.hostName(uid))
 		}
 	}
