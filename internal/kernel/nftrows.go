@@ -212,7 +212,8 @@ func (k *Kernel) readElements(res []*hoststate.Result) map[string]map[hoststate.
 
 // nextRuleset brings what was read of the ruleset up to date after one
 // transaction of ours, which changed sets alone, if it was the only one since:
-// each raises the generation by one.
+// each raises the generation by one, unless it changed nothing. Then it was
+// another's that did.
 func (k *Kernel) nextRuleset(have map[string]map[hoststate.Key]bool) {
 	old := k.rulesetRead.Load()
 	if old == nil {
@@ -224,18 +225,30 @@ func (k *Kernel) nextRuleset(have map[string]map[hoststate.Key]bool) {
 	}
 	rs := *old
 	rs.gen, rs.elements = gen, nil
+	stood, stands := 0, 0 // of the sets that were written
+	same := true
 	for _, key := range old.elements {
-		if set, _, err := element(key); err == nil && have[set] == nil {
+		set, _, err := element(key)
+		switch keys := have[set]; {
+		case err != nil:
+		case keys == nil:
 			rs.elements = append(rs.elements, key)
+		default:
+			stood++
+			same = same && keys[key]
 		}
 	}
 	for _, keys := range have {
 		if keys == nil {
 			return
 		}
+		stands += len(keys)
 		for key := range keys {
 			rs.elements = append(rs.elements, key)
 		}
+	}
+	if same && stood == stands {
+		return
 	}
 	k.rulesetRead.Store(&rs)
 }

@@ -210,6 +210,15 @@ var nftCases = []contractCase{
 		}
 		s.del(vtepRow(vtepV6), memberRow(5))
 	}},
+	{"nft/an element written as it stands hides nothing", func(s suite) {
+		s.devices()
+		s.set(markRow(5), vtepRow(vtep2))
+		s.DropIsolation(vni)
+		s.do(hoststate.ClassOK, Set(markRow(5), vtepRow(vtep2))...)
+		if s.mustLink(vni.Bridge()).Isolated {
+			s.Errorf("the bridge reads as isolated, though its chain went")
+		}
+	}},
 	{"nft/the mark is moved in one transaction, in silence", func(s suite) {
 		s.do(hoststate.ClassNotFound, Set(markRow(5))...)
 		s.do(hoststate.ClassOK, hoststate.Op{Kind: hoststate.OpBase})
