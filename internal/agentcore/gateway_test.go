@@ -197,6 +197,7 @@ func TestTheRouterIsTold(t *testing.T) {
 		t.Errorf("with a router among the guests: told %s", got)
 	}
 	// Outside the domain it is none, and guests hear of it at once.
+	change()
 	r.tick(second)
 	r.m.Sent = nil
 	n.Domain, n.Reach = overlay.UID{}, nil

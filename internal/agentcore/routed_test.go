@@ -1,12 +1,9 @@
 package agentcore
 
 import (
-	"maps"
 	"slices"
 	"strings"
 	"testing"
-
-	"pgregory.net/rapid"
 
 	"culvert/internal/overlay"
 )
@@ -254,8 +251,8 @@ func TestDeletesNoRoutesBeforeAPassHasEnded(t *testing.T) {
 	part := Items{Begins: []overlay.UID{netUID("n2")}, Items: []Item{r.item("n2", "port p2 "+mac2)}}
 	r.step(part)
 	r.tick(300 * second)
-	if got := r.did(); strings.Contains(got, "del") {
-		t.Errorf("operations are\n%s\nwant no deletion", got)
+	if got := r.did(); strings.Contains(got, "del") || r.c.Stats().Repairs != 0 {
+		t.Errorf("%d repairs; operations are\n%s\nwant no deletion", r.c.Stats().Repairs, got)
 	}
 	end := Items{}
 	r.sums["n2"] = &overlay.Sum{}
@@ -269,6 +266,98 @@ func TestDeletesNoRoutesBeforeAPassHasEnded(t *testing.T) {
 		"del reach 10 10.2.0.2", "del reach 10 fd00:2::2", "del reach 10 "+mac2,
 		"del source 10 "+router+" via 192.0.2.202",
 	)
+}
+
+// TestWhatStandsInTheWayOfDeletions: another network's log no longer does when
+// nothing is routed there any more, or that network is gone; and it does from
+// before its record came.
+func TestWhatStandsInTheWayOfDeletions(t *testing.T) {
+	t.Parallel()
+	gone := []string{
+		"del neigh 10 10.2.0.2 lladdr " + mac2 + " permanent,culvert",
+		"del neigh 10 fd00:2::2 lladdr " + mac2 + " permanent,culvert",
+		"del fdb 10 " + mac2 + " dst 192.0.2.202 vni 20 static,extern_learn",
+		"del reach 10 10.2.0.2", "del reach 10 fd00:2::2", "del reach 10 " + mac2,
+		"del source 10 " + router + " via 192.0.2.202",
+	}
+	for name, news := range map[string]string{"closed": "network " + alone1, "deleted": "-network " + both2} {
+		r := routed(t)
+		r.restart()
+		r.rev = 0
+		r.fleet(both1, both2)
+		r.connect()
+		r.log("n1", "port p1 "+mac1)
+		r.wants()
+		r.news("", news)
+		got := strings.Join(slices.DeleteFunc(strings.Split(r.did(), "\n"), func(l string) bool { return strings.HasPrefix(l, "tune") || strings.HasPrefix(l, "del-link") }), "\n")
+		if want := strings.Join(gone, "\n"); got != want {
+			t.Errorf("%s: operations are\n%s\nwant\n%s", name, got, want)
+		}
+	}
+	r := routed(t)
+	r.restart()
+	r.rev = 4 // after the hosts
+	e := Items{Begins: []overlay.UID{{}}, Items: []Item{r.item("", "network "+both1)}}
+	r.step(e)
+	r.connect()
+	r.log("n1", "port p1 "+mac1)
+	if got := r.did(); strings.Contains(got, "del") {
+		t.Errorf("before the fleet's log has ended: operations are\n%s\nwant no deletion", got)
+	}
+}
+
+// TestAPolicyThatIsWrittenAnewTakesNothingAway: closed and opened in one go.
+func TestAPolicyThatIsWrittenAnewTakesNothingAway(t *testing.T) {
+	t.Parallel()
+	r := routed(t)
+	before := r.crossing()
+	r.news("", "network "+alone1, "network "+both1)
+	if got := r.ups(); !strings.HasPrefix(got, "add n2 from 0") {
+		t.Errorf("told\n%s", got)
+	}
+	r.log("n2", "port p2 "+mac2, far)
+	if got := r.did(); got != "tune vni 10" || r.crossing() != before {
+		t.Errorf("operations are\n%s\nwant none of rows; the kernel holds\n%s", got, r.crossing())
+	}
+}
+
+// TestServedLaterAndAnew: the other network's log may come first, and its
+// endpoints have no rows while no guest is here, and have them again after.
+func TestServedLaterAndAnew(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet(both1, both2)
+	r.plug("n1", "p1")
+	r.connect()
+	r.ups()
+	r.log("n2", "port p2 "+mac2, far)
+	r.log("n1", "port p1 "+mac1)
+	want := r.crossing()
+	if !strings.Contains(want, "reach 10 10.2.0.2") {
+		t.Errorf("the kernel holds\n%s", want)
+	}
+	r.news("n1", "-port p1 "+mac1) // its device stays
+	r.tick(6 * second)
+	r.crosses("served no more")
+	r.news("n1", "port p1 "+mac1)
+	r.crosses("served again", strings.Split(want, "\n")...)
+}
+
+// TestALogThatNeverComesKeepsNoDevice: what waits for it holds a network's
+// devices only while that network is served.
+func TestALogThatNeverComesKeepsNoDevice(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet(both1, both2)
+	r.plug("n1", "p1")
+	r.connect()
+	r.log("n1", "port p1 "+mac1)
+	r.news("n1", "-port p1 "+mac1)
+	r.tick(6 * second)
+	r.tick(second)
+	if got := r.dump(); strings.Contains(got, "cvx10") || strings.Contains(got, "master 10 "+mac1) {
+		t.Errorf("the kernel holds\n%s", got)
+	}
 }
 
 // TestOwnEndpointsComeFirst: a MAC that a network's own guests use is theirs,
@@ -289,7 +378,8 @@ func TestOwnEndpointsComeFirst(t *testing.T) {
 	if got, want := strings.Join(sorted(strings.Split(r.crossing(), "\n")), "\n"), strings.Join(sorted(append(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), routerRow, "source 10 "+router+" via 192.0.2.202")), "\n"); got != want {
 		t.Errorf("gone, and the kernel holds\n%s\nwant\n%s", got, want)
 	}
-	r.news("n1", "at h3 p5 "+mac3+" 10.2.0.2") // older or newer
+	r.news("n1", "at h3 p5 "+mac3+" 10.2.0.2")
+	r.news("n2", "at h4 p2 "+mac2+" 10.2.0.2") // newer
 	if !strings.Contains(r.crossing(), "neigh 10 10.2.0.2 lladdr "+mac3) {
 		t.Errorf("the kernel holds\n%s", r.crossing())
 	}
@@ -316,160 +406,4 @@ func TestRoutesAreInTheJournal(t *testing.T) {
 	if got := r.ups(); !strings.HasPrefix(got, "add n1 from 7\nadd n2 from 9\n") {
 		t.Errorf("told\n%s", got)
 	}
-}
-
-// history is what a random story of two networks has come to.
-type history struct {
-	net   [2]string         // records, as lines
-	at    map[string]string // endpoints of n2 by MAC, as lines
-	own   map[string]bool   // MACs that n1 has itself, on h3
-	vtep  map[string]string // of h2 to h4; empty: dead
-	moved map[string]string // the line of a move by MAC, while the host that it left relays
-}
-
-// want is what n1's tables hold of n2, computed from the records alone.
-func (h *history) want() []string {
-	reach, from := strings.Contains(h.net[0], "reach=n2"), strings.Contains(h.net[0], "from=n2")
-	var rows []string
-	for m, line := range h.at {
-		f := strings.Fields(line)
-		vtep := h.vtep[f[1]]
-		if from {
-			hosts := []string{f[1]}
-			for _, x := range f[5:] {
-				if _, host, _ := strings.Cut(x, "="); strings.HasPrefix(x, "pre=") || f[1] != "h1" && h.moved[m] == line {
-					hosts = append(hosts, host)
-				}
-			}
-			for _, host := range hosts {
-				if v := h.vtep[host]; v != "" && host != "h1" {
-					rows = append(rows, "source 10 "+router+" via "+v)
-				}
-			}
-		}
-		if !reach || vtep == "" || h.own[m] {
-			continue
-		}
-		rows = append(rows, "reach 10 "+m, "fdb 10 "+m+" dst "+vtep+" vni 20 static,extern_learn")
-		for _, a := range strings.Split(f[4], ",") {
-			rows = append(rows, "reach 10 "+a, "neigh 10 "+a+" lladdr "+m+" permanent,culvert")
-		}
-	}
-	slices.Sort(rows)
-	return slices.Compact(rows)
-}
-
-// TestRoutedTablesFollowAnyHistory: whatever happens in whatever order, with
-// restarts in between, the tables hold in the end what the records say.
-func TestRoutedTablesFollowAnyHistory(t *testing.T) {
-	t.Parallel()
-	tb := t
-	rapid.Check(t, func(t *rapid.T) {
-		r := newRig(tb)
-		h := &history{
-			net: [2]string{alone1, alone2}, at: map[string]string{}, own: map[string]bool{}, moved: map[string]string{},
-			vtep: map[string]string{"h1": "192.0.2.201", "h2": "192.0.2.202", "h3": "192.0.2.203", "h4": "192.0.2.204"},
-		}
-		r.fleet(alone1, alone2)
-		r.plug("n1", "p1")
-		r.connect()
-		r.log("n1", "port p1 "+mac1)
-		logN2 := func() {
-			lines := []string{}
-			for _, m := range slices.Sorted(maps.Keys(h.at)) {
-				lines = append(lines, h.at[m])
-			}
-			r.sums["n2"] = nil
-			for k := range r.revs {
-				if k.Kind == overlay.KindEndpoint && k.UID == netUID("n2") {
-					delete(r.revs, k)
-				}
-			}
-			r.log("n2", lines...)
-			clear(h.moved) // what a pass says is history
-		}
-		// heard lets the manager answer what the agent asks for.
-		heard := func() {
-			if up := r.ups(); strings.Contains(up, "add n2 from") {
-				logN2()
-			}
-		}
-		for range rapid.IntRange(1, 25).Draw(t, "steps") {
-			m := rapid.SampledFrom([]string{"02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:04"}).Draw(t, "mac")
-			host := rapid.SampledFrom([]string{"h1", "h2", "h3", "h4"}).Draw(t, "host")
-			switch rapid.IntRange(0, 6).Draw(t, "what") {
-			case 0, 1: // it comes, moves, or changes its addresses
-				line := "at " + host + " - " + m + " 10.2.0." + m[len(m)-1:]
-				if rapid.Bool().Draw(t, "two") {
-					line += ",fd00:2::" + m[len(m)-1:]
-				}
-				old := h.at[m]
-				if was := strings.Fields(old); len(was) > 0 && was[1] != host {
-					line += " from=" + was[1]
-				} else if host != "h1" && rapid.Bool().Draw(t, "expected") {
-					line += " pre=" + rapid.SampledFrom([]string{"h2", "h3", "h4"}).Draw(t, "where")
-				}
-				h.at[m] = line
-				if r.c.nets[netUID("n2")].subscribed { // or it is told nothing
-					h.moved[m] = line
-				}
-				r.news("n2", line)
-			case 2:
-				if line := h.at[m]; line != "" {
-					delete(h.at, m)
-					r.news("n2", "-"+line)
-				}
-			case 3: // policies
-				h.net[0] = "n1 10 domain" + rapid.SampledFrom([]string{"", " reach=n2", " from=n2", " reach=n2 from=n2"}).Draw(t, "open") + " 10.1.0.0/24 fd00:1::/64"
-				r.news("", "network "+h.net[0])
-			case 4: // a host dies, returns, or has another address
-				if host == "h1" {
-					continue
-				}
-				v := rapid.SampledFrom([]string{"", "192.0.2.2" + host[1:], "192.0.2.20" + host[1:]}).Draw(t, "vtep")
-				if h.vtep[host] = v; v == "" {
-					r.news("", "host "+host+" 192.0.2.20"+host[1:]+" dead")
-				} else {
-					r.news("", "host "+host+" "+v)
-				}
-			case 5: // n1 has the MAC itself
-				if h.own[m] {
-					r.news("n1", "-at h3 - "+m+" 10.1.0."+m[len(m)-1:])
-				} else {
-					r.news("n1", "at h3 - "+m+" 10.1.0."+m[len(m)-1:])
-				}
-				h.own[m] = !h.own[m]
-			case 6:
-				r.tick(11 * second) // and so no relay lasts
-				clear(h.moved)
-				if rapid.Bool().Draw(t, "late") {
-					break
-				}
-				known := r.c.Known() // the agent begins anew with its journal
-				r.blind()
-				for _, it := range known {
-					r.c.Step(r.now, it)
-				}
-				before, writes := r.dump(), r.m.Writes
-				r.step(Tick{})
-				if now := r.dump(); now != before || r.m.Writes != writes {
-					t.Fatalf("a restart changes\n%s\nto\n%s", before, now)
-				}
-				r.connect()
-			}
-			heard()
-		}
-		heard()
-		var got []string
-		for _, l := range strings.Split(r.dump(), "\n") {
-			f := strings.Fields(l)
-			if strings.Contains(l, " vni 20") || len(f) > 2 && f[1] == "10" && (f[0] == "reach" || f[0] == "source" && f[2] == router || f[0] == "neigh" && !strings.HasPrefix(f[2], "10.1.")) {
-				got = append(got, l)
-			}
-		}
-		slices.Sort(got)
-		if want := h.want(); !slices.Equal(got, want) {
-			t.Fatalf("the kernel holds\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
-	})
 }
