@@ -60,9 +60,23 @@ static __always_inline bool calm(__u32 port)
 	return st && c && take(&st->storm, &c->storm);
 }
 
-// hear hands a copy up if the bucket allows it, the one for frames that nobody
-// claims or the one for all others.
-static __always_inline void hear(struct __sk_buff *skb, bool claimed, bool to_guest, bool dropped)
+// Which bucket a frame that is handed up is taken out of. Each has its own, so
+// that a guest with much to say of one kind is heard with the others.
+enum { PUNT, PUNT_UNCLAIMED, PUNT_ROUTER };
+
+static __always_inline bool may_hear(struct port_state *st, const struct config *c, int bucket)
+{
+	switch (bucket) {
+	case PUNT_UNCLAIMED:
+		return take(&st->unclaimed, &c->unclaimed);
+	case PUNT_ROUTER:
+		return take(&st->router, &c->router);
+	}
+	return take(&st->punt, &c->punt);
+}
+
+// hear hands a copy up if its bucket, a constant, allows it.
+static __always_inline void hear(struct __sk_buff *skb, int bucket, bool to_guest, bool dropped)
 {
 	struct port_state *st = state(skb->ifindex);
 	struct config *c = config();
@@ -73,7 +87,7 @@ static __always_inline void hear(struct __sk_buff *skb, bool claimed, bool to_gu
 
 	if (!st || !c)
 		return;
-	if (!take(claimed ? &st->punt : &st->unclaimed, claimed ? &c->punt : &c->unclaimed) || !(h = bpf_ringbuf_reserve(&cv_heard, sizeof(*h), 0))) {
+	if (!may_hear(st, c, bucket) || !(h = bpf_ringbuf_reserve(&cv_heard, sizeof(*h), 0))) {
 		__sync_fetch_and_add(&st->drops[PUNT_LIMIT], 1);
 		return;
 	}
@@ -173,11 +187,11 @@ int cv_from_port(struct __sk_buff *skb)
 		return drop(port, SHORT);
 	p = bpf_map_lookup_elem(&cv_ports, &port);
 	if (!p || !(p->flags & OPEN)) {
-		hear(skb, false, false, true);
+		hear(skb, PUNT_UNCLAIMED, false, true);
 		return drop(port, UNCLAIMED);
 	}
 	if (!owns_mac(port, p, f.mac_src)) {
-		hear(skb, false, false, true);
+		hear(skb, PUNT_UNCLAIMED, false, true);
 		return drop(port, SOURCE_MAC);
 	}
 	if (!parse(skb, &f))
@@ -190,10 +204,12 @@ int cv_from_port(struct __sk_buff *skb)
 		return drop(port, STORM);
 	else if (p->flags & ROUTED)
 		verdict = route(skb, port, &f, &router);
-	if (router || worth_hearing(&f))
-		hear(skb, true, false, verdict != NEXT);
+	if (worth_hearing(&f))
+		hear(skb, PUNT, false, verdict != NEXT);
+	else if (router)
+		hear(skb, PUNT_ROUTER, false, true);
 	else if (p->flags & WATCH)
-		hear(skb, false, false, verdict != NEXT);
+		hear(skb, PUNT_UNCLAIMED, false, verdict != NEXT);
 	return verdict;
 }
 
@@ -249,7 +265,7 @@ int cv_to_port(struct __sk_buff *skb)
 	if (claims_own(port, p, &f))
 		return drop(port, OWN_ADDRESS);
 	if (f.proto == IPPROTO_UDP && (f.type == ETH_P_IP ? f.sport == 67 : f.sport == 547))
-		hear(skb, true, true, false);
+		hear(skb, PUNT, true, false);
 	return NEXT;
 }
 

@@ -46,7 +46,7 @@ struct config {
 	__u16 udp_port; // VXLAN's, host order
 	__u16 pad;
 	__u64 netns;    // cookie of the network namespace that this set is of
-	struct bucket storm, punt, unclaimed;
+	struct bucket storm, punt, unclaimed, router;
 };
 
 struct port_conf {
@@ -56,10 +56,10 @@ struct port_conf {
 
 // port_state is of each port that carries the programs.
 struct port_state {
-	__u64 storm, punt, unclaimed; // of the buckets: when the next frame is due
-	__u64 drops[MAX_REASONS];     // by reason
-	__u32 bridge;                 // whose port it was when it got them; the loader's alone
-	__u32 vni;                    // of that bridge
+	__u64 storm, punt, unclaimed, router; // of the buckets: when the next frame is due
+	__u64 drops[MAX_REASONS];             // by reason
+	__u32 bridge;                         // whose port it was when it got them; the loader's alone
+	__u32 vni;                            // of that bridge
 };
 
 struct own_key {

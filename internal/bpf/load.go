@@ -27,8 +27,9 @@ func (r Rate) bucket() bucket {
 // Limits are the buckets that every port has.
 type Limits struct {
 	Storm     Rate // broadcast and multicast from the guest
-	Punt      Rate // frames handed up
+	Punt      Rate // frames handed up, but for those of the next two
 	Unclaimed Rate // frames handed up of a port that passes nothing, and with a MAC that is not the port's
+	Router    Rate // packets to the router, handed up because it does not send them on
 }
 
 // DefaultLimits suit a VM: an ARP storm of a real guest stays below them, and
@@ -37,6 +38,7 @@ var DefaultLimits = Limits{
 	Storm:     Rate{2000, 4000},
 	Punt:      Rate{100, 200},
 	Unclaimed: Rate{10, 10},
+	Router:    Rate{100, 200},
 }
 
 // Config is what a Set needs.
@@ -79,6 +81,7 @@ func Load(cfg Config, devices []int32) (*Set, error) {
 	s.config = config{
 		Layout: layout, UDPPort: cfg.UDPPort, NetNS: cookie,
 		Storm: cfg.Limits.Storm.bucket(), Punt: cfg.Limits.Punt.bucket(), Unclaimed: cfg.Limits.Unclaimed.bucket(),
+		Router: cfg.Limits.Router.bucket(),
 	}
 	if cfg.Filters {
 		s.hook, err = openFilters()

@@ -16,10 +16,10 @@ type (
 	bucket struct{ Interval, Depth uint64 }
 
 	config struct {
-		Layout                 uint32
-		UDPPort, _             uint16
-		NetNS                  uint64
-		Storm, Punt, Unclaimed bucket
+		Layout                         uint32
+		UDPPort, _                     uint16
+		NetNS                          uint64
+		Storm, Punt, Unclaimed, Router bucket
 	}
 
 	portConf struct {
@@ -28,10 +28,10 @@ type (
 	}
 
 	portState struct {
-		Storm, Punt, Unclaimed uint64
-		Drops                  [32]uint64
-		Bridge                 uint32
-		VNI                    overlay.VNI
+		Storm, Punt, Unclaimed, Router uint64
+		Drops                          [32]uint64
+		Bridge                         uint32
+		VNI                            overlay.VNI
 	}
 
 	ownKey struct {
@@ -52,7 +52,7 @@ type (
 	}
 )
 
-const configSize = 64
+const configSize = 80
 
 const (
 	ownIP  = 0

@@ -19,7 +19,7 @@ var (
 	far4, far6     = netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("fd00:2::2")
 	else4, else6   = netip.MustParseAddr("10.3.0.2"), netip.MustParseAddr("fd00:3::2")
 	elseMAC        = overlay.MAC{0x52, 0x54, 0, 3, 0, 2}
-	routeLimits    = Limits{Storm: Rate{1, 1000}, Punt: Rate{1, 1000}, Unclaimed: Rate{1, 1000}}
+	routeLimits    = Limits{Storm: Rate{1, 1000}, Punt: Rate{1, 1000}, Unclaimed: Rate{1, 1000}, Router: Rate{1, 1000}}
 	router, routed = overlay.ServerMAC, safe | hoststate.Routed
 )
 
@@ -280,16 +280,22 @@ func TestWhatTheRouterHears(t *testing.T) {
 	}
 }
 
-// TestRouterIsBounded: what a guest makes the agent answer costs it what is
-// heard of it alone.
+// TestRouterIsBounded: so many packets to the router are handed up, and no
+// fewer of anything else.
 func TestRouterIsBounded(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, Limits{Storm: Rate{1, 1000}, Punt: Rate{1, 5}, Unclaimed: Rate{1, 3}})
+	b := newBench(t, Limits{Storm: Rate{1, 1000}, Punt: Rate{1, 4}, Unclaimed: Rate{1, 3}, Router: Rate{1, 5}})
 	b.row(hoststate.Key{Table: hoststate.TablePort, Port: port}, hoststate.Val{MAC: mine, Flags: routed})
 	for range 20 {
 		b.run(b.objects.CvFromPort, eth(router, mine, 0x0800, ip4(own4, else4, 1)))
 	}
 	if d := b.drops(port); d[hoststate.DropRouter] != 20 || d[hoststate.DropPuntLimit] != 15 {
 		t.Errorf("counted %v, want 20 dropped and 15 not handed up", d)
+	}
+	for range 4 {
+		b.run(b.objects.CvFromPort, eth(all, mine, 0x0806, arp(1, mine, own4, their4)))
+	}
+	if d := b.drops(port); d[hoststate.DropPuntLimit] != 15 {
+		t.Errorf("after four ARP requests %d frames were not handed up, want 15", d[hoststate.DropPuntLimit])
 	}
 }
