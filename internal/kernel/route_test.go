@@ -29,8 +29,9 @@ type routed struct {
 	v4, v6 netip.Addr
 }
 
-// domain is two hosts and two networks that reach each other: a and c are on
-// the first host, in one network each, b is in c's network on the second.
+// domain is hosts and two networks that reach each other: a and c are on the
+// first host, in one network each, b is in c's network on the second; the third
+// has no guest.
 type domain struct {
 	*rig
 	a, b, c *routed
@@ -38,7 +39,7 @@ type domain struct {
 
 func newDomain(t *testing.T, filters bool) *domain {
 	t.Helper()
-	d := &domain{rig: newRigWith(t, 2, filters)}
+	d := &domain{rig: newRigWith(t, 3, filters)}
 	h1, h2 := d.hosts[0], d.hosts[1]
 	for _, h := range d.hosts {
 		h.serve(vni200)
@@ -404,6 +405,35 @@ func TestRouterWithoutNeighbour(t *testing.T) {
 		for _, g := range []*routed{d.b, d.c} {
 			if n := g.gets(100*time.Millisecond, d.a); n != 0 {
 				t.Errorf("%s got %d packets", g.dev, n)
+			}
+		}
+	})
+}
+
+// TestRoutedPacketsFollowAGuestThatMoved: its former host sends on what comes
+// from the router, too.
+func TestRoutedPacketsFollowAGuestThatMoved(t *testing.T) {
+	eachDomain(t, func(t *testing.T, d *domain) {
+		h1, before, now := d.hosts[0], d.hosts[2], d.hosts[1] // b is on the second, and h1 believes it on the third
+		for _, r := range h1.reaches(vni100, d.b) {
+			if r.Key.Table == hoststate.TableFDB {
+				r.Val.Dst = before.vtep
+				h1.set(r)
+			}
+		}
+		before.set(of(vni200, row(hoststate.TableFDB, d.b.mac, netip.Addr{}, 0, hoststate.Val{Dst: now.vtep, Flags: remoteFlags}),
+			row(hoststate.TableRelay, d.b.mac, netip.Addr{}, 0, hoststate.Val{}))...)
+		before.set(before.takes(vni200, h1))
+		relayed := of(vni200, row(hoststate.TableRelayed, d.b.mac, before.vtep, 0, hoststate.Val{}))[0]
+		for _, step := range []struct {
+			do   func()
+			want int
+		}{{func() {}, 0}, {func() { now.set(relayed) }, 2}, {func() { before.del(before.takes(vni200, h1)) }, 0}} {
+			step.do()
+			d.a.Send(d.a.to(d.b.v4, 64))
+			d.a.Send(d.a.to(d.b.v6, 64))
+			if n := d.b.gets(300*time.Millisecond, d.a); n != step.want {
+				t.Errorf("%d packets came, want %d", n, step.want)
 			}
 		}
 	})
