@@ -20,7 +20,6 @@ import (
 	"culvert/internal/agent"
 	"culvert/internal/apiserver"
 	"culvert/internal/cli"
-	"culvert/internal/hoststate"
 	"culvert/internal/kernel"
 	"culvert/internal/libvirt"
 	"culvert/internal/manager"
@@ -121,14 +120,15 @@ func runAgent(ctx context.Context, o cli.AgentOptions) error {
 	if err != nil {
 		return fmt.Errorf("open kernel: %w", err)
 	}
-	guests, changed := (*libvirt.Source)(nil), func() {}
+	var guests *libvirt.Source
+	var changed, inquire func()
 	if o.Libvirt != cli.LibvirtOff {
 		guests = libvirt.New(libvirt.Config{Socket: o.Libvirt, Log: log})
-		changed = func() { guests.Refresh("") }
+		changed, inquire = func() { guests.Refresh("") }, guests.Inquire
 	}
 	a := agent.New(k, agent.NewDialer(me.Managers, anchor, trust.Fixed(leaf)), agent.Config{
 		Cluster: me.Cluster, Host: host, Name: me.Name, VTEP: vtep, UDPPort: vxlanPort, BootID: bootID(), Version: version,
-		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now, Changed: changed, Prober: k,
+		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now, Changed: changed, Inquire: inquire, Prober: k,
 	})
 	run := newGroup(ctx)
 	run.add(a.Run)
@@ -141,7 +141,7 @@ func runAgent(ctx context.Context, o cli.AgentOptions) error {
 	}
 	if guests != nil {
 		run.add(func(ctx context.Context) error {
-			guests.Watch(ctx, func(full bool, nics []hoststate.NIC) { a.Guests(ctx, "libvirt", full, nics) })
+			guests.Watch(ctx, func(r libvirt.Report) { a.Guests(ctx, "libvirt", r.Full, r.Answer, r.NICs) })
 			return nil
 		})
 	}

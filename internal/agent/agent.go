@@ -93,6 +93,10 @@ type Config struct {
 	// changed: a hypervisor may have something to tell that it has no event for.
 	// It must not wait.
 	Changed func()
+	// Inquire, if not nil, is called when what hypervisors have said of their
+	// guests is not enough: they are to be asked anew for all, and Guests told,
+	// as the answer. It must not wait.
+	Inquire func()
 	Verify  time.Duration
 	Prober  Prober // nil: this host is no witness
 }
@@ -194,6 +198,9 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 					return nil
 				}
 			}
+		}
+		if a.core.NextInquiry() && a.cfg.Inquire != nil {
+			a.cfg.Inquire()
 		}
 		a.tell()
 		a.setTimer(timer, a.core.Step(a.now(), agentcore.Tick{})) // after pulling, which may set alarms too

@@ -105,10 +105,11 @@ func (e *ears) take() []agentcore.Heard {
 }
 
 // Guests takes what a source, a hypervisor, says of the NICs on this host; full: of all
-// of them. It may be called from any goroutine while Run works.
-func (a *Agent) Guests(ctx context.Context, source string, full bool, nics []hoststate.NIC) {
+// of them; answer: read after the newest Config.Inquire, and full. It may be called from
+// any goroutine while Run works.
+func (a *Agent) Guests(ctx context.Context, source string, full, answer bool, nics []hoststate.NIC) {
 	a.onLoop(ctx, func() {
-		a.log.Debug("told by the hypervisor", "source", source, "full", full, "nics", len(nics))
-		a.core.Step(a.now(), agentcore.Guests{Source: source, Full: full, NICs: nics})
+		a.log.Debug("told by the hypervisor", "source", source, "full", full, "answer", answer, "nics", len(nics))
+		a.core.Step(a.now(), agentcore.Guests{Source: source, Full: full, Answer: answer, NICs: nics})
 	})
 }

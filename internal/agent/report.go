@@ -29,7 +29,7 @@ func (l local) ReportGuest(ctx context.Context, req *culvertv1.ReportGuestReques
 	if len(req.GetVm()) > 255 {
 		return nil, rpcerr.Encode(api.Refuse(api.CodeField, what, "a guest's name has at most 255 bytes", ""))
 	}
-	l.a.Guests(ctx, "report", false, []hoststate.NIC{{Device: req.GetDevice(), VM: req.GetVm(), State: state}})
+	l.a.Guests(ctx, "report", false, false, []hoststate.NIC{{Device: req.GetDevice(), VM: req.GetVm(), State: state}})
 	ctx, cancel := context.WithTimeout(ctx, min(time.Duration(req.GetWaitMilliseconds())*time.Millisecond, maxReportWait)+time.Second)
 	defer cancel()
 	end := time.Now().Add(min(time.Duration(req.GetWaitMilliseconds())*time.Millisecond, maxReportWait))

@@ -4,7 +4,7 @@
 //
 // It is a state machine without goroutine, clock, lock or I/O. Events go in
 // with the time and only change state; the driver pulls work when it has room:
-// NextRead, NextOps, NextUp. It is level-triggered: kernel events are
+// NextRead, NextOps, NextUp, NextInquiry. It is level-triggered: kernel events are
 // doorbells, which at most cause a read; only what a read or an operation's
 // read-back showed counts as held.
 //
@@ -106,6 +106,7 @@ type Core struct {
 	seeks     []Seek
 	questions []question
 	findings  []Finding
+	inquiry   inquiry
 	stats     Stats
 }
 
@@ -312,6 +313,9 @@ func (c *Core) due() {
 		c.wantLinks()
 	}
 	c.alarmAt(c.sightDue)
+	if c.inquiry.wanted {
+		c.alarmAt(c.inquiry.next)
+	}
 	if c.needLinks {
 		c.alarmAt(c.linksDue())
 	}

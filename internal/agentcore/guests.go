@@ -36,6 +36,9 @@ type guest struct {
 	// device. Its own is what a migration leaves behind, not one where it is
 	// expected.
 	left bool
+	// unsure: the number of the first inquiry that says whether it is here though
+	// it is bound elsewhere; 0: that is known, see doubt.
+	unsure uint64
 	// lived: a frame of it came after the newest word of its hypervisor.
 	lived bool
 
@@ -182,7 +185,7 @@ func (c *Core) came(n *network, g *guest) {
 
 // arrive notes a sign of life at the binding in force now.
 func (c *Core) arrive(n *network, g *guest) {
-	g.arrived, g.left, g.waitFor, g.retryAt = true, false, overlay.Rev{}, 0
+	g.arrived, g.left, g.unsure, g.waitFor, g.retryAt = true, false, 0, overlay.Rev{}, 0
 	g.base = overlay.Rev{}
 	if e := n.eps[g.mac]; e != nil {
 		g.base = e.rev
@@ -260,10 +263,12 @@ func (c *Core) lives(n *network, g *guest, at Time) {
 }
 
 // Guests is what a source, a hypervisor, says of the NICs on this host. Full:
-// of all that it has. Where two sources speak of one device, the later does.
+// of all that it has. Answer: read after the newest NextInquiry, and with Full
+// set. Where two sources speak of one device, the later does.
 type Guests struct {
 	Source string
 	Full   bool
+	Answer bool
 	NICs   []hoststate.NIC
 }
 
@@ -291,7 +296,7 @@ func (c *Core) hypervisor(e Guests) {
 			c.nics[x.Device] = sourced{x, e.Source, c.looks, was.device, was.seen}
 			c.wantSight()
 		}
-		c.nicChanged(x)
+		c.nicChanged(x, e.Answer)
 	}
 	if !e.Full {
 		return
@@ -306,7 +311,10 @@ func (c *Core) hypervisor(e Guests) {
 	for _, name := range gone {
 		x := hoststate.NIC{Device: name, Over: c.nics[name].Over}
 		delete(c.nics, name)
-		c.nicChanged(x)
+		c.nicChanged(x, false)
+	}
+	if e.Answer {
+		c.inquired()
 	}
 }
 
@@ -379,8 +387,9 @@ func (c *Core) overNone(device string) bool {
 	return true
 }
 
-// nicChanged takes what the hypervisor now says of one device.
-func (c *Core) nicChanged(said hoststate.NIC) {
+// nicChanged takes what the hypervisor now says of one device, in answer to an
+// inquiry or by itself.
+func (c *Core) nicChanged(said hoststate.NIC, answer bool) {
 	for _, n := range c.sortedNets() {
 		for _, idx := range sortedTaps(n.taps) {
 			t := n.taps[idx]
@@ -390,6 +399,9 @@ func (c *Core) nicChanged(said hoststate.NIC) {
 			x := c.nicOf(t.name, t.peer)
 			if x.State == 0 && said.State == hoststate.NICGone && (t.peer == "" || c.overNone(t.peer)) {
 				x = said
+			}
+			if answer && t.nic.State == x.State && x.State == hoststate.NICRunning {
+				c.confirmed(n, t)
 			}
 			if t.nic == x {
 				continue
@@ -438,22 +450,6 @@ func (c *Core) nicState(n *network, g *guest, s hoststate.NICState) {
 	}
 	c.replan(n, g.mac) // one that leaves is reached where it is expected
 	c.member(n, g.tap)
-}
-
-// weigh takes the hypervisor's word that a guest runs here for a sign of life,
-// as soon as it is known what stands against it: once, because what is told
-// after that may be newer.
-func (c *Core) weigh(n *network, t *tap) {
-	g := t.declared
-	if !t.word || g == nil || !n.log.complete || n.guests[g.mac] != g {
-		return
-	}
-	t.word = false
-	if e := n.eps[g.mac]; e == nil || g.owns(c.cfg.Self, e) {
-		g.back = e != nil && e.leaving
-		return
-	}
-	c.arrive(n, g)
 }
 
 // GuestState says of a device what became of the guest behind it: unknown (no

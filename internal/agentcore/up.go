@@ -330,7 +330,7 @@ func (c *Core) answered(e Answered) {
 		return
 	case e.Accepted:
 		c.unbar(g)
-		g.claimed, g.back, g.refusal = true, false, e.Reason // some of its addresses may have been refused
+		g.claimed, g.back, g.unsure, g.refusal = true, false, 0, e.Reason // some of its addresses may have been refused
 		if g.refused = e.Refused; len(g.refused) > 0 {
 			g.recheckAt = c.now + recheck
 			c.alarmAt(g.recheckAt)
@@ -349,6 +349,9 @@ func (c *Core) answered(e Answered) {
 	if !e.Binding.IsZero() && e.Binding.Compare(g.base) <= 0 {
 		return // newer evidence came while the claim was under way
 	}
+	if !ref.pre && !e.Binding.IsZero() && g.unsure == 0 {
+		c.doubt(g)
+	}
 	g.retryAt = c.now + second
 	c.alarmAt(g.retryAt)
 }
@@ -357,6 +360,9 @@ func (c *Core) answered(e Answered) {
 func (c *Core) bindingChanged(n *network, g *guest, e *endpoint) {
 	if e.gone || e.rec.Host == c.cfg.Self {
 		c.unbar(g)
+		g.unsure = 0
+	} else if g.unsure != 0 || c.behind[n.uid] {
+		c.doubt(g)
 	}
 	if e.gone && g.base.Less(e.rev) {
 		// Nobody has it, and it is here: that is evidence enough, and new.

@@ -21,6 +21,7 @@ type marks struct {
 type markSet struct {
 	all     bool // everything is to be read
 	lost    bool // ... because events were thrown away
+	asked   bool // everything is to be read and told
 	doms    map[libvirt.UUID]mark
 	devices []string
 }
@@ -38,7 +39,7 @@ func newMarks() *marks {
 func (m *marks) change(f func(*markSet)) {
 	m.mu.Lock()
 	if f(&m.set); len(m.set.doms)+len(m.set.devices) > maxMarks {
-		m.set = markSet{all: true, lost: true, doms: map[libvirt.UUID]mark{}}
+		m.set = markSet{all: true, lost: true, asked: m.set.asked, doms: map[libvirt.UUID]mark{}}
 	}
 	m.mu.Unlock()
 	select {

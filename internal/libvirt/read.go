@@ -88,7 +88,7 @@ func (w *work) forget() {
 
 // unsettled looks at guests that libvirt may say nothing more about.
 func (w *work) unsettled() error {
-	if !w.full {
+	if !w.full || w.asked {
 		return w.list()
 	}
 	for _, uuid := range sortedUUIDs(w.doms) {
@@ -101,9 +101,10 @@ func (w *work) unsettled() error {
 	return nil
 }
 
-// list reads every guest. The first time in a session that all can be read
-// makes the full report; until then, what can be read is told as changes, for
-// a full report with a gap would say that a guest is gone.
+// list reads every guest. The first time that all can be read in a session, or
+// since an Inquire, makes a full report; until then, and before it if there was
+// one in this session, what has changed is told: a full report with a gap would
+// say that a guest is gone, and one of which nothing is said is not.
 func (w *work) list() error {
 	w.listed = time.Now()
 	if !w.full {
@@ -139,12 +140,13 @@ func (w *work) list() error {
 			d.now, d.again = nil, false
 		}
 	}
-	if !w.full && whole {
-		w.reportAll()
-		return nil
+	if w.full || !whole {
+		for _, uuid := range sortedUUIDs(w.doms) {
+			w.report(w.doms[uuid])
+		}
 	}
-	for _, uuid := range sortedUUIDs(w.doms) {
-		w.report(w.doms[uuid])
+	if whole && (!w.full || w.asked) {
+		w.reportAll()
 	}
 	return nil
 }
@@ -166,14 +168,15 @@ func (w *work) reportAll() {
 	}
 	w.full = true
 	w.say(slog.LevelInfo, "libvirt is watched", nil)
-	w.tell(true, nics)
+	w.tell(Report{Full: true, Answer: w.asked, NICs: nics})
+	w.asked = false
 }
 
 // report tells what has changed of a guest, and all of a new run: its devices
 // are others, though they may have the names of the former.
 func (w *work) report(d *domain) {
 	if c := changes(d.told, d.now, d.run != d.ref.ID); len(c) > 0 {
-		w.tell(false, c)
+		w.tell(Report{NICs: c})
 	}
 	d.run = d.ref.ID
 	if d.told = d.now; len(d.now) == 0 && !d.again {

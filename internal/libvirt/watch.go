@@ -44,6 +44,7 @@ type Source struct {
 	marks *marks
 	doms  map[libvirt.UUID]*domain // Watch only
 	last  string                   // what the log was told last; Watch only
+	asked bool                     // see Inquire; Watch only
 	// patience bounds one call to the daemon.
 	patience time.Duration
 }
@@ -59,17 +60,28 @@ func New(cfg Config) *Source {
 // wait, and a device of no domain is nothing to do.
 func (s *Source) Refresh(device string) { s.marks.device(device) }
 
+// Inquire makes Watch read all guests and report them, changed or not, as soon
+// as it can: with Answer set, in a report that was begun after the newest
+// Inquire. It does not wait.
+func (s *Source) Inquire() { s.marks.change(func(m *markSet) { m.asked = true }) }
+
+// Report is what Watch tells of interfaces.
+type Report struct {
+	Full   bool // of all that there are: every other is gone
+	Answer bool // to the newest Inquire; then it is full, too
+	NICs   []hoststate.NIC
+}
+
 // Watch reports the interfaces of this host's guests until ctx ends: all of
-// them with full set after each connect, then each that has changed. A full
-// report says that every other is gone; a changed one that left says so with
-// NICGone. Interfaces that left come first in a report, as one of the same MAC
-// may have come in their place.
+// them after each connect and each Inquire, and each that has changed. A changed
+// one that left says so with NICGone. Interfaces that left come first in a
+// report, as one of the same MAC may have come in their place.
 //
 // tell is called by one goroutine and may take its time: changes meanwhile are
 // gathered by domain, not queued. A daemon that is missing, has ended or does
 // not answer is waited for, and what was reported stays said: guests live on
 // without it. Watch works once.
-func (s *Source) Watch(ctx context.Context, tell func(full bool, nics []hoststate.NIC)) {
+func (s *Source) Watch(ctx context.Context, tell func(Report)) {
 	wait := leastWait
 	for ctx.Err() == nil {
 		if s.connect(ctx, tell) {
@@ -85,7 +97,7 @@ func (s *Source) Watch(ctx context.Context, tell func(full bool, nics []hoststat
 
 // connect finds a daemon and works with it until it is lost; ok means that it
 // came to a full report.
-func (s *Source) connect(ctx context.Context, tell func(bool, []hoststate.NIC)) (ok bool) {
+func (s *Source) connect(ctx context.Context, tell func(Report)) (ok bool) {
 	sockets := Sockets
 	if s.cfg.Socket != "" {
 		sockets = []string{s.cfg.Socket}
@@ -136,7 +148,7 @@ func (s *Source) say(level slog.Level, what string, err error) {
 type work struct {
 	*Source
 	ses  *session
-	tell func(bool, []hoststate.NIC)
+	tell func(Report)
 	full bool // the full report was made
 	// listed is when all were read last. Refresh has them read at most once in
 	// leastRest: a kernel rings far more often than there is something to find.
@@ -145,7 +157,7 @@ type work struct {
 
 // run subscribes, lists, and then reads what rings.
 func (w *work) run(ctx context.Context) error {
-	w.marks.take() // of another session
+	w.asked = w.marks.take().asked || w.asked // the rest is of another session
 	var drained sync.WaitGroup
 	defer drained.Wait()
 	events, end := context.WithCancel(context.Background())
@@ -174,7 +186,10 @@ func (w *work) run(ctx context.Context) error {
 				set.all = false
 				all.Reset(max(0, leastRest-time.Since(w.listed)))
 			}
-			err = w.marked(set)
+			w.asked = w.asked || set.asked
+			if err = w.marked(set); err == nil && set.asked && w.asked {
+				err = w.list()
+			}
 		case <-settle.C:
 			err = w.unsettled()
 		case <-all.C:

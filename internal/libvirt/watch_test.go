@@ -16,21 +16,24 @@ import (
 	"culvert/internal/hoststate"
 )
 
-// heard gathers reports as lines: "full", then "VM DEVICE STATE" each.
+// heard gathers reports as lines: "answer", "full", then "VM DEVICE STATE" each.
 type heard struct {
 	mu    sync.Mutex
 	lines []string
 	all   []hoststate.NIC // everything that was ever told
 }
 
-func (h *heard) tell(full bool, nics []hoststate.NIC) {
+func (h *heard) tell(r Report) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if full {
+	if r.Answer {
+		h.lines = append(h.lines, "answer")
+	}
+	if r.Full {
 		h.lines = append(h.lines, "full")
 	}
-	h.all = append(h.all, nics...)
-	for _, n := range nics {
+	h.all = append(h.all, r.NICs...)
+	for _, n := range r.NICs {
 		h.lines = append(h.lines, n.VM+" "+n.Device+" "+n.State.String())
 	}
 }
@@ -162,6 +165,44 @@ func TestWatchLooksByItself(t *testing.T) {
 	f.remove(b)
 	s.Refresh("")
 	h.want(t, "g2 vnet2 gone")
+}
+
+// TestWatchAnswers: who asks is told of every guest once more, after what has
+// changed, when all can be read; of a daemon that is away, when it is back.
+func TestWatchAnswers(t *testing.T) {
+	f := newFake(t)
+	a, b, c := guest(1, 1, libvirt.DomainRunning, 1), guest(2, 2, libvirt.DomainRunning, 1), guest(3, 3, libvirt.DomainRunning, 1)
+	f.set(a)
+	f.set(b)
+	f.start()
+	s, h := watch(t, f.path, callTimeout)
+	h.want(t, "full, g1 vnet1 running, g2 vnet2 running")
+	s.Inquire()
+	h.want(t, "answer, full, g1 vnet1 running, g2 vnet2 running")
+
+	f.remove(b)
+	s.Inquire()
+	h.want(t, "g2 vnet2 gone, answer, full, g1 vnet1 running")
+
+	c.broken = true
+	f.set(c)
+	f.set(a.in(libvirt.DomainPaused, 1))
+	s.Inquire()
+	h.want(t, "g1 vnet1 paused")
+	c.broken = false
+	f.set(c)
+	h.want(t, "g3 vnet3 running, answer, full, g1 vnet1 paused, g3 vnet3 running")
+
+	thaw := f.freeze()
+	s.Inquire()
+	f.stop()
+	thaw()
+	f.remove(c)
+	f.start()
+	h.want(t, "answer, full, g1 vnet1 paused")
+	f.stop()
+	f.start()
+	h.want(t, "full, g1 vnet1 paused")
 }
 
 // TestWatchKnowsTheWay: a guest that a migration has paused before the source

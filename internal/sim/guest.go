@@ -180,9 +180,17 @@ func (h *host) told(x hoststate.NIC) {
 }
 
 // list lets the hypervisor name all guests that it has, after d.
-func (h *host) list(d int64) {
+func (h *host) list(d int64) { h.lists(d, false) }
+
+// lists is list by itself, or in answer to the agent. What is asked while the
+// hypervisor restarts is asked again.
+func (h *host) lists(d int64, answer bool) {
 	h.mine(d, func() {
-		e := agentcore.Guests{Source: "libvirt", Full: true}
+		if answer && h.deaf > h.w.now {
+			h.lists(h.deaf-h.w.now, true)
+			return
+		}
+		e := agentcore.Guests{Source: "libvirt", Full: true, Answer: answer}
 		for _, x := range h.w.nics {
 			if x.host == h && x.vm.managed && x.state != hoststate.NICGone {
 				e.NICs = append(e.NICs, hoststate.NIC{Device: x.name, MAC: x.mac, VM: x.port, State: x.state})
@@ -190,7 +198,7 @@ func (h *host) list(d int64) {
 		}
 		h.words = max(h.words+1, h.w.now+h.lag(100*micro, 10*milli))
 		h.mine(h.words-h.w.now, func() {
-			h.w.log("%s is told of all %d guests", h.name, len(e.NICs))
+			h.w.log("%s is told of all %d guests, in answer %t", h.name, len(e.NICs), answer)
 			h.step(e)
 		})
 	})

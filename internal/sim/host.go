@@ -150,6 +150,10 @@ func (h *host) pump() {
 			h.apply(ops)
 		}
 	}
+	if h.core.NextInquiry() {
+		h.w.log("%s asks its hypervisor anew", h.name)
+		h.lists(h.lag(100*micro, 10*milli), true)
+	}
 	h.tell()
 	// The wake is asked for last: pulling may have set one.
 	if wake := int64(h.core.Step(agentcore.Time(h.w.now), agentcore.Tick{})); wake != 0 {
