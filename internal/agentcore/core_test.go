@@ -76,6 +76,22 @@ func TestOneThatIsBoundNowhereIsClaimedAtOnce(t *testing.T) {
 	r.says()
 }
 
+// TestAnOldLogSaysNotThatOneIsBoundNowhere: of a journal, as long as the
+// manager has not said what came after.
+func TestAnOldLogSaysNotThatOneIsBoundNowhere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10")
+	r.log("n1", "port p3 "+mac3)
+	r.connect()
+	r.ups()
+	r.hold = true
+	r.plug("n1", "p3")
+	r.says("add n1 from 6")
+	r.news("n1", "port p2 "+mac2)
+	r.says("claim 1 " + mac3 + " base 7 device")
+}
+
 func TestAdoptsWithoutAWrite(t *testing.T) {
 	t.Parallel()
 	r := serving(t)

@@ -240,7 +240,8 @@ func (c *Core) mayClaim(n *network, g *guest) bool {
 	}
 	bound := e.rec != nil && !e.gone
 	mine := bound && e.rec.Host == c.cfg.Self
-	return (c.ready(n, g) || !bound && !g.port.IsZero()) && (mine || g.tap.state == hoststate.StateForwarding)
+	free := !bound && n.subscribed && !c.behind[n.uid] // not as far as an old log goes
+	return (c.ready(n, g) || free && !g.port.IsZero()) && (mine || g.tap.state == hoststate.StateForwarding)
 }
 
 // mayExpect decides whether the manager is to be told that a guest is expected
