@@ -391,3 +391,43 @@ func TestEveryOrderOfStepsComesToTheSame(t *testing.T) {
 		}
 	}
 }
+
+// TestNothingGoesWhileDevicesAreBusy: the log of a network may come while its
+// devices are tuned, and the links cannot be read: until either shows that the
+// network is to be served, nothing that stands there is unwanted.
+func TestNothingGoesWhileDevicesAreBusy(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	before := r.dump()
+	r.restart()
+	r.rev = 0
+	r.hold = true
+	r.fleet("9: n1 10") // a newer record: the devices' alias is to say so
+	r.connect()
+	r.wants("tune vni 10")
+	e := Items{Begins: []overlay.UID{netUID("n1")}}
+	r.rev = 5
+	for _, l := range []string{"port p1 " + mac1, "port p2 " + mac2, "port p3 " + mac3, "at h2 p2 " + mac2 + " 10.0.0.2,fd00::2"} {
+		e.Items = append(e.Items, r.item("n1", l))
+	}
+	r.rev = 9
+	r.finish(&e, netUID("n1"), "n1", true)
+	r.c.Step(r.now, e)
+	for sc, ok := r.c.NextRead(); ok; sc, ok = r.c.NextRead() {
+		x := Read{Scope: sc}
+		if !sc.Links {
+			x.State, _ = r.m.Read(t.Context(), sc)
+		}
+		r.c.Step(r.now, x)
+	}
+	for _, op := range r.c.NextOps(nil, 200) {
+		if op.Kind == hoststate.OpDel {
+			t.Errorf("while the devices are busy: %v", op)
+		}
+	}
+	r.now += second
+	r.release()
+	if got := r.dump(); got != before {
+		t.Errorf("the kernel holds\n%s\nand held\n%s", got, before)
+	}
+}

@@ -111,7 +111,9 @@ func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
 			return buf
 		}
 		if n.vxlan != 0 && n.tablesRead && (n.heard || !n.strangers()) && len(n.rows.queue) > 0 {
-			buf = c.takeRows(n.rows, n.uid, c.whole(n), n.needRead, max-len(buf), buf)
+			// One that is about to be served wants its rows only then.
+			mayDelete := c.whole(n) && (n.serving || !n.occupied())
+			buf = c.takeRows(n.rows, n.uid, mayDelete, n.needRead, max-len(buf), buf)
 		}
 	}
 	buf = append(buf, c.orders...)
