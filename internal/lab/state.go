@@ -226,3 +226,14 @@ func (l *Lab) lock(ctx context.Context) (unlock func(remove bool), err error) {
 		f.Close()
 	}, nil
 }
+
+// gatewaysOf lists the gateways that are next to one of the addresses.
+func gatewaysOf(addresses []netip.Prefix, gateways []string) (out []netip.Addr) {
+	for _, s := range gateways {
+		gw, err := netip.ParseAddr(s)
+		if err == nil && slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Contains(gw) }) {
+			out = append(out, gw)
+		}
+	}
+	return out
+}

@@ -296,17 +296,6 @@ func vmOf(v VMSpec, n *culvertv1.Network, port *culvertv1.Port) (VM, error) {
 	return vm, nil
 }
 
-// gatewaysOf lists the gateways that are next to one of the addresses.
-func gatewaysOf(addresses []netip.Prefix, gateways []string) (out []netip.Addr) {
-	for _, s := range gateways {
-		gw, err := netip.ParseAddr(s)
-		if err == nil && slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Contains(gw) }) {
-			out = append(out, gw)
-		}
-	}
-	return out
-}
-
 // plug makes the VMs and connects them.
 func (c *creation) plug(ctx context.Context) error {
 	var work errgroup.Group
