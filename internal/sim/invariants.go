@@ -19,6 +19,7 @@ type history struct {
 	vteps    map[netip.Addr]bool
 	goneAt   map[overlay.UID]uint64 // networks
 	bound    map[netMAC][]written   // endpoints, oldest first
+	ways     map[way]bool           // that policies opened
 }
 
 // written is one change of a record.
@@ -54,6 +55,9 @@ func (x *history) note(v value) {
 			x.goneAt[r.UID] = v.n
 		} else if !slices.Contains(x.networks, r.UID) {
 			x.networks = append(x.networks, r.UID)
+		}
+		for _, to := range r.Reach {
+			x.ways[way{r.UID, to}] = true
 		}
 	case *overlay.Port:
 		x.macs[netMAC{r.Network, r.MAC}] = true
@@ -175,7 +179,7 @@ func (h *host) checkBatch(ops []hoststate.Op) {
 // what says that all of it stands.
 func stageOf(t hoststate.Table) int {
 	return slices.Index([]hoststate.Table{
-		hoststate.TableVTEP, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl,
+		hoststate.TableVTEP, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl,
 		hoststate.TableNeigh, hoststate.TableRelay, hoststate.TableOwn, hoststate.TablePort, hoststate.TableMember, hoststate.TableMark,
 	}, t)
 }
@@ -224,6 +228,10 @@ func (h *host) checkSet(op hoststate.Op) {
 	uid, ok := h.owner(k.VNI)
 	if !ok {
 		return // the devices went meanwhile: the kernel refuses
+	}
+	if h.isAcross(uid, op.Row) {
+		h.checkAcross(uid, op)
+		return
 	}
 	mac := k.MAC
 	if k.Table == hoststate.TableNeigh {
@@ -306,12 +314,21 @@ func (h *host) checkDel(op hoststate.Op) {
 	if !h.seen.complete[uid] && !gone {
 		w.fail("%s: %v before a full pass over the network's log has ended", h.name, op)
 	}
+	if h.isAcross(uid, op.Row) {
+		h.checkAcrossDel(w.store.network(uid), op)
+	}
 	if h.troubled > w.now || gone || !h.served(uid, 20*second) {
 		return
 	}
 	have, present := h.kernel.Row(k)
 	if n := w.store.network(uid); n != nil && present && have == op.Row.Val {
-		if v, ok := w.expect(h, n, h.seen.decidedEver[uid])[k]; ok && v == have {
+		want := w.expect(h, n, h.seen.decidedEver[uid])
+		for _, o := range across(n) {
+			if o := w.store.network(o); o != nil {
+				w.expectAcross(want, h, n, o, min(h.seen.decidedEver[uid], h.seen.decidedEver[o.UID]))
+			}
+		}
+		if v, ok := want[k]; ok && v == have {
 			w.fail("%s: %v deletes a row that is right, and the agent was told all of it", h.name, op)
 		}
 	}
@@ -406,7 +423,13 @@ func (h *host) checkHeld(uid overlay.UID, r uint64) {
 	for _, row := range h.kernel.Rows(n.VNI) {
 		have[row.Key] = row.Val
 	}
-	for _, row := range hoststate.SortedRows(w.expect(h, n, r)) {
+	want := w.expect(h, n, r)
+	for _, o := range across(n) {
+		if since, ok := h.seen.since[o]; ok && since <= r && w.store.network(o) != nil {
+			w.expectAcross(want, h, n, w.store.network(o), r)
+		}
+	}
+	for _, row := range hoststate.SortedRows(want) {
 		if v, ok := have[row.Key]; !ok || v != row.Val {
 			w.fail("%s acknowledges revision %d and lacks %v (has %v)", h.name, r, row, v)
 		}

@@ -29,12 +29,15 @@ var operations = []op{
 
 // operate does one operation of chance.
 func (w *world) operate() {
-	total := 0
-	for _, o := range operations {
+	total, all := 0, operations
+	if w.routed {
+		all = slices.Concat(operations, domainOperations)
+	}
+	for _, o := range all {
 		total += o.weight
 	}
 	n := w.pick(total)
-	for _, o := range operations {
+	for _, o := range all {
 		if n -= o.weight; n < 0 {
 			o.do(w)
 			return
@@ -87,6 +90,9 @@ func (w *world) put(docs ...overlay.Doc) managercore.Asked {
 
 func (w *world) putTenant() {
 	name := fmt.Sprintf("t%d", w.pick(3))
+	if w.routed && w.chance(0.8) { // what is to be routed is one tenant's
+		name = "t0"
+	}
 	w.ask(w.put(overlay.Doc{Kind: overlay.KindTenant, Name: name}), "tenant %s", name)
 }
 
@@ -119,7 +125,8 @@ func (w *world) createNetwork() {
 		w.putTenant()
 		return
 	}
-	d := overlay.Doc{Kind: overlay.KindNetwork, Tenant: t.Name, Name: fmt.Sprintf("n%d", w.pick(3)), Network: w.networkSpec()}
+	number := w.pick(3)
+	d := overlay.Doc{Kind: overlay.KindNetwork, Tenant: t.Name, Name: fmt.Sprintf("n%d", number), Network: w.networkSpec()}
 	if w.chance(0.5) {
 		d.Network.VNI = overlay.VNI(20 + w.pick(8))
 	}
@@ -131,6 +138,9 @@ func (w *world) createNetwork() {
 		}
 		slices.Sort(d.Network.Hosts)
 	}
+	if w.routed {
+		w.intoDomain(&d.Network, number)
+	}
 	w.ask(w.put(d), "network %s/%s vni %d", t.Name, d.Name, uint32(d.Network.VNI))
 }
 
@@ -139,9 +149,7 @@ func (w *world) setNetwork() {
 	if !ok {
 		return
 	}
-	d := overlay.Doc{Kind: overlay.KindNetwork, Tenant: n.TenantName, Name: n.Name, Network: w.networkSpec()}
-	d.Network.Subnets, d.Network.Hosts = n.Subnets, n.Hosts
-	w.ask(w.put(d), "network set %s/%s", n.TenantName, n.Name)
+	w.ask(w.put(w.sameNetwork(n)), "network set %s/%s", n.TenantName, n.Name)
 }
 
 func (w *world) deleteNetwork() {
@@ -170,6 +178,9 @@ func (w *world) portDoc(n *overlay.Network, i int) overlay.Doc {
 	d.Port.Network = n.Name
 	if w.chance(0.7) {
 		d.Port.MAC = overlay.MAC{0x52, 0x54, 0, 0, 0, byte(i + 1)}
+		if w.routed && w.chance(0.9) { // or it may be that of another network of the domain
+			d.Port.MAC[4] = n.Name[1]
+		}
 	}
 	if w.chance(0.6) {
 		d.Port.Addresses = w.addresses(n)

@@ -118,19 +118,7 @@ func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]
 	if w.store.values[overlay.KeyOf(n)].n > r {
 		return out
 	}
-	here := map[overlay.MAC]bool{}
-	for _, p := range w.portsOf(n.UID) {
-		for _, x := range w.devicesOf(n, p) {
-			if x.host == h {
-				here[x.mac], here[p.MAC] = true, true
-			}
-		}
-	}
-	for _, d := range h.left {
-		if d.at+5*second > w.now {
-			here[d.nic.mac] = true
-		}
-	}
+	here := w.devicesHere(h, n)
 	owners := map[netip.Addr]int{}
 	for _, k := range w.store.bound[n.UID] {
 		if v, ok := w.store.values[k]; ok {
@@ -282,9 +270,10 @@ func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map
 		}
 		if l, ok := h.kernel.Link(p.nic.name); ok {
 			rows[hoststate.Key{Table: hoststate.TableMaster, VNI: n.VNI, MAC: p.port.MAC}] = hoststate.Val{Port: l.Index, Flags: hoststate.Static | hoststate.Sticky}
-			portRows(rows, l.Index, p.port, 0)
+			portRows(rows, l.Index, p.port, ofRouted(n))
 		}
 	}
+	w.expectedAcross(h, n, all, rows)
 	return true
 }
 
@@ -303,7 +292,7 @@ func (w *world) expectedPre(h *host, p placed, rows map[hoststate.Key]hoststate.
 	// be known to be empty.
 	for i, index := range at {
 		if _, open := h.kernel.Row(hoststate.Key{Table: hoststate.TablePort, Port: index}); open || i == len(at)-1 {
-			portRows(rows, index, p.port, hoststate.Watch)
+			portRows(rows, index, p.port, hoststate.Watch|ofRouted(p.net))
 			break
 		}
 	}

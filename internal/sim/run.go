@@ -29,12 +29,14 @@ type Options struct {
 	// Migrations narrows the world to one network on two or three hosts with
 	// few VMs, which are moved again and again, and shortens its rests.
 	Migrations bool
+	// Domains makes a world in which networks are routed to each other.
+	Domains bool
 }
 
 // Run simulates one seed from beginning to end.
 func Run(seed uint64, o Options) (res Result) {
 	w := newWorld(seed)
-	w.narrow = o.Migrations
+	w.narrow, w.routed = o.Migrations, o.Domains
 	w.trace.echo, w.trace.deep = o.Echo, o.Deep
 	defer func() {
 		res.Trace, res.Hash, res.Hits, res.Events = w.trace.String(), w.trace.hash, w.hits, w.done
@@ -60,7 +62,7 @@ func Run(seed uint64, o Options) (res Result) {
 
 func newWorld(seed uint64) *world {
 	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x43756c76657274)), vnis: map[overlay.VNI]overlay.UID{}}
-	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}, bound: map[netMAC][]written{}}
+	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}, bound: map[netMAC][]written{}, ways: map[way]bool{}}
 	w.store = &store{
 		w: w, rev: 1, values: map[overlay.Key]value{}, bound: map[overlay.UID][]overlay.Key{}, declared: map[overlay.UID][]overlay.Key{},
 		tell: func(managercore.Stored) {},
@@ -98,6 +100,9 @@ func (w *world) begin() {
 		}
 	}
 	w.run(w.now + second)
+	if w.routed {
+		w.beginDomain()
+	}
 }
 
 // join adds a host to the cluster and starts its agent, again and again until

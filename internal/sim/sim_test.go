@@ -40,6 +40,13 @@ func TestMigrationSeeds(t *testing.T) {
 	})
 }
 
+// TestDomainSeeds does the same with worlds in which networks are routed to each
+// other, CULVERT_DOMAIN_SEEDS of them.
+func TestDomainSeeds(t *testing.T) {
+	seeds, _ := number(t, "CULVERT_DOMAIN_SEEDS", 100)
+	simulate(t, "TestDomainSeeds", seeds, Options{Domains: true}, func(Fault) bool { return false })
+}
+
 // processorTime is what this process has used so far: how fast the simulation
 // is does not depend on what else runs here.
 func processorTime(t *testing.T) time.Duration {

@@ -76,6 +76,7 @@ type world struct {
 	events agenda
 
 	narrow  bool // see Options.Migrations
+	routed  bool // see Options.Domains
 	calm    bool // faults are over
 	enabled [faults]bool
 	hits    [faults]int
