@@ -69,6 +69,7 @@ type Core struct {
 	// behind are the networks whose logs are wanted and were not received to
 	// an end since they were asked for.
 	behind map[overlay.UID]bool
+	said   overlay.Rev // the newest UpTo of this stream
 
 	links     map[int32]hoststate.Link
 	linksRead bool // at least once

@@ -92,6 +92,21 @@ func TestAnOldLogSaysNotThatOneIsBoundNowhere(t *testing.T) {
 	r.says("claim 1 " + mac3 + " base 7 device")
 }
 
+// TestALogThatIsWantedNoMoreHoldsNothingUp: it was not received to its end when
+// the manager had said all, and says no more.
+func TestALogThatIsWantedNoMoreHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10")
+	r.plug("n1", "p1")
+	r.connect()
+	r.says("add n1 from 0")
+	r.news("", "host h2 192.0.2.202")
+	r.says()
+	r.unplug("p1")
+	r.says("remove n1", "inventory ends", "ack 6")
+}
+
 func TestAdoptsWithoutAWrite(t *testing.T) {
 	t.Parallel()
 	r := serving(t)

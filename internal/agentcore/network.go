@@ -128,11 +128,18 @@ func (c *Core) items(e Items) {
 	for _, end := range e.Ends {
 		c.logEnd(end)
 	}
-	// What a stream says before it has heard of all our networks, or has not
-	// reached the end of their logs, is not all that concerns us.
-	if c.upTo.Less(e.UpTo) && len(c.behind) == 0 && !c.poor {
-		c.upTo = e.UpTo
-		c.work.end(e.UpTo)
+	c.said = later(c.said, e.UpTo)
+	c.heardAll()
+}
+
+// heardAll takes it that all that concerns this host was heard, up to where the
+// stream said so. Before that stream has heard of all our networks, or has
+// reached the end of their logs, it is not so; nor is anything more to come when
+// the last of those logs is wanted no more.
+func (c *Core) heardAll() {
+	if c.upTo.Less(c.said) && len(c.behind) == 0 && !c.poor {
+		c.upTo = c.said
+		c.work.end(c.said)
 	}
 }
 

@@ -68,7 +68,7 @@ func (c *Core) connected(e Connected) {
 	c.session, c.inventory, c.poor = e.Session, false, false
 	c.forgetSearches()
 	c.saidWaits, c.stirred = false, true
-	c.ackSent = overlay.Rev{}
+	c.ackSent, c.said = overlay.Rev{}, overlay.Rev{}
 	c.claims = map[uint64]claimRef{}
 	c.fleet.named = nil
 	for _, n := range c.nets { // order-free: each by itself
@@ -102,6 +102,7 @@ func (c *Core) subscribe(n *network) {
 	case n.subscribed && !want:
 		c.clear(n)
 		delete(c.behind, n.uid)
+		c.heardAll()
 	case !n.subscribed && want:
 		c.behind[n.uid] = true
 	}
