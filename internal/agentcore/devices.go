@@ -44,6 +44,9 @@ func (c *Core) serve(n *network) {
 		n.serving = want
 		c.replanAll(n)
 		c.crossFrom(n)
+		if !want && n.vxlan == 0 { // somebody else took it away, and no look will find that
+			c.drop(n.rows)
+		}
 	}
 }
 
