@@ -75,17 +75,9 @@ func (p *parts) forward() (f Forward, d Drop) {
 
 func (f *Forward) ipv4(p *parts) Drop {
 	b := p.body
-	if len(b) < ipv4Len {
-		return IPv4Short
-	}
-	size, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
-	switch {
-	case b[0]>>4 != 4 || size < ipv4Len || total < size:
-		return IPv4Header
-	case total > p.full || size > len(b):
-		return IPv4Short
-	case ^fold(sum(0, b[:size])) != 0:
-		return IPv4Checksum
+	size, total, d := p.header4()
+	if d != Taken {
+		return d
 	}
 	f.From, f.To, f.Hops, f.Class, f.Proto = ip4(b[12:16]), ip4(b[16:20]), b[8], b[1], b[9]
 	f.Packet = b[:min(total, len(b))]

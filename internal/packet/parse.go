@@ -109,20 +109,35 @@ func (p *parts) ipv4() Drop {
 	default:
 		return Taken
 	}
-	size, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
+	size, total, d := p.header4()
 	switch {
-	case b[0]>>4 != 4 || size < ipv4Len || total < size:
-		return IPv4Header
-	case total > p.full || size > len(b):
-		return IPv4Short
-	case ^fold(sum(0, b[:size])) != 0:
-		return IPv4Checksum
+	case d != Taken:
+		return d
 	case binary.BigEndian.Uint16(b[6:])&0x3fff != 0: // more fragments, or an offset
 		return IPv4Fragment
 	}
 	p.from, p.to, p.proto, p.hops = ip4(b[12:16]), ip4(b[16:20]), b[9], b[8]
 	p.shorten(size, total)
 	return Taken
+}
+
+// header4 checks an IPv4 header, options included (RFC 791 section 3.1), and
+// returns its length and that of the packet, in bytes.
+func (p *parts) header4() (size, total int, d Drop) {
+	b := p.body
+	if len(b) < ipv4Len {
+		return 0, 0, IPv4Short
+	}
+	size, total = int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
+	switch {
+	case b[0]>>4 != 4 || size < ipv4Len || total < size:
+		d = IPv4Header
+	case total > p.full || size > len(b):
+		d = IPv4Short
+	case ^fold(sum(0, b[:size])) != 0:
+		d = IPv4Checksum
+	}
+	return size, total, d
 }
 
 // shorten leaves the bytes of the body from size up to total, as far as they
