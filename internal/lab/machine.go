@@ -117,7 +117,7 @@ func (l *Lab) makeImage(asks bool, kernel, initramfs string) error {
 // start starts the machine's QEMU on a host: with its device in the bridge and
 // up, as hypervisors leave it. incoming is the URI that the guest is to come
 // in at; empty for one that boots.
-func (m machine) start(host, incoming string) (Daemon, error) {
+func (m machine) start(ctx context.Context, host, incoming string) (Daemon, error) {
 	kernel, initramfs, program, err := m.lab.image(m.Asks, fmt.Sprintf("VM %q was not started", m.VM))
 	if err != nil {
 		return Daemon{}, err
@@ -130,7 +130,7 @@ func (m machine) start(host, incoming string) (Daemon, error) {
 	if err := os.MkdirAll(filepath.Dir(g.Monitor), 0o700); err != nil {
 		return Daemon{}, fmt.Errorf("directory of %s: %w", m.VM, err)
 	}
-	tap, err := openTap(NSOfNode(m.Lab, host), TapName(m.VM))
+	tap, err := m.tap(ctx, host)
 	if err != nil {
 		return Daemon{}, err
 	}
@@ -146,6 +146,20 @@ func (m machine) start(host, incoming string) (Daemon, error) {
 		node: host, namespace: NSOfNode(m.Lab, host), dir: filepath.Dir(g.Monitor), log: m.logPath(host, "log"),
 		argv: g.Command(program), files: []*os.File{tap},
 	}.start()
+}
+
+// tap makes the machine's device on a host. One that a QEMU had which was just
+// ended is busy until the last of its threads has ended.
+func (m machine) tap(ctx context.Context, host string) (f *os.File, err error) {
+	limit := poll(ctx, endLimit, func() (bool, error) {
+		f, err = openTap(NSOfNode(m.Lab, host), TapName(m.VM))
+		return !errors.Is(err, unix.EBUSY), nil
+	})
+	if err == nil && limit != nil {
+		f.Close()
+		return nil, limit
+	}
+	return f, err
 }
 
 // openTap makes a tap device in a namespace. It goes with the last open file
@@ -265,17 +279,8 @@ func (m machine) remove(ctx context.Context, noted []Daemon) error {
 		}
 	}
 	dir := filepath.Dir(m.path("h1", ""))
-	err := poll(ctx, 10*time.Second, func() (bool, error) {
-		pids := m.lab.processesOf(dir)
-		for _, p := range pids {
-			if err := unix.Kill(p, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return false, fmt.Errorf("kill process %d: %w", p, err)
-			}
-		}
-		return len(pids) == 0, nil
-	})
-	if err != nil {
-		return fmt.Errorf("end %s: %w", m.VM, err)
+	if err := m.end(ctx, dir+"/"); err != nil {
+		return err
 	}
 	logs, err := filepath.Glob(m.logPath("*", "*log"))
 	if err != nil {
@@ -289,9 +294,27 @@ func (m machine) remove(ctx context.Context, noted []Daemon) error {
 	return nil
 }
 
+// end kills the processes of which the command line names files that begin so,
+// and waits until they have ended.
+func (m machine) end(ctx context.Context, files string) error {
+	err := poll(ctx, 10*time.Second, func() (bool, error) {
+		pids := m.lab.processesOf(files)
+		for _, p := range pids {
+			if err := unix.Kill(p, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return false, fmt.Errorf("kill process %d: %w", p, err)
+			}
+		}
+		return len(pids) == 0, nil
+	})
+	if err != nil {
+		return fmt.Errorf("end %s: %w", m.VM, err)
+	}
+	return nil
+}
+
 // processesOf lists the processes on the lab's hosts that were started with
-// files of a directory.
-func (l *Lab) processesOf(dir string) []int {
+// files that begin so.
+func (l *Lab) processesOf(files string) []int {
 	names, err := namespaces(l.name)
 	if err != nil {
 		return nil
@@ -305,7 +328,7 @@ func (l *Lab) processesOf(dir string) []int {
 	var pids []int
 	for _, p := range processesIn(inodes) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p))
-		if err == nil && bytes.Contains(b, []byte(dir+"/")) {
+		if err == nil && bytes.Contains(b, []byte(files)) {
 			pids = append(pids, p)
 		}
 	}

@@ -60,7 +60,7 @@ func (l *Lab) transfer(ctx context.Context, s *state, m machine, vm *VM, start t
 	ctx, cancel := context.WithTimeout(ctx, moveLimit)
 	defer cancel()
 	socket := m.path(r.To, "incoming")
-	d, err := m.start(r.To, "unix:"+socket)
+	d, err := m.start(ctx, r.To, "unix:"+socket)
 	if err != nil {
 		return qemu.Moved{}, err
 	}
@@ -149,6 +149,9 @@ func (l *Lab) settleMove(ctx context.Context, s *state, m machine, vm *VM) (ther
 		return false, err
 	}
 	if !there {
+		if err := m.end(ctx, m.path(to, "")); err != nil { // a command may not have lived to note it
+			return false, err
+		}
 		return false, l.endQEMU(ctx, s, m, vm, to)
 	}
 	from := vm.Host

@@ -346,7 +346,7 @@ func (c *creation) boot(ctx context.Context, vm *VM) error {
 	if err := c.lab.awaitBridge(ctx, vm.Host, m.Bridge); err != nil {
 		return err
 	}
-	d, err := m.start(vm.Host, "")
+	d, err := m.start(ctx, vm.Host, "")
 	if err != nil {
 		return err
 	}
