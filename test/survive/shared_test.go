@@ -121,7 +121,10 @@ func (r *sharing) handOver(times int, take, leave func(vm string), mac func(vm s
 	r.t.Helper()
 	var took, seen []time.Duration
 	late := 0
+	pace := time.NewTicker(200 * time.Millisecond) // an agent takes five changes a second of a port
+	defer pace.Stop()
 	for range times {
+		<-pace.C
 		to, from := "vm1", "vm2"
 		if r.moves++; r.moves%2 == 0 {
 			to, from = from, to
