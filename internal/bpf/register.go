@@ -260,8 +260,8 @@ func (s *Set) dropDevice(device int32) error {
 	if err != nil || !ok {
 		return err
 	}
-	gone := hurried(func() error { return s.objects.CvNetworks.Delete(v) })
-	err = errors.Join(s.dropRelays(device), ignoreAbsent(gone))
+	err = s.dropRelays(device)
+	err = errors.Join(err, ignoreAbsent(hurried(func() error { return s.objects.CvNetworks.Delete(v) })))
 	if n := s.nets[overlay.VNI(v)]; n != nil {
 		err = errors.Join(err, n.Close())
 		delete(s.nets, overlay.VNI(v))
