@@ -24,7 +24,7 @@ var (
 )
 
 // newRouted is a bench whose port has the flag, and reaches far.
-func newRouted(t *testing.T, flags hoststate.Flags) *bench {
+func newRouted(t testing.TB, flags hoststate.Flags) *bench {
 	t.Helper()
 	b := newBench(t, routeLimits)
 	if err := b.AddNetwork(101, port+1); err != nil {
