@@ -189,8 +189,15 @@ type Items struct {
 	// here, before the items.
 	Begins []overlay.UID
 	Items  []Item
-	Ends   []End
-	UpTo   overlay.Rev // zero while something is unsent
+	// Members are changes of who has endpoints in on-demand networks; with a full
+	// pass they are all of them.
+	Members []overlay.Member
+	Ends    []End
+	// Told are wants of which all that is known now was told, in this message or
+	// before it; Dropped are those, given up by this host, of which it hears
+	// nothing from now on.
+	Told, Dropped []overlay.Want
+	UpTo          overlay.Rev // zero while something is unsent
 }
 
 // Connected says that a stream was opened as session N.

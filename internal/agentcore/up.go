@@ -11,6 +11,17 @@ import (
 type Position struct {
 	Network overlay.UID
 	Sent    overlay.Rev
+	// OnDemand: of the network's log only what is this host's, and what it wants.
+	OnDemand bool
+}
+
+// Demand is something that the host wants to know, or with Drop not any more.
+// For is the MAC of the guest here that asked, if one did: who has what is
+// wanted is told of it, since it will answer.
+type Demand struct {
+	overlay.Want
+	For  overlay.MAC
+	Drop bool
 }
 
 // Claim is one claim for the manager, or with Leave a withdrawal.
@@ -36,6 +47,7 @@ type Claim struct {
 // Up is what the agent has to tell, in the order of the fields.
 type Up struct {
 	Waits        *bool // whether devices wait for a port to be declared; nil: as said before, at first none
+	Demands      []Demand
 	Add          []Position
 	Remove       []overlay.UID
 	Claims       []Claim
@@ -47,7 +59,7 @@ type Up struct {
 
 // Empty reports whether there is nothing to tell.
 func (u *Up) Empty() bool {
-	return u.Waits == nil && len(u.Add) == 0 && len(u.Remove) == 0 && len(u.Claims) == 0 && !u.InventoryEnd && u.Ack.IsZero() && len(u.Seeks)+len(u.Findings) == 0
+	return u.Waits == nil && len(u.Demands) == 0 && len(u.Add) == 0 && len(u.Remove) == 0 && len(u.Claims) == 0 && !u.InventoryEnd && u.Ack.IsZero() && len(u.Seeks)+len(u.Findings) == 0
 }
 
 type claimRef struct {

@@ -89,6 +89,12 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 			Df: uint32(r.DF), Flood: uint32(r.Flood), Hosts: r.Hosts, Blocked: r.Blocked, Admission: uint32(r.Admission),
 			TenantName: r.TenantName, Foreign: addrsBytes(r.Foreign),
 			Domain: uidBytes(r.Domain), Reach: uidsBytes(r.Reach), From: uidsBytes(r.From),
+			Bridge: uidsBytes(r.Bridge), Distribution: uint32(r.Distribution),
+		}
+		for _, h := range r.Routes {
+			n.NextHops = append(n.NextHops, &culvertv1.NextHopRecord{
+				Address: h.Prefix.Addr().AsSlice(), Bits: uint32(h.Prefix.Bits()), Network: uidBytes(h.Network), Mac: macBytes(h.MAC),
+			})
 		}
 		for _, s := range r.Subnets {
 			n.Subnets = append(n.Subnets, &culvertv1.SubnetRecord{
@@ -341,6 +347,7 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 		Hosts: d.names(n.GetHosts(), "network's hosts"), Blocked: n.GetBlocked(), Admission: overlay.Admission(n.GetAdmission()),
 		TenantName: n.GetTenantName(), Foreign: d.addrs(n.GetForeign(), "foreign tunnel end points"),
 		Domain: d.uid(n.GetDomain(), "network's domain", false), Reach: d.others(n, n.GetReach()), From: d.others(n, n.GetFrom()),
+		Bridge: d.others(n, n.GetBridge()), Routes: d.nextHops(n.GetNextHops()), Distribution: overlay.Distribution(n.GetDistribution()),
 	}
 	if overlay.CheckName("tenant", out.TenantName) != nil {
 		d.refuse("tenant's name")
@@ -351,7 +358,8 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 	if n.GetMtu() < overlay.MinMTU || n.GetMtu() > overlay.MaxMTU || n.GetWantMtu() > overlay.MaxMTU {
 		d.refuse("MTU")
 	}
-	if n.GetDf() > uint32(overlay.DFInherit) || n.GetFlood() > uint32(overlay.FloodNone) || n.GetAdmission() > uint32(overlay.AdmitDHCP) {
+	if n.GetDf() > uint32(overlay.DFInherit) || n.GetFlood() > uint32(overlay.FloodNone) || n.GetAdmission() > uint32(overlay.AdmitDHCP) ||
+		n.GetDistribution() > uint32(overlay.DistributeOnDemand) {
 		d.refuse("mode of the network")
 	}
 	for _, s := range n.GetSubnets() {
@@ -383,6 +391,25 @@ func (d *decoder) others(n *culvertv1.NetworkRecord, bs [][]byte) []overlay.UID 
 		if bytes.Equal(b, n.GetMeta().GetUid()) || i > 0 && out[i-1].Compare(out[i]) >= 0 {
 			d.refuse(what)
 		}
+	}
+	return out
+}
+
+func (d *decoder) nextHops(in []*culvertv1.NextHopRecord) []overlay.NextHop {
+	const what = "next hops"
+	if len(in) > overlay.MaxNextHops {
+		d.refuse(what)
+		return nil
+	}
+	var out []overlay.NextHop
+	for i, h := range in {
+		a := d.addr(h.GetAddress(), what, true)
+		p, err := a.Prefix(int(h.GetBits()))
+		if h.GetBits() > 128 || err != nil || p.Addr() != a || i > 0 && out[i-1].Prefix.Compare(p) >= 0 {
+			d.refuse(what)
+			return nil
+		}
+		out = append(out, overlay.NextHop{Prefix: p, Network: d.uid(h.GetNetwork(), what, true), MAC: d.mac(h.GetMac(), what, true)})
 	}
 	return out
 }

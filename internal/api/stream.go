@@ -65,6 +65,8 @@ type Hello struct {
 type Position struct {
 	Network overlay.UID // zero for the fleet's log
 	Sent    overlay.Rev // zero: from the start
+	// OnDemand: of the network's log only what is the host's, and what it wants.
+	OnDemand bool
 }
 
 // Interest adds and removes logs of single networks.

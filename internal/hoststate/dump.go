@@ -17,10 +17,11 @@ func (k Key) Compare(l Key) int {
 		cmp.Compare(string(k.MAC[:]), string(l.MAC[:])),
 		k.IP.Compare(l.IP),
 		cmp.Compare(k.Port, l.Port),
+		cmp.Compare(k.Bits, l.Bits),
 	)
 }
 
-var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch", "half", "check_local", "shared", "routed"}
+var flagNames = [...]string{"static", "extern_learn", "sticky", "permanent", "culvert", "router", "open", "check_ip", "no_servers", "watch", "half", "check_local", "shared", "routed", "strangers", "demand"}
 
 // String lists the flags' words, joined by commas.
 func (f Flags) String() string {
@@ -53,10 +54,21 @@ func (r Row) text(name func(int32) string) string {
 		}
 		return fmt.Sprintf("fdb %d %s dst %s %s", k.VNI, k.MAC, v.Dst, v.Flags)
 	case TableReach:
-		if k.IP.IsValid() {
+		switch {
+		case v.MTU != 0:
+			return fmt.Sprintf("reach %d %s mtu %d", k.VNI, k.IP, v.MTU)
+		case k.IP.IsValid():
 			return fmt.Sprintf("reach %d %s", k.VNI, k.IP)
 		}
 		return fmt.Sprintf("reach %d %s", k.VNI, k.MAC)
+	case TableKnown:
+		return fmt.Sprintf("known %d %s", k.VNI, k.MAC)
+	case TableRoute:
+		return fmt.Sprintf("route %d %s/%d via %s", k.VNI, k.IP, k.Bits, v.MAC)
+	case TableAlias:
+		return fmt.Sprintf("alias %d %s of %s", k.VNI, k.MAC, v.MAC)
+	case TableFrom:
+		return fmt.Sprintf("from %d %s of %s", k.VNI, k.IP, v.MAC)
 	case TableMaster:
 		port := k.VNI.VXLAN()
 		if v.Port != 0 {
@@ -64,6 +76,9 @@ func (r Row) text(name func(int32) string) string {
 		}
 		return fmt.Sprintf("master %d %s dev %s %s", k.VNI, k.MAC, port, v.Flags)
 	case TableRepl:
+		if k.MAC != (overlay.MAC{}) {
+			return fmt.Sprintf("repl %d %s dst %s", k.VNI, k.MAC, k.IP)
+		}
 		return fmt.Sprintf("repl %d dst %s", k.VNI, k.IP)
 	case TableNeigh:
 		return fmt.Sprintf("neigh %d %s lladdr %s %s", k.VNI, k.IP, v.MAC, v.Flags)
@@ -76,9 +91,9 @@ func (r Row) text(name func(int32) string) string {
 		return fmt.Sprintf("own %s %s", name(k.Port), k.MAC)
 	case TableSource:
 		if k.MAC == (overlay.MAC{}) {
-			return fmt.Sprintf("source %d any via %s", k.VNI, k.IP)
+			return strings.TrimSuffix(fmt.Sprintf("source %d any via %s %s", k.VNI, k.IP, v.Flags), " ")
 		}
-		return fmt.Sprintf("source %d %s via %s", k.VNI, k.MAC, k.IP)
+		return strings.TrimSuffix(fmt.Sprintf("source %d %s via %s %s", k.VNI, k.MAC, k.IP, v.Flags), " ")
 	case TableRelayed:
 		return fmt.Sprintf("relayed %d %s via %s", k.VNI, k.MAC, k.IP)
 	case TableRelay:

@@ -38,15 +38,16 @@ const (
 	DropFragment   DropReason = 14 // underlay: a first fragment without the inner header
 	DropRouter     DropReason = 15 // from the guest: a packet to the router that it does not send on; the agent answers
 	DropNetwork    DropReason = 16 // from the guest: for a MAC of another network, or about an address there, and not by way of the router
+	DropUnknown    DropReason = 17 // from the guest: to MACs that the tables have not, more than its bucket holds
 	// DropReasons is how many values there are: counters are arrays of it.
-	DropReasons = 17
+	DropReasons = 18
 )
 
 // String is the reason's word in metrics and dumps.
 func (d DropReason) String() string {
 	names := [DropReasons]string{
 		"none", "unclaimed", "source-mac", "source-ip", "server", "storm", "short", "own-address", "not-for-port", "punt-limit",
-		"unknown-vtep", "unserved-vni", "malformed", "foreign-source", "fragment", "router", "other-network",
+		"unknown-vtep", "unserved-vni", "malformed", "foreign-source", "fragment", "router", "other-network", "unknown-destination",
 	}
 	if d < DropReasons {
 		return names[d]

@@ -22,7 +22,7 @@ type Table uint8
 // come, the FDBs before the neighbours, so that the proxy never answers for a
 // MAC that cannot be sent to, and a port passes frames when all else stands.
 var WriteOrder = [...]Table{
-	TableVTEP, TableSource, TableRelayed, TableReach, TableFDB, TableMaster, TableRepl, TableNeigh, TableRelay, TableOwn, TablePort, TableMember, TableMark,
+	TableVTEP, TableKnown, TableSource, TableFrom, TableRelayed, TableAlias, TableReach, TableFDB, TableMaster, TableRepl, TableNeigh, TableRoute, TableRelay, TableOwn, TablePort, TableMember, TableMark,
 }
 
 // The tables.
@@ -34,8 +34,8 @@ const (
 	TableFDB Table = 2
 	// TableMaster is the bridge's FDB ("master"): MAC -> bridge port.
 	TableMaster Table = 3
-	// TableRepl is the destination list of the all-zero FDB entry: key IP, one
-	// row a VTEP.
+	// TableRepl is the destination list of the all-zero FDB entry, or of the
+	// group MAC: key MAC and IP, one row a VTEP.
 	TableRepl Table = 4
 	// TableNeigh is the VXLAN device's neighbour table: IP -> MAC.
 	TableNeigh Table = 5
@@ -74,6 +74,22 @@ const (
 	// ask the neighbour of; or VNI and MAC, of an entry of TableFDB that leads
 	// into another network, to which no frame may be addressed.
 	TableReach Table = 13
+	// TableKnown is the MACs that the tables of an on-demand network have an
+	// entry for, this host's own and groups among them. Key: VNI, MAC. Frames
+	// from such a MAC are taken as TableSource says and no other way; frames of a
+	// guest to any other cost its port's bucket.
+	TableKnown Table = 14
+	// TableRoute is prefixes beyond all networks. Key: VNI, IP and Bits. Val:
+	// MAC, to which the port program readdresses a packet to overlay.ServerMAC
+	// whose destination TableReach has not, the longest prefix first.
+	TableRoute Table = 15
+	// TableAlias is by what other MAC an endpoint here is sent to from other
+	// networks. Key: VNI and the other MAC. Val: MAC, its own.
+	TableAlias Table = 16
+	// TableFrom is who may have sent what was routed into a network. Key: VNI and
+	// IP, an inner source address. Val: MAC, which must have a row of
+	// TableSource with the flag Routed for the VTEP that it came from.
+	TableFrom Table = 17
 )
 
 // String is the table's name in dumps.
@@ -105,6 +121,14 @@ func (t Table) String() string {
 		return "relay"
 	case TableReach:
 		return "reach"
+	case TableKnown:
+		return "known"
+	case TableRoute:
+		return "route"
+	case TableAlias:
+		return "alias"
+	case TableFrom:
+		return "from"
 	}
 	return "unknown"
 }
@@ -112,9 +136,10 @@ func (t Table) String() string {
 // Key is a row's identity in the kernel.
 type Key struct {
 	Table Table
+	Bits  uint8 // TableRoute: length of the prefix
 	VNI   overlay.VNI
-	MAC   overlay.MAC // TableFDB, TableMaster, TableOwn, TableSource, TableRelayed, TableRelay
-	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP, TableOwn, TableSource, TableRelayed; TableMark: see MarkKey
+	MAC   overlay.MAC // TableFDB, TableMaster, TableRepl, TableOwn, TableSource, TableRelayed, TableRelay, TableReach, TableKnown, TableAlias
+	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP, TableOwn, TableSource, TableRelayed, TableReach, TableRoute, TableFrom; TableMark: see MarkKey
 	Port  int32       // TableMember, TablePort, TableOwn: ifindex
 }
 
@@ -160,15 +185,23 @@ const (
 	Shared
 	// Routed: what it sends to overlay.ServerMAC is sent on if TableReach has its
 	// destination, with one hop less to go, and handed up else. To MACs and
-	// neighbours that TableReach names it sends nothing (TablePort).
+	// neighbours that TableReach names it sends nothing (TablePort). In TableSource:
+	// the row is of frames from overlay.ServerMAC alone, see TableFrom.
 	Routed
+	// Strangers: of a row of TableSource with the zero MAC: only from MACs that
+	// TableKnown has not, and with Routed from addresses that TableFrom has not.
+	Strangers
+	// Demand: what it sends to MACs that TableKnown has not costs a bucket, and
+	// the first frames to a group that it has not are handed up (TablePort).
+	Demand
 )
 
 // Val is what a row says. Which fields count depends on the table.
 type Val struct {
 	Dst   netip.Addr  // TableFDB: outer address; invalid elsewhere
-	MAC   overlay.MAC // TableNeigh, TablePort
+	MAC   overlay.MAC // TableNeigh, TablePort, TableRoute, TableAlias, TableFrom
 	Port  int32       // TableMaster: ifindex of the bridge port; 0 means the network's VXLAN device
+	MTU   uint16      // TableReach with an IP: bytes that a packet to it may have; 0: any
 	VNI   overlay.VNI // TableFDB: the network that the frame is sent into; 0, and no other number: the device's own
 	Flags Flags
 }
@@ -244,6 +277,9 @@ type Device struct {
 	DF      overlay.DF
 	Alias   string // see DeviceAlias
 	AltName string // "<tenant>.<network>", on the bridge
+	// Misses: frames to MACs that the bridge does not know reach the VXLAN
+	// device, so that the kernel tells of them (Miss): flood is on at its port.
+	Misses bool
 }
 
 // State is all that was read. Rows covers only the scopes that were read.
@@ -259,6 +295,9 @@ type State struct {
 	// Drops counts what the programs dropped since they were loaded; valid
 	// when links were read.
 	Drops map[DropKey]uint64
+	// Idle is for how long the VXLAN device has not looked an entry up, of the
+	// rows of TableFDB; of networks whose device has Misses alone.
+	Idle map[Key]time.Duration
 	// Cost is the processor time that the reading took; 0 if not known. On a
 	// busy machine it is a small part of the time that passed.
 	Cost time.Duration
@@ -279,4 +318,13 @@ type Doorbell struct {
 	VNI      overlay.VNI // with Row: the network whose table changed
 	Row      Row         // what the event said
 	Deleted  bool        // the event was a deletion of Row
+}
+
+// Miss says that a guest's frame met an entry that is not there: a unicast MAC
+// (L2MISS) or an address (L3MISS), the other of the two is zero. It may be lost,
+// doubled or late, and it does not say who sent the frame.
+type Miss struct {
+	VNI overlay.VNI
+	MAC overlay.MAC
+	IP  netip.Addr
 }

@@ -6,4 +6,5 @@ const (
 	MaxDomains        = 100  // of a tenant
 	MaxDomainNetworks = 1000 // of a domain
 	MaxPolicies       = 1000 // of a domain, and so of the networks in Network.Reach and From
+	MaxNextHops       = 256  // of a network, see Network.Routes
 )

@@ -161,6 +161,15 @@ type Network struct {
 	// From those whose guests may send to it so; both sorted, and both follow
 	// from the domain's policies.
 	Reach, From []UID
+	// Bridge are the networks that a policy joins to it by layer 2; sorted. It
+	// is in the Bridge of each of them.
+	Bridge []UID
+	// Routes are prefixes beyond all networks and the endpoint that packets to
+	// them go to; sorted by prefix, each once. They follow from the domain's
+	// routes and from gateways.
+	Routes []NextHop
+	// Distribution says how much of the network its hosts know.
+	Distribution Distribution
 }
 
 // Domain is networks of a tenant between which hosts route.

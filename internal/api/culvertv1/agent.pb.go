@@ -799,6 +799,7 @@ type Up struct {
 	//	*Up_ProbeResult
 	//	*Up_Seek
 	//	*Up_Waits
+	//	*Up_Demands
 	Body          isUp_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -931,6 +932,15 @@ func (x *Up) GetWaits() *Waits {
 	return nil
 }
 
+func (x *Up) GetDemands() *Demands {
+	if x != nil {
+		if x, ok := x.Body.(*Up_Demands); ok {
+			return x.Demands
+		}
+	}
+	return nil
+}
+
 type isUp_Body interface {
 	isUp_Body()
 }
@@ -975,6 +985,10 @@ type Up_Waits struct {
 	Waits *Waits `protobuf:"bytes,10,opt,name=waits,proto3,oneof"`
 }
 
+type Up_Demands struct {
+	Demands *Demands `protobuf:"bytes,11,opt,name=demands,proto3,oneof"`
+}
+
 func (*Up_Hello) isUp_Body() {}
 
 func (*Up_Interest) isUp_Body() {}
@@ -995,6 +1009,184 @@ func (*Up_Seek) isUp_Body() {}
 
 func (*Up_Waits) isUp_Body() {}
 
+func (*Up_Demands) isUp_Body() {}
+
+// Demands are what the host wants to know of on-demand networks, or not any
+// more. It says so before it names the network in an Interest, and again in
+// each stream.
+type Demands struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Demands       []*Demand              `protobuf:"bytes,1,rep,name=demands,proto3" json:"demands,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Demands) Reset() {
+	*x = Demands{}
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Demands) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Demands) ProtoMessage() {}
+
+func (x *Demands) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Demands.ProtoReflect.Descriptor instead.
+func (*Demands) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Demands) GetDemands() []*Demand {
+	if x != nil {
+		return x.Demands
+	}
+	return nil
+}
+
+type Demand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Want          *Want                  `protobuf:"bytes,1,opt,name=want,proto3" json:"want,omitempty"`
+	Asker         []byte                 `protobuf:"bytes,2,opt,name=asker,proto3" json:"asker,omitempty"` // MAC of the guest that asked, if one did
+	Drop          bool                   `protobuf:"varint,3,opt,name=drop,proto3" json:"drop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Demand) Reset() {
+	*x = Demand{}
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Demand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Demand) ProtoMessage() {}
+
+func (x *Demand) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Demand.ProtoReflect.Descriptor instead.
+func (*Demand) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Demand) GetWant() *Want {
+	if x != nil {
+		return x.Want
+	}
+	return nil
+}
+
+func (x *Demand) GetAsker() []byte {
+	if x != nil {
+		return x.Asker
+	}
+	return nil
+}
+
+func (x *Demand) GetDrop() bool {
+	if x != nil {
+		return x.Drop
+	}
+	return false
+}
+
+// Want has exactly one of address, mac and name.
+type Want struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"` // of a port
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Want) Reset() {
+	*x = Want{}
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Want) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Want) ProtoMessage() {}
+
+func (x *Want) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Want.ProtoReflect.Descriptor instead.
+func (*Want) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Want) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *Want) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Want) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Want) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // Waits says whether devices here wait for a port to be declared, when that has
 // changed since the stream began or it was last said. Where none does, ports
 // alone are told with some milliseconds' delay.
@@ -1007,7 +1199,7 @@ type Waits struct {
 
 func (x *Waits) Reset() {
 	*x = Waits{}
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1211,7 @@ func (x *Waits) String() string {
 func (*Waits) ProtoMessage() {}
 
 func (x *Waits) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1224,7 @@ func (x *Waits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waits.ProtoReflect.Descriptor instead.
 func (*Waits) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Waits) GetDevices() bool {
@@ -1054,7 +1246,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1258,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1271,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Seek) GetNetwork() []byte {
@@ -1105,7 +1297,7 @@ type Breath struct {
 
 func (x *Breath) Reset() {
 	*x = Breath{}
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1309,7 @@ func (x *Breath) String() string {
 func (*Breath) ProtoMessage() {}
 
 func (x *Breath) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1322,7 @@ func (x *Breath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breath.ProtoReflect.Descriptor instead.
 func (*Breath) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 // ProbeResult is what became of a Probe. Unable: it could not be carried out,
@@ -1146,7 +1338,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1350,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1363,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProbeResult) GetId() uint64 {
@@ -1210,7 +1402,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1414,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1427,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -1291,13 +1483,14 @@ type LogPosition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
 	Sent          *Rev                   `protobuf:"bytes,2,opt,name=sent,proto3" json:"sent,omitempty"`
+	OnDemand      bool                   `protobuf:"varint,3,opt,name=on_demand,json=onDemand,proto3" json:"on_demand,omitempty"` // only what is the host's, and what it wants
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1502,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1515,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -1339,6 +1532,13 @@ func (x *LogPosition) GetSent() *Rev {
 	return nil
 }
 
+func (x *LogPosition) GetOnDemand() bool {
+	if x != nil {
+		return x.OnDemand
+	}
+	return false
+}
+
 // Interest replaces nothing: it adds and removes single networks.
 type Interest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1350,7 +1550,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1562,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1575,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -1412,7 +1612,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1624,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1637,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -1520,7 +1720,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1732,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1745,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1573,7 +1773,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1785,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1798,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -1618,7 +1818,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1830,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1843,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -1671,7 +1871,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1883,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1896,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Report) GetProblems() []string {
@@ -1773,7 +1973,7 @@ type Seen struct {
 
 func (x *Seen) Reset() {
 	*x = Seen{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1985,7 @@ func (x *Seen) String() string {
 func (*Seen) ProtoMessage() {}
 
 func (x *Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1998,7 @@ func (x *Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seen.ProtoReflect.Descriptor instead.
 func (*Seen) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Seen) GetPorts() []*SeenPort {
@@ -1820,7 +2020,7 @@ type SeenPort struct {
 
 func (x *SeenPort) Reset() {
 	*x = SeenPort{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2032,7 @@ func (x *SeenPort) String() string {
 func (*SeenPort) ProtoMessage() {}
 
 func (x *SeenPort) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2045,7 @@ func (x *SeenPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenPort.ProtoReflect.Descriptor instead.
 func (*SeenPort) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SeenPort) GetNetwork() []byte {
@@ -1886,7 +2086,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2098,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2111,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Count) GetReason() string {
@@ -1942,7 +2142,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2154,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2167,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Refused) GetNetwork() []byte {
@@ -2022,7 +2222,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2234,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2247,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -2167,7 +2367,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2379,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2392,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -2243,7 +2443,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2455,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2468,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Probe) GetId() uint64 {
@@ -2305,7 +2505,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2517,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2530,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -2378,14 +2578,19 @@ type Items struct {
 	Ends  []*LogEnd              `protobuf:"bytes,3,rep,name=ends,proto3" json:"ends,omitempty"`
 	// begins names the logs (empty: the fleet's) of which a full pass begins
 	// with this message, before its items.
-	Begins        [][]byte `protobuf:"bytes,4,rep,name=begins,proto3" json:"begins,omitempty"`
+	Begins  [][]byte      `protobuf:"bytes,4,rep,name=begins,proto3" json:"begins,omitempty"`
+	Members []*MemberItem `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"` // of on-demand networks; with a full pass all of them
+	// told are wants of which all that is known was told, with this message at
+	// the latest; dropped are those that the host gave up, and hears no more of.
+	Told          []*Want `protobuf:"bytes,6,rep,name=told,proto3" json:"told,omitempty"`
+	Dropped       []*Want `protobuf:"bytes,7,rep,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2602,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2410,7 +2615,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -2441,6 +2646,88 @@ func (x *Items) GetBegins() [][]byte {
 	return nil
 }
 
+func (x *Items) GetMembers() []*MemberItem {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Items) GetTold() []*Want {
+	if x != nil {
+		return x.Told
+	}
+	return nil
+}
+
+func (x *Items) GetDropped() []*Want {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
+
+// MemberItem says that a host has endpoints in a network, or none any more.
+type MemberItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Host          []byte                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberItem) Reset() {
+	*x = MemberItem{}
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberItem) ProtoMessage() {}
+
+func (x *MemberItem) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberItem.ProtoReflect.Descriptor instead.
+func (*MemberItem) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *MemberItem) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *MemberItem) GetHost() []byte {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *MemberItem) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
 // LogEnd says that the pass over a log has reached up_to of the message. full
 // is set when the pass began at the log's start: what it did not name is not.
 // sum is the manager's own sum over the log's live keys and revisions.
@@ -2456,7 +2743,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2755,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2768,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -2526,7 +2813,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +2825,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +2838,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2606,7 +2893,7 @@ type AddressRefusal struct {
 
 func (x *AddressRefusal) Reset() {
 	*x = AddressRefusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2905,7 @@ func (x *AddressRefusal) String() string {
 func (*AddressRefusal) ProtoMessage() {}
 
 func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2918,7 @@ func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressRefusal.ProtoReflect.Descriptor instead.
 func (*AddressRefusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AddressRefusal) GetAddress() []byte {
@@ -2657,7 +2944,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2956,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2969,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -2707,7 +2994,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +3006,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +3019,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Refusal) GetCode() string {
@@ -2784,7 +3071,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +3083,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +3096,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -2854,7 +3141,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[40]
+	mi := &file_culvertv1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3153,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[40]
+	mi := &file_culvertv1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3166,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{40}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -2982,7 +3269,7 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x19\n" +
 	"\bhost_uid\x18\x04 \x01(\tR\ahostUid\x12\x1a\n" +
-	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xa8\x04\n" +
+	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xdf\x04\n" +
 	"\x02Up\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.culvert.agent.v1.HelloH\x00R\x05hello\x128\n" +
 	"\binterest\x18\x02 \x01(\v2\x1a.culvert.agent.v1.InterestH\x00R\binterest\x122\n" +
@@ -2994,8 +3281,20 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\fprobe_result\x18\b \x01(\v2\x1d.culvert.agent.v1.ProbeResultH\x00R\vprobeResult\x12,\n" +
 	"\x04seek\x18\t \x01(\v2\x16.culvert.agent.v1.SeekH\x00R\x04seek\x12/\n" +
 	"\x05waits\x18\n" +
-	" \x01(\v2\x17.culvert.agent.v1.WaitsH\x00R\x05waitsB\x06\n" +
-	"\x04body\"!\n" +
+	" \x01(\v2\x17.culvert.agent.v1.WaitsH\x00R\x05waits\x125\n" +
+	"\ademands\x18\v \x01(\v2\x19.culvert.agent.v1.DemandsH\x00R\ademandsB\x06\n" +
+	"\x04body\"=\n" +
+	"\aDemands\x122\n" +
+	"\ademands\x18\x01 \x03(\v2\x18.culvert.agent.v1.DemandR\ademands\"^\n" +
+	"\x06Demand\x12*\n" +
+	"\x04want\x18\x01 \x01(\v2\x16.culvert.agent.v1.WantR\x04want\x12\x14\n" +
+	"\x05asker\x18\x02 \x01(\fR\x05asker\x12\x12\n" +
+	"\x04drop\x18\x03 \x01(\bR\x04drop\"`\n" +
+	"\x04Want\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\fR\x03mac\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"!\n" +
 	"\x05Waits\x12\x18\n" +
 	"\adevices\x18\x01 \x01(\bR\adevices\":\n" +
 	"\x04Seek\x12\x18\n" +
@@ -3013,10 +3312,11 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\aboot_id\x18\x04 \x01(\tR\x06bootId\x12\x12\n" +
 	"\x04vtep\x18\x05 \x01(\fR\x04vtep\x12+\n" +
 	"\x05up_to\x18\x06 \x01(\v2\x16.culvert.record.v1.RevR\x04upTo\x121\n" +
-	"\x04logs\x18\a \x03(\v2\x1d.culvert.agent.v1.LogPositionR\x04logs\"S\n" +
+	"\x04logs\x18\a \x03(\v2\x1d.culvert.agent.v1.LogPositionR\x04logs\"p\n" +
 	"\vLogPosition\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12*\n" +
-	"\x04sent\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"S\n" +
+	"\x04sent\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\x12\x1b\n" +
+	"\ton_demand\x18\x03 \x01(\bR\bonDemand\"S\n" +
 	"\bInterest\x12/\n" +
 	"\x03add\x18\x01 \x03(\v2\x1d.culvert.agent.v1.LogPositionR\x03add\x12\x16\n" +
 	"\x06remove\x18\x02 \x03(\fR\x06remove\"\x93\x02\n" +
@@ -3088,12 +3388,20 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\rR\x05epoch\x12\x18\n" +
 	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1b\n" +
-	"\tbreath_ms\x18\x05 \x01(\rR\bbreathMs\"\xa9\x01\n" +
+	"\tbreath_ms\x18\x05 \x01(\rR\bbreathMs\"\xbf\x02\n" +
 	"\x05Items\x12-\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.culvert.record.v1.ItemR\x05items\x12+\n" +
 	"\x05up_to\x18\x02 \x01(\v2\x16.culvert.record.v1.RevR\x04upTo\x12,\n" +
 	"\x04ends\x18\x03 \x03(\v2\x18.culvert.agent.v1.LogEndR\x04ends\x12\x16\n" +
-	"\x06begins\x18\x04 \x03(\fR\x06begins\"t\n" +
+	"\x06begins\x18\x04 \x03(\fR\x06begins\x126\n" +
+	"\amembers\x18\x05 \x03(\v2\x1c.culvert.agent.v1.MemberItemR\amembers\x12*\n" +
+	"\x04told\x18\x06 \x03(\v2\x16.culvert.agent.v1.WantR\x04told\x120\n" +
+	"\adropped\x18\a \x03(\v2\x16.culvert.agent.v1.WantR\adropped\"N\n" +
+	"\n" +
+	"MemberItem\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\fR\x04host\x12\x12\n" +
+	"\x04gone\x18\x03 \x01(\bR\x04gone\"t\n" +
 	"\x06LogEnd\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x10\n" +
@@ -3155,7 +3463,7 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
@@ -3170,96 +3478,106 @@ var file_culvertv1_agent_proto_goTypes = []any{
 	(*JoinRequest)(nil),         // 10: culvert.agent.v1.JoinRequest
 	(*JoinResponse)(nil),        // 11: culvert.agent.v1.JoinResponse
 	(*Up)(nil),                  // 12: culvert.agent.v1.Up
-	(*Waits)(nil),               // 13: culvert.agent.v1.Waits
-	(*Seek)(nil),                // 14: culvert.agent.v1.Seek
-	(*Breath)(nil),              // 15: culvert.agent.v1.Breath
-	(*ProbeResult)(nil),         // 16: culvert.agent.v1.ProbeResult
-	(*Hello)(nil),               // 17: culvert.agent.v1.Hello
-	(*LogPosition)(nil),         // 18: culvert.agent.v1.LogPosition
-	(*Interest)(nil),            // 19: culvert.agent.v1.Interest
-	(*Claim)(nil),               // 20: culvert.agent.v1.Claim
-	(*Claims)(nil),              // 21: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),        // 22: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                 // 23: culvert.agent.v1.Ack
-	(*Report)(nil),              // 24: culvert.agent.v1.Report
-	(*Seen)(nil),                // 25: culvert.agent.v1.Seen
-	(*SeenPort)(nil),            // 26: culvert.agent.v1.SeenPort
-	(*Count)(nil),               // 27: culvert.agent.v1.Count
-	(*Refused)(nil),             // 28: culvert.agent.v1.Refused
-	(*Down)(nil),                // 29: culvert.agent.v1.Down
-	(*Ask)(nil),                 // 30: culvert.agent.v1.Ask
-	(*Probe)(nil),               // 31: culvert.agent.v1.Probe
-	(*Welcome)(nil),             // 32: culvert.agent.v1.Welcome
-	(*Items)(nil),               // 33: culvert.agent.v1.Items
-	(*LogEnd)(nil),              // 34: culvert.agent.v1.LogEnd
-	(*Answer)(nil),              // 35: culvert.agent.v1.Answer
-	(*AddressRefusal)(nil),      // 36: culvert.agent.v1.AddressRefusal
-	(*Answers)(nil),             // 37: culvert.agent.v1.Answers
-	(*Refusal)(nil),             // 38: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),      // 39: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),     // 40: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                 // 41: culvert.record.v1.Rev
-	(*Item)(nil),                // 42: culvert.record.v1.Item
+	(*Demands)(nil),             // 13: culvert.agent.v1.Demands
+	(*Demand)(nil),              // 14: culvert.agent.v1.Demand
+	(*Want)(nil),                // 15: culvert.agent.v1.Want
+	(*Waits)(nil),               // 16: culvert.agent.v1.Waits
+	(*Seek)(nil),                // 17: culvert.agent.v1.Seek
+	(*Breath)(nil),              // 18: culvert.agent.v1.Breath
+	(*ProbeResult)(nil),         // 19: culvert.agent.v1.ProbeResult
+	(*Hello)(nil),               // 20: culvert.agent.v1.Hello
+	(*LogPosition)(nil),         // 21: culvert.agent.v1.LogPosition
+	(*Interest)(nil),            // 22: culvert.agent.v1.Interest
+	(*Claim)(nil),               // 23: culvert.agent.v1.Claim
+	(*Claims)(nil),              // 24: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),        // 25: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                 // 26: culvert.agent.v1.Ack
+	(*Report)(nil),              // 27: culvert.agent.v1.Report
+	(*Seen)(nil),                // 28: culvert.agent.v1.Seen
+	(*SeenPort)(nil),            // 29: culvert.agent.v1.SeenPort
+	(*Count)(nil),               // 30: culvert.agent.v1.Count
+	(*Refused)(nil),             // 31: culvert.agent.v1.Refused
+	(*Down)(nil),                // 32: culvert.agent.v1.Down
+	(*Ask)(nil),                 // 33: culvert.agent.v1.Ask
+	(*Probe)(nil),               // 34: culvert.agent.v1.Probe
+	(*Welcome)(nil),             // 35: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 36: culvert.agent.v1.Items
+	(*MemberItem)(nil),          // 37: culvert.agent.v1.MemberItem
+	(*LogEnd)(nil),              // 38: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 39: culvert.agent.v1.Answer
+	(*AddressRefusal)(nil),      // 40: culvert.agent.v1.AddressRefusal
+	(*Answers)(nil),             // 41: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 42: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 43: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 44: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 45: culvert.record.v1.Rev
+	(*Item)(nil),                // 46: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	17, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	19, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	21, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	22, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	23, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	24, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	15, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
-	16, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
-	14, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
-	13, // 9: culvert.agent.v1.Up.waits:type_name -> culvert.agent.v1.Waits
-	41, // 10: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	18, // 11: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	41, // 12: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	18, // 13: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	41, // 14: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	41, // 15: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
-	20, // 16: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	41, // 17: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	27, // 18: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
-	27, // 19: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
-	28, // 20: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
-	25, // 21: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
-	26, // 22: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
-	27, // 23: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
-	32, // 24: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	33, // 25: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	37, // 26: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	38, // 27: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	31, // 28: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
-	30, // 29: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
-	42, // 30: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	41, // 31: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	34, // 32: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	41, // 33: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	41, // 34: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	36, // 35: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
-	35, // 36: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 37: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	39, // 38: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 39: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 40: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 41: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 42: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 43: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 44: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	29, // 45: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	40, // 46: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 47: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 48: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 49: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 50: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 51: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 52: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	45, // [45:53] is the sub-list for method output_type
-	37, // [37:45] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	20, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	22, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	24, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	25, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	26, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	27, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	18, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
+	19, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
+	17, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
+	16, // 9: culvert.agent.v1.Up.waits:type_name -> culvert.agent.v1.Waits
+	13, // 10: culvert.agent.v1.Up.demands:type_name -> culvert.agent.v1.Demands
+	14, // 11: culvert.agent.v1.Demands.demands:type_name -> culvert.agent.v1.Demand
+	15, // 12: culvert.agent.v1.Demand.want:type_name -> culvert.agent.v1.Want
+	45, // 13: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	21, // 14: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	45, // 15: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	21, // 16: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	45, // 17: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	45, // 18: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
+	23, // 19: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	45, // 20: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	30, // 21: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
+	30, // 22: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
+	31, // 23: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
+	28, // 24: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
+	29, // 25: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
+	30, // 26: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
+	35, // 27: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	36, // 28: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	41, // 29: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	42, // 30: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	34, // 31: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	33, // 32: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
+	46, // 33: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	45, // 34: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	38, // 35: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	37, // 36: culvert.agent.v1.Items.members:type_name -> culvert.agent.v1.MemberItem
+	15, // 37: culvert.agent.v1.Items.told:type_name -> culvert.agent.v1.Want
+	15, // 38: culvert.agent.v1.Items.dropped:type_name -> culvert.agent.v1.Want
+	45, // 39: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	45, // 40: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	40, // 41: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
+	39, // 42: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 43: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	43, // 44: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 45: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 46: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 47: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 48: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 49: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 50: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	32, // 51: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	44, // 52: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 53: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 54: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 55: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 56: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 57: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 58: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	51, // [51:59] is the sub-list for method output_type
+	43, // [43:51] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }
@@ -3279,8 +3597,9 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_ProbeResult)(nil),
 		(*Up_Seek)(nil),
 		(*Up_Waits)(nil),
+		(*Up_Demands)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[29].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[32].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
@@ -3294,7 +3613,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -298,10 +298,13 @@ type NetworkRecord struct {
 	Dns           [][]byte               `protobuf:"bytes,14,rep,name=dns,proto3" json:"dns,omitempty"`
 	WantLease     uint32                 `protobuf:"varint,15,opt,name=want_lease,json=wantLease,proto3" json:"want_lease,omitempty"` // seconds
 	Routes        []*RouteRecord         `protobuf:"bytes,16,rep,name=routes,proto3" json:"routes,omitempty"`
-	Foreign       [][]byte               `protobuf:"bytes,17,rep,name=foreign,proto3" json:"foreign,omitempty"` // tunnel end points that no agent owns
-	Domain        []byte                 `protobuf:"bytes,18,opt,name=domain,proto3" json:"domain,omitempty"`   // whose hosts route for it
-	Reach         [][]byte               `protobuf:"bytes,19,rep,name=reach,proto3" json:"reach,omitempty"`     // networks that its guests may send to by way of the gateway, sorted
-	From          [][]byte               `protobuf:"bytes,20,rep,name=from,proto3" json:"from,omitempty"`       // networks whose guests may send to it so, sorted
+	Foreign       [][]byte               `protobuf:"bytes,17,rep,name=foreign,proto3" json:"foreign,omitempty"`                   // tunnel end points that no agent owns
+	Domain        []byte                 `protobuf:"bytes,18,opt,name=domain,proto3" json:"domain,omitempty"`                     // whose hosts route for it
+	Reach         [][]byte               `protobuf:"bytes,19,rep,name=reach,proto3" json:"reach,omitempty"`                       // networks that its guests may send to by way of the gateway, sorted
+	From          [][]byte               `protobuf:"bytes,20,rep,name=from,proto3" json:"from,omitempty"`                         // networks whose guests may send to it so, sorted
+	Bridge        [][]byte               `protobuf:"bytes,21,rep,name=bridge,proto3" json:"bridge,omitempty"`                     // networks that a policy joins to it by layer 2, sorted
+	NextHops      []*NextHopRecord       `protobuf:"bytes,22,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // sorted by prefix, each once
+	Distribution  uint32                 `protobuf:"varint,23,opt,name=distribution,proto3" json:"distribution,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +479,27 @@ func (x *NetworkRecord) GetFrom() [][]byte {
 	return nil
 }
 
+func (x *NetworkRecord) GetBridge() [][]byte {
+	if x != nil {
+		return x.Bridge
+	}
+	return nil
+}
+
+func (x *NetworkRecord) GetNextHops() []*NextHopRecord {
+	if x != nil {
+		return x.NextHops
+	}
+	return nil
+}
+
+func (x *NetworkRecord) GetDistribution() uint32 {
+	if x != nil {
+		return x.Distribution
+	}
+	return 0
+}
+
 type SubnetRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -536,6 +560,74 @@ func (x *SubnetRecord) GetGateway() []byte {
 	return nil
 }
 
+type NextHopRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Bits          uint32                 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
+	Network       []byte                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"` // of the endpoint
+	Mac           []byte                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`         // of the endpoint
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NextHopRecord) Reset() {
+	*x = NextHopRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NextHopRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NextHopRecord) ProtoMessage() {}
+
+func (x *NextHopRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NextHopRecord.ProtoReflect.Descriptor instead.
+func (*NextHopRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *NextHopRecord) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *NextHopRecord) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+func (x *NextHopRecord) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *NextHopRecord) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
 type RouteRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -547,7 +639,7 @@ type RouteRecord struct {
 
 func (x *RouteRecord) Reset() {
 	*x = RouteRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[6]
+	mi := &file_culvertv1_record_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +651,7 @@ func (x *RouteRecord) String() string {
 func (*RouteRecord) ProtoMessage() {}
 
 func (x *RouteRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[6]
+	mi := &file_culvertv1_record_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +664,7 @@ func (x *RouteRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRecord.ProtoReflect.Descriptor instead.
 func (*RouteRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{6}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RouteRecord) GetAddress() []byte {
@@ -607,7 +699,7 @@ type DomainRecord struct {
 
 func (x *DomainRecord) Reset() {
 	*x = DomainRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +711,7 @@ func (x *DomainRecord) String() string {
 func (*DomainRecord) ProtoMessage() {}
 
 func (x *DomainRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[7]
+	mi := &file_culvertv1_record_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +724,7 @@ func (x *DomainRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainRecord.ProtoReflect.Descriptor instead.
 func (*DomainRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DomainRecord) GetMeta() *MetaRecord {
@@ -655,7 +747,7 @@ type PolicyRecord struct {
 
 func (x *PolicyRecord) Reset() {
 	*x = PolicyRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +759,7 @@ func (x *PolicyRecord) String() string {
 func (*PolicyRecord) ProtoMessage() {}
 
 func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[8]
+	mi := &file_culvertv1_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +772,7 @@ func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRecord.ProtoReflect.Descriptor instead.
 func (*PolicyRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PolicyRecord) GetMeta() *MetaRecord {
@@ -736,7 +828,7 @@ type PortRecord struct {
 
 func (x *PortRecord) Reset() {
 	*x = PortRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +840,7 @@ func (x *PortRecord) String() string {
 func (*PortRecord) ProtoMessage() {}
 
 func (x *PortRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[9]
+	mi := &file_culvertv1_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +853,7 @@ func (x *PortRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRecord.ProtoReflect.Descriptor instead.
 func (*PortRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PortRecord) GetMeta() *MetaRecord {
@@ -846,7 +938,7 @@ type HostRecord struct {
 
 func (x *HostRecord) Reset() {
 	*x = HostRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +950,7 @@ func (x *HostRecord) String() string {
 func (*HostRecord) ProtoMessage() {}
 
 func (x *HostRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[10]
+	mi := &file_culvertv1_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +963,7 @@ func (x *HostRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostRecord.ProtoReflect.Descriptor instead.
 func (*HostRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HostRecord) GetMeta() *MetaRecord {
@@ -915,7 +1007,7 @@ type StoreMeta struct {
 
 func (x *StoreMeta) Reset() {
 	*x = StoreMeta{}
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1019,7 @@ func (x *StoreMeta) String() string {
 func (*StoreMeta) ProtoMessage() {}
 
 func (x *StoreMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1032,7 @@ func (x *StoreMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMeta.ProtoReflect.Descriptor instead.
 func (*StoreMeta) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StoreMeta) GetCluster() string {
@@ -987,7 +1079,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1091,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1104,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TokenRecord) GetId() []byte {
@@ -1076,7 +1168,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1180,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1193,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SessionRecord) GetHost() []byte {
@@ -1142,7 +1234,7 @@ type FloorRecord struct {
 
 func (x *FloorRecord) Reset() {
 	*x = FloorRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1246,7 @@ func (x *FloorRecord) String() string {
 func (*FloorRecord) ProtoMessage() {}
 
 func (x *FloorRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1259,7 @@ func (x *FloorRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FloorRecord.ProtoReflect.Descriptor instead.
 func (*FloorRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FloorRecord) GetNetwork() []byte {
@@ -1202,7 +1294,7 @@ type EndpointRecord struct {
 
 func (x *EndpointRecord) Reset() {
 	*x = EndpointRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[15]
+	mi := &file_culvertv1_record_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1306,7 @@ func (x *EndpointRecord) String() string {
 func (*EndpointRecord) ProtoMessage() {}
 
 func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[15]
+	mi := &file_culvertv1_record_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1319,7 @@ func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRecord.ProtoReflect.Descriptor instead.
 func (*EndpointRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EndpointRecord) GetNetwork() []byte {
@@ -1323,7 +1415,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_culvertv1_record_proto_msgTypes[16]
+	mi := &file_culvertv1_record_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1427,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[16]
+	mi := &file_culvertv1_record_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1440,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Record) GetGone() bool {
@@ -1515,7 +1607,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_culvertv1_record_proto_msgTypes[17]
+	mi := &file_culvertv1_record_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1619,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[17]
+	mi := &file_culvertv1_record_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1632,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Item) GetRev() *Rev {
@@ -1580,7 +1672,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12!\n" +
 	"\fmax_networks\x18\x02 \x01(\rR\vmaxNetworks\x12\x1b\n" +
 	"\tmax_ports\x18\x03 \x01(\rR\bmaxPorts\x12,\n" +
-	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xc5\x04\n" +
+	"\x12max_port_addresses\x18\x04 \x01(\rR\x10maxPortAddresses\"\xc0\x05\n" +
 	"\rNetworkRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x19\n" +
 	"\bwant_vni\x18\x02 \x01(\rR\awantVni\x12\x10\n" +
@@ -1604,11 +1696,19 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\aforeign\x18\x11 \x03(\fR\aforeign\x12\x16\n" +
 	"\x06domain\x18\x12 \x01(\fR\x06domain\x12\x14\n" +
 	"\x05reach\x18\x13 \x03(\fR\x05reach\x12\x12\n" +
-	"\x04from\x18\x14 \x03(\fR\x04from\"V\n" +
+	"\x04from\x18\x14 \x03(\fR\x04from\x12\x16\n" +
+	"\x06bridge\x18\x15 \x03(\fR\x06bridge\x12=\n" +
+	"\tnext_hops\x18\x16 \x03(\v2 .culvert.record.v1.NextHopRecordR\bnextHops\x12\"\n" +
+	"\fdistribution\x18\x17 \x01(\rR\fdistribution\"V\n" +
 	"\fSubnetRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x18\n" +
-	"\agateway\x18\x03 \x01(\fR\agateway\"M\n" +
+	"\agateway\x18\x03 \x01(\fR\agateway\"i\n" +
+	"\rNextHopRecord\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\fR\anetwork\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\fR\x03mac\"M\n" +
 	"\vRouteRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
@@ -1703,7 +1803,7 @@ func file_culvertv1_record_proto_rawDescGZIP() []byte {
 	return file_culvertv1_record_proto_rawDescData
 }
 
-var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_culvertv1_record_proto_goTypes = []any{
 	(*Rev)(nil),            // 0: culvert.record.v1.Rev
 	(*MetaRecord)(nil),     // 1: culvert.record.v1.MetaRecord
@@ -1711,46 +1811,48 @@ var file_culvertv1_record_proto_goTypes = []any{
 	(*TenantRecord)(nil),   // 3: culvert.record.v1.TenantRecord
 	(*NetworkRecord)(nil),  // 4: culvert.record.v1.NetworkRecord
 	(*SubnetRecord)(nil),   // 5: culvert.record.v1.SubnetRecord
-	(*RouteRecord)(nil),    // 6: culvert.record.v1.RouteRecord
-	(*DomainRecord)(nil),   // 7: culvert.record.v1.DomainRecord
-	(*PolicyRecord)(nil),   // 8: culvert.record.v1.PolicyRecord
-	(*PortRecord)(nil),     // 9: culvert.record.v1.PortRecord
-	(*HostRecord)(nil),     // 10: culvert.record.v1.HostRecord
-	(*StoreMeta)(nil),      // 11: culvert.record.v1.StoreMeta
-	(*TokenRecord)(nil),    // 12: culvert.record.v1.TokenRecord
-	(*SessionRecord)(nil),  // 13: culvert.record.v1.SessionRecord
-	(*FloorRecord)(nil),    // 14: culvert.record.v1.FloorRecord
-	(*EndpointRecord)(nil), // 15: culvert.record.v1.EndpointRecord
-	(*Record)(nil),         // 16: culvert.record.v1.Record
-	(*Item)(nil),           // 17: culvert.record.v1.Item
+	(*NextHopRecord)(nil),  // 6: culvert.record.v1.NextHopRecord
+	(*RouteRecord)(nil),    // 7: culvert.record.v1.RouteRecord
+	(*DomainRecord)(nil),   // 8: culvert.record.v1.DomainRecord
+	(*PolicyRecord)(nil),   // 9: culvert.record.v1.PolicyRecord
+	(*PortRecord)(nil),     // 10: culvert.record.v1.PortRecord
+	(*HostRecord)(nil),     // 11: culvert.record.v1.HostRecord
+	(*StoreMeta)(nil),      // 12: culvert.record.v1.StoreMeta
+	(*TokenRecord)(nil),    // 13: culvert.record.v1.TokenRecord
+	(*SessionRecord)(nil),  // 14: culvert.record.v1.SessionRecord
+	(*FloorRecord)(nil),    // 15: culvert.record.v1.FloorRecord
+	(*EndpointRecord)(nil), // 16: culvert.record.v1.EndpointRecord
+	(*Record)(nil),         // 17: culvert.record.v1.Record
+	(*Item)(nil),           // 18: culvert.record.v1.Item
 }
 var file_culvertv1_record_proto_depIdxs = []int32{
 	2,  // 0: culvert.record.v1.MetaRecord.labels:type_name -> culvert.record.v1.LabelRecord
 	1,  // 1: culvert.record.v1.TenantRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	1,  // 2: culvert.record.v1.NetworkRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	5,  // 3: culvert.record.v1.NetworkRecord.subnets:type_name -> culvert.record.v1.SubnetRecord
-	6,  // 4: culvert.record.v1.NetworkRecord.routes:type_name -> culvert.record.v1.RouteRecord
-	1,  // 5: culvert.record.v1.DomainRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 6: culvert.record.v1.PolicyRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 7: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 8: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	0,  // 9: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
-	3,  // 10: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
-	4,  // 11: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
-	9,  // 12: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
-	10, // 13: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
-	15, // 14: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
-	13, // 15: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
-	14, // 16: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
-	7,  // 17: culvert.record.v1.Record.domain:type_name -> culvert.record.v1.DomainRecord
-	8,  // 18: culvert.record.v1.Record.policy:type_name -> culvert.record.v1.PolicyRecord
-	0,  // 19: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
-	16, // 20: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	7,  // 4: culvert.record.v1.NetworkRecord.routes:type_name -> culvert.record.v1.RouteRecord
+	6,  // 5: culvert.record.v1.NetworkRecord.next_hops:type_name -> culvert.record.v1.NextHopRecord
+	1,  // 6: culvert.record.v1.DomainRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 7: culvert.record.v1.PolicyRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 8: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 9: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	0,  // 10: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
+	3,  // 11: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
+	4,  // 12: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
+	10, // 13: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
+	11, // 14: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
+	16, // 15: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
+	14, // 16: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
+	15, // 17: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
+	8,  // 18: culvert.record.v1.Record.domain:type_name -> culvert.record.v1.DomainRecord
+	9,  // 19: culvert.record.v1.Record.policy:type_name -> culvert.record.v1.PolicyRecord
+	0,  // 20: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
+	17, // 21: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_record_proto_init() }
@@ -1758,7 +1860,7 @@ func file_culvertv1_record_proto_init() {
 	if File_culvertv1_record_proto != nil {
 		return
 	}
-	file_culvertv1_record_proto_msgTypes[16].OneofWrappers = []any{
+	file_culvertv1_record_proto_msgTypes[17].OneofWrappers = []any{
 		(*Record_Tenant)(nil),
 		(*Record_Network)(nil),
 		(*Record_Port)(nil),
@@ -1775,7 +1877,7 @@ func file_culvertv1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_record_proto_rawDesc), len(file_culvertv1_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
