@@ -118,7 +118,8 @@ type Agent struct {
 	orders map[uint64]chan hoststate.Result
 	nextID uint64
 
-	looked chan struct{} // closed when the kernel was looked at
+	looked  chan struct{} // closed when the kernel was looked at
+	looking chan struct{} // of capacity 1: held while an operator's question is answered
 
 	told     api.Report     // the last report; loop only
 	seen     []overlay.Seen // what this stream was last told of ports; nil: nothing
@@ -145,7 +146,7 @@ func New(k Kernel, m Managers, cfg Config) *Agent {
 	}
 	return &Agent{
 		cfg: cfg, kernel: k, mgrs: m, log: cfg.Log, inbox: make(chan func(), 64), bells: newBells(), ears: newEars(), out: newOutbox(),
-		orders: map[uint64]chan hoststate.Result{}, looked: make(chan struct{}),
+		orders: map[uint64]chan hoststate.Result{}, looked: make(chan struct{}), looking: make(chan struct{}, 1),
 		core: agentcore.New(agentcore.Config{
 			Cluster: cfg.Cluster, Self: cfg.Host, Name: cfg.Name, VTEP: cfg.VTEP, UDPPort: cfg.UDPPort,
 			Grace: agentcore.Time(cfg.Grace), Verify: agentcore.Time(cfg.Verify),

@@ -127,6 +127,10 @@ func (a *Agent) receive(ctx context.Context, st Stream, w *witness) error {
 			w.take(ctx, *d.Probe)
 			continue
 		}
+		if d.Look != nil {
+			w.wg.Go(func() { a.look(ctx, *d.Look) })
+			continue
+		}
 		done := make(chan error, 1)
 		if !a.onLoop(ctx, func() { done <- a.down(d) }) {
 			return ctx.Err()
@@ -182,11 +186,12 @@ type outbox struct {
 	ack     *overlay.Rev // not sent yet, and in no hurry
 	rep     **api.Report
 	results *[]api.ProbeResult
+	looked  *[]api.Looked
 	wake    chan struct{}
 }
 
 func newOutbox() outbox {
-	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), ack: new(overlay.Rev), rep: new(*api.Report), results: new([]api.ProbeResult), wake: make(chan struct{}, 1)}
+	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), ack: new(overlay.Rev), rep: new(*api.Report), results: new([]api.ProbeResult), looked: new([]api.Looked), wake: make(chan struct{}, 1)}
 }
 
 func (o outbox) ring() {
@@ -199,7 +204,7 @@ func (o outbox) ring() {
 func (o outbox) reset(session uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	*o.session, *o.ups, *o.ack, *o.rep, *o.results = session, nil, overlay.Rev{}, nil, nil
+	*o.session, *o.ups, *o.ack, *o.rep, *o.results, *o.looked = session, nil, overlay.Rev{}, nil, nil, nil
 }
 
 // ackWithin is how long an acknowledgement may wait for another to go with. A
@@ -244,6 +249,14 @@ func (o outbox) probed(r api.ProbeResult) {
 	o.ring()
 }
 
+// saw queues the answer to an operator's question.
+func (o outbox) saw(l api.Looked) {
+	o.mu.Lock()
+	*o.looked = append(*o.looked, l)
+	o.mu.Unlock()
+	o.ring()
+}
+
 // drain sends until ctx ends or sending fails, and every so often that this
 // host lives.
 func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error {
@@ -260,9 +273,14 @@ func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error
 			return ctx.Err()
 		}
 		o.mu.Lock()
-		ups, ack, rep, results, session := *o.ups, *o.ack, *o.rep, *o.results, *o.session
-		*o.ups, *o.ack, *o.rep, *o.results = nil, overlay.Rev{}, nil, nil
+		ups, ack, rep, results, looked, session := *o.ups, *o.ack, *o.rep, *o.results, *o.looked, *o.session
+		*o.ups, *o.ack, *o.rep, *o.results, *o.looked = nil, overlay.Rev{}, nil, nil, nil
 		o.mu.Unlock()
+		for _, l := range looked {
+			if err := st.Send(api.Up{Looked: &l}); err != nil {
+				return err
+			}
+		}
 		for _, r := range results {
 			if err := st.Send(api.Up{ProbeResult: &r}); err != nil {
 				return err

@@ -45,6 +45,7 @@ type Up struct {
 	ProbeResult  *ProbeResult
 	Seek         *Seek
 	Waits        *Waits
+	Looked       *Looked
 }
 
 // Waits says whether devices on this host wait for a port to be declared.
@@ -116,6 +117,7 @@ type Down struct {
 	Refused *Refusal // the stream ends after it
 	Probe   *Probe
 	Ask     *Ask
+	Look    *Look
 }
 
 // Welcome answers a Hello.
@@ -202,6 +204,8 @@ func UpPB(u Up) *culvertv1.Up {
 		return probeResultPB(u.ProbeResult)
 	case u.Seek != nil:
 		return seekPB(u.Seek)
+	case u.Looked != nil:
+		return lookedPB(u.Looked)
 	case u.Waits != nil:
 		return &culvertv1.Up{Body: &culvertv1.Up_Waits{Waits: &culvertv1.Waits{Devices: u.Waits.Devices}}}
 	}
@@ -239,6 +243,8 @@ func DownPB(d Down) *culvertv1.Down {
 		return probePB(d.Probe)
 	case d.Ask != nil:
 		return askPB(d.Ask)
+	case d.Look != nil:
+		return lookPB(d.Look)
 	}
 	return nil
 }
@@ -360,6 +366,8 @@ func UpFromPB(pb *culvertv1.Up) (Up, error) {
 		u.ProbeResult = d.probeResult(b.ProbeResult)
 	case *culvertv1.Up_Seek:
 		u.Seek = d.seek(b.Seek)
+	case *culvertv1.Up_Looked:
+		u.Looked = d.looked(b.Looked)
 	case *culvertv1.Up_Waits:
 		u.Waits = &Waits{Devices: b.Waits.GetDevices()}
 	default:
@@ -432,6 +440,8 @@ func DownFromPB(pb *culvertv1.Down) (Down, error) {
 		out.Probe = d.probe(b.Probe)
 	case *culvertv1.Down_Ask:
 		out.Ask = d.ask(b.Ask)
+	case *culvertv1.Down_Look:
+		out.Look = d.look(b.Look)
 	default:
 		d.refuse("kind of message")
 	}

@@ -45,6 +45,9 @@ type Backend interface {
 	Token(ctx context.Context, t TokenRequest) (token string, expires time.Time, err error)
 	// Facts is what status says of the cluster as a whole.
 	Facts() Facts
+	// Look asks a host what its kernel holds, at most api.MaxLookQueries at once.
+	// ok is false if it is not connected or does not answer in time.
+	Look(ctx context.Context, host overlay.UID, q []api.LookQuery) (l api.Looked, ok bool)
 }
 
 // HostWait is how far one host is with a revision.

@@ -128,6 +128,9 @@ func (s still) Token(context.Context, TokenRequest) (string, time.Time, error) {
 	return "", time.Time{}, nil
 }
 func (s still) Facts() Facts { return Facts{} }
+func (s still) Look(context.Context, overlay.UID, []api.LookQuery) (api.Looked, bool) {
+	return api.Looked{}, false
+}
 
 func (s still) server() *Server { return New(s, Options{}) }
 

@@ -90,7 +90,7 @@ func Root(env *Env) *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err.Error()) })
 	root.AddCommand(
 		s.tenantCommand(), s.networkCommand(), s.portCommand(), s.domainCommand(), s.policyCommand(), s.hostCommand(), s.endpointCommand(),
-		s.applyCommand(), s.schemaCommand(), s.statusCommand(), s.versionCommand(), s.tokenCommand(),
+		s.applyCommand(), s.schemaCommand(), s.statusCommand(), s.explainCommand(), s.versionCommand(), s.tokenCommand(),
 		s.attachCommand(), s.detachCommand(), s.reportCommand(), s.libvirtCommand(),
 		managerCommand(env), agentCommand(env), initCommand(env), joinCommand(env), labCommand(env),
 	)

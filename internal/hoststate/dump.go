@@ -3,6 +3,7 @@ package hoststate
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -38,6 +39,9 @@ func (f Flags) String() string {
 func (r Row) String() string {
 	return r.text(func(i int32) string { return fmt.Sprintf("if%d", i) })
 }
+
+// Named is the row with interfaces by their names; name may answer for any index.
+func (r Row) Named(name func(int32) string) string { return r.text(name) }
 
 func (r Row) text(name func(int32) string) string {
 	k, v := r.Key, r.Val
@@ -164,4 +168,17 @@ func (l Link) text(names map[int32]string) string {
 		state = "forwarding"
 	}
 	return fmt.Sprintf("port %s %s master %s %s flood %t learning %t alias %q", l.Name, up, names[l.Master], state, l.Flood, l.Learns, l.Alias)
+}
+
+// About reports whether a row of a network is about an endpoint that is named by
+// one of macs or has the address, which may be the zero one.
+func (r Row) About(macs []overlay.MAC, addr netip.Addr) bool {
+	switch r.Key.Table {
+	case TableVTEP, TableMark, TableMember, TablePort, TableOwn:
+		return false // of the host, or of a port
+	}
+	if r.Key.IP.IsValid() && r.Key.MAC.IsZero() {
+		return r.Key.IP == addr || r.Key.Table == TableNeigh && slices.Contains(macs, r.Val.MAC)
+	}
+	return slices.Contains(macs, r.Key.MAC)
 }

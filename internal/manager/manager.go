@@ -55,6 +55,7 @@ type Manager struct {
 	mu      sync.Mutex
 	waiting map[uint64]chan managercore.Reply
 	streams map[overlay.UID]*stream // newest per host
+	looks   looks
 	reports map[overlay.UID]Report
 	tokens  map[string]*token           // by id
 	newer   map[overlay.UID]overlay.Rev // hosts that hold what this store never had
@@ -88,7 +89,7 @@ func New(st store.Store, cfg Config) *Manager {
 	}
 	m := &Manager{
 		cfg: cfg, store: st, log: cfg.Log, inbox: make(chan event, 256), stopped: make(chan struct{}), feed: newFeed(), hosts: newFeed(),
-		waiting: map[uint64]chan managercore.Reply{}, streams: map[overlay.UID]*stream{}, reports: map[overlay.UID]Report{},
+		waiting: map[uint64]chan managercore.Reply{}, streams: map[overlay.UID]*stream{}, looks: newLooks(), reports: map[overlay.UID]Report{},
 		tokens: map[string]*token{}, newer: map[overlay.UID]overlay.Rev{}, authority: cfg.Authority,
 	}
 	m.states.Store(&[]managercore.HostState{})

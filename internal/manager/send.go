@@ -115,6 +115,11 @@ func (s *stream) sendShort(st culvertv1connect.AgentsAttachServerStream) error {
 			return err
 		}
 	}
+	for _, l := range s.takeLooks() {
+		if err := st.Send(api.DownPB(api.Down{Look: &l})); err != nil {
+			return err
+		}
+	}
 	s.mu.Lock()
 	as := s.answers
 	s.answers = nil

@@ -49,6 +49,7 @@ type stream struct {
 	answers []api.Answer
 	probes  []api.Probe
 	asks    []api.Ask
+	looks   []api.Look
 	wake    chan struct{} // of capacity 1
 }
 
@@ -296,6 +297,8 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 		if up.Waits.Devices { // what was held is wanted now
 			s.ring()
 		}
+	case up.Looked != nil:
+		s.m.looked(s.host, *up.Looked)
 	case up.Breath || up.ProbeResult != nil || up.Seek != nil:
 		return s.alive(ctx, up)
 	}

@@ -800,6 +800,7 @@ type Up struct {
 	//	*Up_Seek
 	//	*Up_Waits
 	//	*Up_Demands
+	//	*Up_Looked
 	Body          isUp_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -941,6 +942,15 @@ func (x *Up) GetDemands() *Demands {
 	return nil
 }
 
+func (x *Up) GetLooked() *Looked {
+	if x != nil {
+		if x, ok := x.Body.(*Up_Looked); ok {
+			return x.Looked
+		}
+	}
+	return nil
+}
+
 type isUp_Body interface {
 	isUp_Body()
 }
@@ -989,6 +999,10 @@ type Up_Demands struct {
 	Demands *Demands `protobuf:"bytes,11,opt,name=demands,proto3,oneof"`
 }
 
+type Up_Looked struct {
+	Looked *Looked `protobuf:"bytes,12,opt,name=looked,proto3,oneof"`
+}
+
 func (*Up_Hello) isUp_Body() {}
 
 func (*Up_Interest) isUp_Body() {}
@@ -1010,6 +1024,8 @@ func (*Up_Seek) isUp_Body() {}
 func (*Up_Waits) isUp_Body() {}
 
 func (*Up_Demands) isUp_Body() {}
+
+func (*Up_Looked) isUp_Body() {}
 
 // Demands are what the host wants to know of on-demand networks, or not any
 // more. It says so before it names the network in an Interest, and again in
@@ -1187,6 +1203,203 @@ func (x *Want) GetName() string {
 	return ""
 }
 
+// Looked answers a Look. failed: the kernel was not read, and why.
+type Looked struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Failed        string                 `protobuf:"bytes,2,opt,name=failed,proto3" json:"failed,omitempty"`
+	Views         []*LookView            `protobuf:"bytes,3,rep,name=views,proto3" json:"views,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Looked) Reset() {
+	*x = Looked{}
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Looked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Looked) ProtoMessage() {}
+
+func (x *Looked) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Looked.ProtoReflect.Descriptor instead.
+func (*Looked) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Looked) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Looked) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+func (x *Looked) GetViews() []*LookView {
+	if x != nil {
+		return x.Views
+	}
+	return nil
+}
+
+type LookView struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Served        bool                   `protobuf:"varint,1,opt,name=served,proto3" json:"served,omitempty"`  // the network's tables stand here
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`   // that the endpoint is behind; empty: none here
+	Passes        bool                   `protobuf:"varint,3,opt,name=passes,proto3" json:"passes,omitempty"`  // ... which passes its frames
+	Refused       string                 `protobuf:"bytes,4,opt,name=refused,proto3" json:"refused,omitempty"` // why not
+	Rows          []*LookRow             `protobuf:"bytes,5,rep,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookView) Reset() {
+	*x = LookView{}
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookView) ProtoMessage() {}
+
+func (x *LookView) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookView.ProtoReflect.Descriptor instead.
+func (*LookView) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LookView) GetServed() bool {
+	if x != nil {
+		return x.Served
+	}
+	return false
+}
+
+func (x *LookView) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *LookView) GetPasses() bool {
+	if x != nil {
+		return x.Passes
+	}
+	return false
+}
+
+func (x *LookView) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *LookView) GetRows() []*LookRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+type LookRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Row           string                 `protobuf:"bytes,1,opt,name=row,proto3" json:"row,omitempty"`     // as planned, or of a stray one as it stands
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // held, missing, differs, stray
+	Have          string                 `protobuf:"bytes,3,opt,name=have,proto3" json:"have,omitempty"`   // of one that differs: what stands there
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookRow) Reset() {
+	*x = LookRow{}
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookRow) ProtoMessage() {}
+
+func (x *LookRow) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookRow.ProtoReflect.Descriptor instead.
+func (*LookRow) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LookRow) GetRow() string {
+	if x != nil {
+		return x.Row
+	}
+	return ""
+}
+
+func (x *LookRow) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *LookRow) GetHave() string {
+	if x != nil {
+		return x.Have
+	}
+	return ""
+}
+
 // Waits says whether devices here wait for a port to be declared, when that has
 // changed since the stream began or it was last said. Where none does, ports
 // alone are told with some milliseconds' delay.
@@ -1199,7 +1412,7 @@ type Waits struct {
 
 func (x *Waits) Reset() {
 	*x = Waits{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1424,7 @@ func (x *Waits) String() string {
 func (*Waits) ProtoMessage() {}
 
 func (x *Waits) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1437,7 @@ func (x *Waits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waits.ProtoReflect.Descriptor instead.
 func (*Waits) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Waits) GetDevices() bool {
@@ -1246,7 +1459,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1471,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1484,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Seek) GetNetwork() []byte {
@@ -1297,7 +1510,7 @@ type Breath struct {
 
 func (x *Breath) Reset() {
 	*x = Breath{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1522,7 @@ func (x *Breath) String() string {
 func (*Breath) ProtoMessage() {}
 
 func (x *Breath) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1535,7 @@ func (x *Breath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breath.ProtoReflect.Descriptor instead.
 func (*Breath) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 // ProbeResult is what became of a Probe. Unable: it could not be carried out,
@@ -1338,7 +1551,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1563,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1576,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ProbeResult) GetId() uint64 {
@@ -1402,7 +1615,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1627,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1640,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -1490,7 +1703,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1715,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1728,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -1550,7 +1763,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1775,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1788,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -1612,7 +1825,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1837,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1850,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -1720,7 +1933,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1945,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1958,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1773,7 +1986,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1998,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +2011,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -1818,7 +2031,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +2043,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +2056,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -1871,7 +2084,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2096,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2109,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Report) GetProblems() []string {
@@ -1973,7 +2186,7 @@ type Seen struct {
 
 func (x *Seen) Reset() {
 	*x = Seen{}
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2198,7 @@ func (x *Seen) String() string {
 func (*Seen) ProtoMessage() {}
 
 func (x *Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2211,7 @@ func (x *Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seen.ProtoReflect.Descriptor instead.
 func (*Seen) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Seen) GetPorts() []*SeenPort {
@@ -2020,7 +2233,7 @@ type SeenPort struct {
 
 func (x *SeenPort) Reset() {
 	*x = SeenPort{}
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2245,7 @@ func (x *SeenPort) String() string {
 func (*SeenPort) ProtoMessage() {}
 
 func (x *SeenPort) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2258,7 @@ func (x *SeenPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenPort.ProtoReflect.Descriptor instead.
 func (*SeenPort) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SeenPort) GetNetwork() []byte {
@@ -2086,7 +2299,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2311,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2324,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Count) GetReason() string {
@@ -2142,7 +2355,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2367,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2380,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Refused) GetNetwork() []byte {
@@ -2215,6 +2428,7 @@ type Down struct {
 	//	*Down_Refused
 	//	*Down_Probe
 	//	*Down_Ask
+	//	*Down_Look
 	Body          isDown_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2222,7 +2436,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2448,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2461,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -2311,6 +2525,15 @@ func (x *Down) GetAsk() *Ask {
 	return nil
 }
 
+func (x *Down) GetLook() *Look {
+	if x != nil {
+		if x, ok := x.Body.(*Down_Look); ok {
+			return x.Look
+		}
+	}
+	return nil
+}
+
 type isDown_Body interface {
 	isDown_Body()
 }
@@ -2339,6 +2562,10 @@ type Down_Ask struct {
 	Ask *Ask `protobuf:"bytes,6,opt,name=ask,proto3,oneof"`
 }
 
+type Down_Look struct {
+	Look *Look `protobuf:"bytes,7,opt,name=look,proto3,oneof"`
+}
+
 func (*Down_Welcome) isDown_Body() {}
 
 func (*Down_Items) isDown_Body() {}
@@ -2350,6 +2577,130 @@ func (*Down_Refused) isDown_Body() {}
 func (*Down_Probe) isDown_Body() {}
 
 func (*Down_Ask) isDown_Body() {}
+
+func (*Down_Look) isDown_Body() {}
+
+// Look asks what the host's kernel holds of some endpoints, for an operator who
+// wants to know; Looked answers, each view in the place of its query.
+type Look struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Queries       []*LookQuery           `protobuf:"bytes,2,rep,name=queries,proto3" json:"queries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Look) Reset() {
+	*x = Look{}
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Look) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Look) ProtoMessage() {}
+
+func (x *Look) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Look.ProtoReflect.Descriptor instead.
+func (*Look) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Look) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Look) GetQueries() []*LookQuery {
+	if x != nil {
+		return x.Queries
+	}
+	return nil
+}
+
+type LookQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"` // whose tables
+	Mac           []byte                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Address       []byte                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // absent: those of the MAC
+	Vtep          []byte                 `protobuf:"bytes,4,opt,name=vtep,proto3" json:"vtep,omitempty"`       // of another host that is to be known; may be absent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookQuery) Reset() {
+	*x = LookQuery{}
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookQuery) ProtoMessage() {}
+
+func (x *LookQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookQuery.ProtoReflect.Descriptor instead.
+func (*LookQuery) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *LookQuery) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *LookQuery) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *LookQuery) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *LookQuery) GetVtep() []byte {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
 
 // Ask has guests of the host asked whether they have an address: the one with
 // that MAC, which is what a ProbeResult then says; without id and mac all that
@@ -2367,7 +2718,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2730,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2743,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -2443,7 +2794,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2806,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2819,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Probe) GetId() uint64 {
@@ -2505,7 +2856,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2868,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2881,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -2590,7 +2941,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2953,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2966,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -2679,7 +3030,7 @@ type MemberItem struct {
 
 func (x *MemberItem) Reset() {
 	*x = MemberItem{}
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +3042,7 @@ func (x *MemberItem) String() string {
 func (*MemberItem) ProtoMessage() {}
 
 func (x *MemberItem) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +3055,7 @@ func (x *MemberItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberItem.ProtoReflect.Descriptor instead.
 func (*MemberItem) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MemberItem) GetNetwork() []byte {
@@ -2743,7 +3094,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +3106,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +3119,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -2813,7 +3164,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2825,7 +3176,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2838,7 +3189,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2893,7 +3244,7 @@ type AddressRefusal struct {
 
 func (x *AddressRefusal) Reset() {
 	*x = AddressRefusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[40]
+	mi := &file_culvertv1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3256,7 @@ func (x *AddressRefusal) String() string {
 func (*AddressRefusal) ProtoMessage() {}
 
 func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[40]
+	mi := &file_culvertv1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3269,7 @@ func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressRefusal.ProtoReflect.Descriptor instead.
 func (*AddressRefusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{40}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddressRefusal) GetAddress() []byte {
@@ -2944,7 +3295,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[41]
+	mi := &file_culvertv1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3307,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[41]
+	mi := &file_culvertv1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3320,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{41}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -2994,7 +3345,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[42]
+	mi := &file_culvertv1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3357,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[42]
+	mi := &file_culvertv1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3370,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{42}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Refusal) GetCode() string {
@@ -3071,7 +3422,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[43]
+	mi := &file_culvertv1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3434,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[43]
+	mi := &file_culvertv1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3447,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{43}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -3141,7 +3492,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[44]
+	mi := &file_culvertv1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3504,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[44]
+	mi := &file_culvertv1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3517,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{44}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -3269,7 +3620,7 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x19\n" +
 	"\bhost_uid\x18\x04 \x01(\tR\ahostUid\x12\x1a\n" +
-	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xdf\x04\n" +
+	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\x93\x05\n" +
 	"\x02Up\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.culvert.agent.v1.HelloH\x00R\x05hello\x128\n" +
 	"\binterest\x18\x02 \x01(\v2\x1a.culvert.agent.v1.InterestH\x00R\binterest\x122\n" +
@@ -3282,7 +3633,8 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x04seek\x18\t \x01(\v2\x16.culvert.agent.v1.SeekH\x00R\x04seek\x12/\n" +
 	"\x05waits\x18\n" +
 	" \x01(\v2\x17.culvert.agent.v1.WaitsH\x00R\x05waits\x125\n" +
-	"\ademands\x18\v \x01(\v2\x19.culvert.agent.v1.DemandsH\x00R\ademandsB\x06\n" +
+	"\ademands\x18\v \x01(\v2\x19.culvert.agent.v1.DemandsH\x00R\ademands\x122\n" +
+	"\x06looked\x18\f \x01(\v2\x18.culvert.agent.v1.LookedH\x00R\x06lookedB\x06\n" +
 	"\x04body\"=\n" +
 	"\aDemands\x122\n" +
 	"\ademands\x18\x01 \x03(\v2\x18.culvert.agent.v1.DemandR\ademands\"^\n" +
@@ -3294,7 +3646,21 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x10\n" +
 	"\x03mac\x18\x03 \x01(\fR\x03mac\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"!\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"b\n" +
+	"\x06Looked\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06failed\x18\x02 \x01(\tR\x06failed\x120\n" +
+	"\x05views\x18\x03 \x03(\v2\x1a.culvert.agent.v1.LookViewR\x05views\"\x9b\x01\n" +
+	"\bLookView\x12\x16\n" +
+	"\x06served\x18\x01 \x01(\bR\x06served\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x16\n" +
+	"\x06passes\x18\x03 \x01(\bR\x06passes\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\tR\arefused\x12-\n" +
+	"\x04rows\x18\x05 \x03(\v2\x19.culvert.agent.v1.LookRowR\x04rows\"E\n" +
+	"\aLookRow\x12\x10\n" +
+	"\x03row\x18\x01 \x01(\tR\x03row\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x12\n" +
+	"\x04have\x18\x03 \x01(\tR\x04have\"!\n" +
 	"\x05Waits\x12\x18\n" +
 	"\adevices\x18\x01 \x01(\bR\adevices\":\n" +
 	"\x04Seek\x12\x18\n" +
@@ -3364,15 +3730,24 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06device\x18\x04 \x01(\tR\x06device\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xc0\x02\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xee\x02\n" +
 	"\x04Down\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.culvert.agent.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05items\x18\x02 \x01(\v2\x17.culvert.agent.v1.ItemsH\x00R\x05items\x125\n" +
 	"\aanswers\x18\x03 \x01(\v2\x19.culvert.agent.v1.AnswersH\x00R\aanswers\x125\n" +
 	"\arefused\x18\x04 \x01(\v2\x19.culvert.agent.v1.RefusalH\x00R\arefused\x12/\n" +
 	"\x05probe\x18\x05 \x01(\v2\x17.culvert.agent.v1.ProbeH\x00R\x05probe\x12)\n" +
-	"\x03ask\x18\x06 \x01(\v2\x15.culvert.agent.v1.AskH\x00R\x03askB\x06\n" +
-	"\x04body\"x\n" +
+	"\x03ask\x18\x06 \x01(\v2\x15.culvert.agent.v1.AskH\x00R\x03ask\x12,\n" +
+	"\x04look\x18\a \x01(\v2\x16.culvert.agent.v1.LookH\x00R\x04lookB\x06\n" +
+	"\x04body\"M\n" +
+	"\x04Look\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x125\n" +
+	"\aqueries\x18\x02 \x03(\v2\x1b.culvert.agent.v1.LookQueryR\aqueries\"e\n" +
+	"\tLookQuery\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04vtep\x18\x04 \x01(\fR\x04vtep\"x\n" +
 	"\x03Ask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\fR\anetwork\x12\x10\n" +
@@ -3463,7 +3838,7 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
@@ -3481,103 +3856,113 @@ var file_culvertv1_agent_proto_goTypes = []any{
 	(*Demands)(nil),             // 13: culvert.agent.v1.Demands
 	(*Demand)(nil),              // 14: culvert.agent.v1.Demand
 	(*Want)(nil),                // 15: culvert.agent.v1.Want
-	(*Waits)(nil),               // 16: culvert.agent.v1.Waits
-	(*Seek)(nil),                // 17: culvert.agent.v1.Seek
-	(*Breath)(nil),              // 18: culvert.agent.v1.Breath
-	(*ProbeResult)(nil),         // 19: culvert.agent.v1.ProbeResult
-	(*Hello)(nil),               // 20: culvert.agent.v1.Hello
-	(*LogPosition)(nil),         // 21: culvert.agent.v1.LogPosition
-	(*Interest)(nil),            // 22: culvert.agent.v1.Interest
-	(*Claim)(nil),               // 23: culvert.agent.v1.Claim
-	(*Claims)(nil),              // 24: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),        // 25: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                 // 26: culvert.agent.v1.Ack
-	(*Report)(nil),              // 27: culvert.agent.v1.Report
-	(*Seen)(nil),                // 28: culvert.agent.v1.Seen
-	(*SeenPort)(nil),            // 29: culvert.agent.v1.SeenPort
-	(*Count)(nil),               // 30: culvert.agent.v1.Count
-	(*Refused)(nil),             // 31: culvert.agent.v1.Refused
-	(*Down)(nil),                // 32: culvert.agent.v1.Down
-	(*Ask)(nil),                 // 33: culvert.agent.v1.Ask
-	(*Probe)(nil),               // 34: culvert.agent.v1.Probe
-	(*Welcome)(nil),             // 35: culvert.agent.v1.Welcome
-	(*Items)(nil),               // 36: culvert.agent.v1.Items
-	(*MemberItem)(nil),          // 37: culvert.agent.v1.MemberItem
-	(*LogEnd)(nil),              // 38: culvert.agent.v1.LogEnd
-	(*Answer)(nil),              // 39: culvert.agent.v1.Answer
-	(*AddressRefusal)(nil),      // 40: culvert.agent.v1.AddressRefusal
-	(*Answers)(nil),             // 41: culvert.agent.v1.Answers
-	(*Refusal)(nil),             // 42: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),      // 43: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),     // 44: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                 // 45: culvert.record.v1.Rev
-	(*Item)(nil),                // 46: culvert.record.v1.Item
+	(*Looked)(nil),              // 16: culvert.agent.v1.Looked
+	(*LookView)(nil),            // 17: culvert.agent.v1.LookView
+	(*LookRow)(nil),             // 18: culvert.agent.v1.LookRow
+	(*Waits)(nil),               // 19: culvert.agent.v1.Waits
+	(*Seek)(nil),                // 20: culvert.agent.v1.Seek
+	(*Breath)(nil),              // 21: culvert.agent.v1.Breath
+	(*ProbeResult)(nil),         // 22: culvert.agent.v1.ProbeResult
+	(*Hello)(nil),               // 23: culvert.agent.v1.Hello
+	(*LogPosition)(nil),         // 24: culvert.agent.v1.LogPosition
+	(*Interest)(nil),            // 25: culvert.agent.v1.Interest
+	(*Claim)(nil),               // 26: culvert.agent.v1.Claim
+	(*Claims)(nil),              // 27: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),        // 28: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                 // 29: culvert.agent.v1.Ack
+	(*Report)(nil),              // 30: culvert.agent.v1.Report
+	(*Seen)(nil),                // 31: culvert.agent.v1.Seen
+	(*SeenPort)(nil),            // 32: culvert.agent.v1.SeenPort
+	(*Count)(nil),               // 33: culvert.agent.v1.Count
+	(*Refused)(nil),             // 34: culvert.agent.v1.Refused
+	(*Down)(nil),                // 35: culvert.agent.v1.Down
+	(*Look)(nil),                // 36: culvert.agent.v1.Look
+	(*LookQuery)(nil),           // 37: culvert.agent.v1.LookQuery
+	(*Ask)(nil),                 // 38: culvert.agent.v1.Ask
+	(*Probe)(nil),               // 39: culvert.agent.v1.Probe
+	(*Welcome)(nil),             // 40: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 41: culvert.agent.v1.Items
+	(*MemberItem)(nil),          // 42: culvert.agent.v1.MemberItem
+	(*LogEnd)(nil),              // 43: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 44: culvert.agent.v1.Answer
+	(*AddressRefusal)(nil),      // 45: culvert.agent.v1.AddressRefusal
+	(*Answers)(nil),             // 46: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 47: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 48: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 49: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 50: culvert.record.v1.Rev
+	(*Item)(nil),                // 51: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	20, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	22, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	24, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	25, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	26, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	27, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	18, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
-	19, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
-	17, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
-	16, // 9: culvert.agent.v1.Up.waits:type_name -> culvert.agent.v1.Waits
+	23, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	25, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	27, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	28, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	29, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	30, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	21, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
+	22, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
+	20, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
+	19, // 9: culvert.agent.v1.Up.waits:type_name -> culvert.agent.v1.Waits
 	13, // 10: culvert.agent.v1.Up.demands:type_name -> culvert.agent.v1.Demands
-	14, // 11: culvert.agent.v1.Demands.demands:type_name -> culvert.agent.v1.Demand
-	15, // 12: culvert.agent.v1.Demand.want:type_name -> culvert.agent.v1.Want
-	45, // 13: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	21, // 14: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	45, // 15: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	21, // 16: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	45, // 17: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	45, // 18: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
-	23, // 19: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	45, // 20: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	30, // 21: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
-	30, // 22: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
-	31, // 23: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
-	28, // 24: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
-	29, // 25: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
-	30, // 26: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
-	35, // 27: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	36, // 28: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	41, // 29: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	42, // 30: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	34, // 31: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
-	33, // 32: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
-	46, // 33: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	45, // 34: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	38, // 35: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	37, // 36: culvert.agent.v1.Items.members:type_name -> culvert.agent.v1.MemberItem
-	15, // 37: culvert.agent.v1.Items.told:type_name -> culvert.agent.v1.Want
-	15, // 38: culvert.agent.v1.Items.dropped:type_name -> culvert.agent.v1.Want
-	45, // 39: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	45, // 40: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	40, // 41: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
-	39, // 42: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 43: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	43, // 44: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 45: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 46: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 47: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 48: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 49: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 50: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	32, // 51: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	44, // 52: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 53: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 54: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 55: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 56: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 57: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 58: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	51, // [51:59] is the sub-list for method output_type
-	43, // [43:51] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	16, // 11: culvert.agent.v1.Up.looked:type_name -> culvert.agent.v1.Looked
+	14, // 12: culvert.agent.v1.Demands.demands:type_name -> culvert.agent.v1.Demand
+	15, // 13: culvert.agent.v1.Demand.want:type_name -> culvert.agent.v1.Want
+	17, // 14: culvert.agent.v1.Looked.views:type_name -> culvert.agent.v1.LookView
+	18, // 15: culvert.agent.v1.LookView.rows:type_name -> culvert.agent.v1.LookRow
+	50, // 16: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	24, // 17: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	50, // 18: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	24, // 19: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	50, // 20: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	50, // 21: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
+	26, // 22: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	50, // 23: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	33, // 24: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
+	33, // 25: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
+	34, // 26: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
+	31, // 27: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
+	32, // 28: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
+	33, // 29: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
+	40, // 30: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	41, // 31: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	46, // 32: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	47, // 33: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	39, // 34: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	38, // 35: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
+	36, // 36: culvert.agent.v1.Down.look:type_name -> culvert.agent.v1.Look
+	37, // 37: culvert.agent.v1.Look.queries:type_name -> culvert.agent.v1.LookQuery
+	51, // 38: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	50, // 39: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	43, // 40: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	42, // 41: culvert.agent.v1.Items.members:type_name -> culvert.agent.v1.MemberItem
+	15, // 42: culvert.agent.v1.Items.told:type_name -> culvert.agent.v1.Want
+	15, // 43: culvert.agent.v1.Items.dropped:type_name -> culvert.agent.v1.Want
+	50, // 44: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	50, // 45: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	45, // 46: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
+	44, // 47: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 48: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	48, // 49: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 50: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 51: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 52: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 53: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 54: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 55: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	35, // 56: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	49, // 57: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 58: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 59: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 60: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 61: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 62: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 63: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	56, // [56:64] is the sub-list for method output_type
+	48, // [48:56] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }
@@ -3598,14 +3983,16 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_Seek)(nil),
 		(*Up_Waits)(nil),
 		(*Up_Demands)(nil),
+		(*Up_Looked)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[32].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[35].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
 		(*Down_Refused)(nil),
 		(*Down_Probe)(nil),
 		(*Down_Ask)(nil),
+		(*Down_Look)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3613,7 +4000,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

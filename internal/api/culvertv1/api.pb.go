@@ -76,6 +76,210 @@ func (PutMode) EnumDescriptor() ([]byte, []int) {
 	return file_culvertv1_api_proto_rawDescGZIP(), []int{0}
 }
 
+type ExplainPathRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`   // of names without one; empty: default, or the only match
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`       // a port or a VM: NAME or TENANT/NAME
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`           // ditto, or an address
+	Service       string                 `protobuf:"bytes,4,opt,name=service,proto3" json:"service,omitempty"` // tcp/443, udp/53 or icmp; empty: anything
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPathRequest) Reset() {
+	*x = ExplainPathRequest{}
+	mi := &file_culvertv1_api_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPathRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPathRequest) ProtoMessage() {}
+
+func (x *ExplainPathRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_api_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPathRequest.ProtoReflect.Descriptor instead.
+func (*ExplainPathRequest) Descriptor() ([]byte, []int) {
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ExplainPathRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ExplainPathRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ExplainPathRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *ExplainPathRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+type ExplainPathResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reachable     bool                   `protobuf:"varint,1,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	Verdict       string                 `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"` // one line
+	Cure          string                 `protobuf:"bytes,3,opt,name=cure,proto3" json:"cure,omitempty"`       // what to type; empty if nothing is wrong
+	Steps         []*PathStep            `protobuf:"bytes,4,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPathResponse) Reset() {
+	*x = ExplainPathResponse{}
+	mi := &file_culvertv1_api_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPathResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPathResponse) ProtoMessage() {}
+
+func (x *ExplainPathResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_api_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPathResponse.ProtoReflect.Descriptor instead.
+func (*ExplainPathResponse) Descriptor() ([]byte, []int) {
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ExplainPathResponse) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
+func (x *ExplainPathResponse) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *ExplainPathResponse) GetCure() string {
+	if x != nil {
+		return x.Cure
+	}
+	return ""
+}
+
+func (x *ExplainPathResponse) GetSteps() []*PathStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+type PathStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`   // whose kernel or agent; empty: the cluster's records
+	About         string                 `protobuf:"bytes,2,opt,name=about,proto3" json:"about,omitempty"` // place, policy, port, table, reply
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // ok, note, fails
+	Text          string                 `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathStep) Reset() {
+	*x = PathStep{}
+	mi := &file_culvertv1_api_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathStep) ProtoMessage() {}
+
+func (x *PathStep) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_api_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathStep.ProtoReflect.Descriptor instead.
+func (*PathStep) Descriptor() ([]byte, []int) {
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PathStep) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *PathStep) GetAbout() string {
+	if x != nil {
+		return x.About
+	}
+	return ""
+}
+
+func (x *PathStep) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *PathStep) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type PutRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          PutMode                `protobuf:"varint,1,opt,name=mode,proto3,enum=culvert.api.v1alpha1.PutMode" json:"mode,omitempty"`
@@ -86,7 +290,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_culvertv1_api_proto_msgTypes[0]
+	mi := &file_culvertv1_api_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -98,7 +302,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[0]
+	mi := &file_culvertv1_api_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -111,7 +315,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{0}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PutRequest) GetMode() PutMode {
@@ -138,7 +342,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_culvertv1_api_proto_msgTypes[1]
+	mi := &file_culvertv1_api_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -150,7 +354,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[1]
+	mi := &file_culvertv1_api_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -163,7 +367,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{1}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PutResponse) GetRevision() string {
@@ -190,7 +394,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_culvertv1_api_proto_msgTypes[2]
+	mi := &file_culvertv1_api_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +406,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[2]
+	mi := &file_culvertv1_api_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +419,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{2}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Change) GetAction() string {
@@ -244,7 +448,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_culvertv1_api_proto_msgTypes[3]
+	mi := &file_culvertv1_api_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +460,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[3]
+	mi := &file_culvertv1_api_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +473,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{3}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -310,7 +514,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_culvertv1_api_proto_msgTypes[4]
+	mi := &file_culvertv1_api_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +526,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[4]
+	mi := &file_culvertv1_api_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +539,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{4}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteResponse) GetRevision() string {
@@ -364,7 +568,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_culvertv1_api_proto_msgTypes[5]
+	mi := &file_culvertv1_api_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +580,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[5]
+	mi := &file_culvertv1_api_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +593,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{5}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -430,7 +634,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_culvertv1_api_proto_msgTypes[6]
+	mi := &file_culvertv1_api_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +646,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[6]
+	mi := &file_culvertv1_api_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +659,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{6}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListResponse) GetItems() []*Resource {
@@ -483,7 +687,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_culvertv1_api_proto_msgTypes[7]
+	mi := &file_culvertv1_api_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +699,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[7]
+	mi := &file_culvertv1_api_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +712,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{7}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchRequest) GetKind() string {
@@ -545,7 +749,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_culvertv1_api_proto_msgTypes[8]
+	mi := &file_culvertv1_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +761,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[8]
+	mi := &file_culvertv1_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +774,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{8}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchResponse) GetType() string {
@@ -604,7 +808,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_culvertv1_api_proto_msgTypes[9]
+	mi := &file_culvertv1_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +820,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[9]
+	mi := &file_culvertv1_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +833,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{9}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WaitRequest) GetRevision() string {
@@ -656,7 +860,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_culvertv1_api_proto_msgTypes[10]
+	mi := &file_culvertv1_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +872,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[10]
+	mi := &file_culvertv1_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +885,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WaitResponse) GetDone() bool {
@@ -710,7 +914,7 @@ type HostWait struct {
 
 func (x *HostWait) Reset() {
 	*x = HostWait{}
-	mi := &file_culvertv1_api_proto_msgTypes[11]
+	mi := &file_culvertv1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +926,7 @@ func (x *HostWait) String() string {
 func (*HostWait) ProtoMessage() {}
 
 func (x *HostWait) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[11]
+	mi := &file_culvertv1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +939,7 @@ func (x *HostWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostWait.ProtoReflect.Descriptor instead.
 func (*HostWait) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HostWait) GetHost() string {
@@ -778,7 +982,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_culvertv1_api_proto_msgTypes[12]
+	mi := &file_culvertv1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +994,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[12]
+	mi := &file_culvertv1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +1007,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -844,7 +1048,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_culvertv1_api_proto_msgTypes[13]
+	mi := &file_culvertv1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1060,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[13]
+	mi := &file_culvertv1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1073,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -894,7 +1098,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_culvertv1_api_proto_msgTypes[14]
+	mi := &file_culvertv1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1110,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[14]
+	mi := &file_culvertv1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1123,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{17}
 }
 
 type StatusResponse struct {
@@ -936,7 +1140,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_culvertv1_api_proto_msgTypes[15]
+	mi := &file_culvertv1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1152,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_api_proto_msgTypes[15]
+	mi := &file_culvertv1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1165,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_api_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -1010,7 +1214,22 @@ var File_culvertv1_api_proto protoreflect.FileDescriptor
 
 const file_culvertv1_api_proto_rawDesc = "" +
 	"\n" +
-	"\x13culvertv1/api.proto\x12\x14culvert.api.v1alpha1\x1a\x18culvertv1/resource.proto\"y\n" +
+	"\x13culvertv1/api.proto\x12\x14culvert.api.v1alpha1\x1a\x18culvertv1/resource.proto\"j\n" +
+	"\x12ExplainPathRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x18\n" +
+	"\aservice\x18\x04 \x01(\tR\aservice\"\x97\x01\n" +
+	"\x13ExplainPathResponse\x12\x1c\n" +
+	"\treachable\x18\x01 \x01(\bR\treachable\x12\x18\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\x12\x12\n" +
+	"\x04cure\x18\x03 \x01(\tR\x04cure\x124\n" +
+	"\x05steps\x18\x04 \x03(\v2\x1e.culvert.api.v1alpha1.PathStepR\x05steps\"^\n" +
+	"\bPathStep\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x14\n" +
+	"\x05about\x18\x02 \x01(\tR\x05about\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"y\n" +
 	"\n" +
 	"PutRequest\x121\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1d.culvert.api.v1alpha1.PutModeR\x04mode\x128\n" +
@@ -1081,7 +1300,7 @@ const file_culvertv1_api_proto_rawDesc = "" +
 	"\x14PUT_MODE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPUT_MODE_CREATE\x10\x01\x12\x10\n" +
 	"\fPUT_MODE_SET\x10\x02\x12\x12\n" +
-	"\x0ePUT_MODE_APPLY\x10\x032\xd1\x04\n" +
+	"\x0ePUT_MODE_APPLY\x10\x032\xb5\x05\n" +
 	"\x03API\x12J\n" +
 	"\x03Put\x12 .culvert.api.v1alpha1.PutRequest\x1a!.culvert.api.v1alpha1.PutResponse\x12S\n" +
 	"\x06Delete\x12#.culvert.api.v1alpha1.DeleteRequest\x1a$.culvert.api.v1alpha1.DeleteResponse\x12M\n" +
@@ -1089,7 +1308,8 @@ const file_culvertv1_api_proto_rawDesc = "" +
 	"\x05Watch\x12\".culvert.api.v1alpha1.WatchRequest\x1a#.culvert.api.v1alpha1.WatchResponse0\x01\x12M\n" +
 	"\x04Wait\x12!.culvert.api.v1alpha1.WaitRequest\x1a\".culvert.api.v1alpha1.WaitResponse\x12b\n" +
 	"\vCreateToken\x12(.culvert.api.v1alpha1.CreateTokenRequest\x1a).culvert.api.v1alpha1.CreateTokenResponse\x12S\n" +
-	"\x06Status\x12#.culvert.api.v1alpha1.StatusRequest\x1a$.culvert.api.v1alpha1.StatusResponseB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
+	"\x06Status\x12#.culvert.api.v1alpha1.StatusRequest\x1a$.culvert.api.v1alpha1.StatusResponse\x12b\n" +
+	"\vExplainPath\x12(.culvert.api.v1alpha1.ExplainPathRequest\x1a).culvert.api.v1alpha1.ExplainPathResponseB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
 var (
 	file_culvertv1_api_proto_rawDescOnce sync.Once
@@ -1104,58 +1324,64 @@ func file_culvertv1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_culvertv1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_culvertv1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_culvertv1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_culvertv1_api_proto_goTypes = []any{
 	(PutMode)(0),                // 0: culvert.api.v1alpha1.PutMode
-	(*PutRequest)(nil),          // 1: culvert.api.v1alpha1.PutRequest
-	(*PutResponse)(nil),         // 2: culvert.api.v1alpha1.PutResponse
-	(*Change)(nil),              // 3: culvert.api.v1alpha1.Change
-	(*DeleteRequest)(nil),       // 4: culvert.api.v1alpha1.DeleteRequest
-	(*DeleteResponse)(nil),      // 5: culvert.api.v1alpha1.DeleteResponse
-	(*ListRequest)(nil),         // 6: culvert.api.v1alpha1.ListRequest
-	(*ListResponse)(nil),        // 7: culvert.api.v1alpha1.ListResponse
-	(*WatchRequest)(nil),        // 8: culvert.api.v1alpha1.WatchRequest
-	(*WatchResponse)(nil),       // 9: culvert.api.v1alpha1.WatchResponse
-	(*WaitRequest)(nil),         // 10: culvert.api.v1alpha1.WaitRequest
-	(*WaitResponse)(nil),        // 11: culvert.api.v1alpha1.WaitResponse
-	(*HostWait)(nil),            // 12: culvert.api.v1alpha1.HostWait
-	(*CreateTokenRequest)(nil),  // 13: culvert.api.v1alpha1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 14: culvert.api.v1alpha1.CreateTokenResponse
-	(*StatusRequest)(nil),       // 15: culvert.api.v1alpha1.StatusRequest
-	(*StatusResponse)(nil),      // 16: culvert.api.v1alpha1.StatusResponse
-	nil,                         // 17: culvert.api.v1alpha1.StatusResponse.CountersEntry
-	(*Resource)(nil),            // 18: culvert.v1alpha1.Resource
-	(*Host)(nil),                // 19: culvert.v1alpha1.Host
+	(*ExplainPathRequest)(nil),  // 1: culvert.api.v1alpha1.ExplainPathRequest
+	(*ExplainPathResponse)(nil), // 2: culvert.api.v1alpha1.ExplainPathResponse
+	(*PathStep)(nil),            // 3: culvert.api.v1alpha1.PathStep
+	(*PutRequest)(nil),          // 4: culvert.api.v1alpha1.PutRequest
+	(*PutResponse)(nil),         // 5: culvert.api.v1alpha1.PutResponse
+	(*Change)(nil),              // 6: culvert.api.v1alpha1.Change
+	(*DeleteRequest)(nil),       // 7: culvert.api.v1alpha1.DeleteRequest
+	(*DeleteResponse)(nil),      // 8: culvert.api.v1alpha1.DeleteResponse
+	(*ListRequest)(nil),         // 9: culvert.api.v1alpha1.ListRequest
+	(*ListResponse)(nil),        // 10: culvert.api.v1alpha1.ListResponse
+	(*WatchRequest)(nil),        // 11: culvert.api.v1alpha1.WatchRequest
+	(*WatchResponse)(nil),       // 12: culvert.api.v1alpha1.WatchResponse
+	(*WaitRequest)(nil),         // 13: culvert.api.v1alpha1.WaitRequest
+	(*WaitResponse)(nil),        // 14: culvert.api.v1alpha1.WaitResponse
+	(*HostWait)(nil),            // 15: culvert.api.v1alpha1.HostWait
+	(*CreateTokenRequest)(nil),  // 16: culvert.api.v1alpha1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 17: culvert.api.v1alpha1.CreateTokenResponse
+	(*StatusRequest)(nil),       // 18: culvert.api.v1alpha1.StatusRequest
+	(*StatusResponse)(nil),      // 19: culvert.api.v1alpha1.StatusResponse
+	nil,                         // 20: culvert.api.v1alpha1.StatusResponse.CountersEntry
+	(*Resource)(nil),            // 21: culvert.v1alpha1.Resource
+	(*Host)(nil),                // 22: culvert.v1alpha1.Host
 }
 var file_culvertv1_api_proto_depIdxs = []int32{
-	0,  // 0: culvert.api.v1alpha1.PutRequest.mode:type_name -> culvert.api.v1alpha1.PutMode
-	18, // 1: culvert.api.v1alpha1.PutRequest.resources:type_name -> culvert.v1alpha1.Resource
-	3,  // 2: culvert.api.v1alpha1.PutResponse.changes:type_name -> culvert.api.v1alpha1.Change
-	18, // 3: culvert.api.v1alpha1.Change.resource:type_name -> culvert.v1alpha1.Resource
-	18, // 4: culvert.api.v1alpha1.ListResponse.items:type_name -> culvert.v1alpha1.Resource
-	18, // 5: culvert.api.v1alpha1.WatchResponse.resource:type_name -> culvert.v1alpha1.Resource
-	12, // 6: culvert.api.v1alpha1.WaitResponse.hosts:type_name -> culvert.api.v1alpha1.HostWait
-	19, // 7: culvert.api.v1alpha1.StatusResponse.hosts:type_name -> culvert.v1alpha1.Host
-	17, // 8: culvert.api.v1alpha1.StatusResponse.counters:type_name -> culvert.api.v1alpha1.StatusResponse.CountersEntry
-	1,  // 9: culvert.api.v1alpha1.API.Put:input_type -> culvert.api.v1alpha1.PutRequest
-	4,  // 10: culvert.api.v1alpha1.API.Delete:input_type -> culvert.api.v1alpha1.DeleteRequest
-	6,  // 11: culvert.api.v1alpha1.API.List:input_type -> culvert.api.v1alpha1.ListRequest
-	8,  // 12: culvert.api.v1alpha1.API.Watch:input_type -> culvert.api.v1alpha1.WatchRequest
-	10, // 13: culvert.api.v1alpha1.API.Wait:input_type -> culvert.api.v1alpha1.WaitRequest
-	13, // 14: culvert.api.v1alpha1.API.CreateToken:input_type -> culvert.api.v1alpha1.CreateTokenRequest
-	15, // 15: culvert.api.v1alpha1.API.Status:input_type -> culvert.api.v1alpha1.StatusRequest
-	2,  // 16: culvert.api.v1alpha1.API.Put:output_type -> culvert.api.v1alpha1.PutResponse
-	5,  // 17: culvert.api.v1alpha1.API.Delete:output_type -> culvert.api.v1alpha1.DeleteResponse
-	7,  // 18: culvert.api.v1alpha1.API.List:output_type -> culvert.api.v1alpha1.ListResponse
-	9,  // 19: culvert.api.v1alpha1.API.Watch:output_type -> culvert.api.v1alpha1.WatchResponse
-	11, // 20: culvert.api.v1alpha1.API.Wait:output_type -> culvert.api.v1alpha1.WaitResponse
-	14, // 21: culvert.api.v1alpha1.API.CreateToken:output_type -> culvert.api.v1alpha1.CreateTokenResponse
-	16, // 22: culvert.api.v1alpha1.API.Status:output_type -> culvert.api.v1alpha1.StatusResponse
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 0: culvert.api.v1alpha1.ExplainPathResponse.steps:type_name -> culvert.api.v1alpha1.PathStep
+	0,  // 1: culvert.api.v1alpha1.PutRequest.mode:type_name -> culvert.api.v1alpha1.PutMode
+	21, // 2: culvert.api.v1alpha1.PutRequest.resources:type_name -> culvert.v1alpha1.Resource
+	6,  // 3: culvert.api.v1alpha1.PutResponse.changes:type_name -> culvert.api.v1alpha1.Change
+	21, // 4: culvert.api.v1alpha1.Change.resource:type_name -> culvert.v1alpha1.Resource
+	21, // 5: culvert.api.v1alpha1.ListResponse.items:type_name -> culvert.v1alpha1.Resource
+	21, // 6: culvert.api.v1alpha1.WatchResponse.resource:type_name -> culvert.v1alpha1.Resource
+	15, // 7: culvert.api.v1alpha1.WaitResponse.hosts:type_name -> culvert.api.v1alpha1.HostWait
+	22, // 8: culvert.api.v1alpha1.StatusResponse.hosts:type_name -> culvert.v1alpha1.Host
+	20, // 9: culvert.api.v1alpha1.StatusResponse.counters:type_name -> culvert.api.v1alpha1.StatusResponse.CountersEntry
+	4,  // 10: culvert.api.v1alpha1.API.Put:input_type -> culvert.api.v1alpha1.PutRequest
+	7,  // 11: culvert.api.v1alpha1.API.Delete:input_type -> culvert.api.v1alpha1.DeleteRequest
+	9,  // 12: culvert.api.v1alpha1.API.List:input_type -> culvert.api.v1alpha1.ListRequest
+	11, // 13: culvert.api.v1alpha1.API.Watch:input_type -> culvert.api.v1alpha1.WatchRequest
+	13, // 14: culvert.api.v1alpha1.API.Wait:input_type -> culvert.api.v1alpha1.WaitRequest
+	16, // 15: culvert.api.v1alpha1.API.CreateToken:input_type -> culvert.api.v1alpha1.CreateTokenRequest
+	18, // 16: culvert.api.v1alpha1.API.Status:input_type -> culvert.api.v1alpha1.StatusRequest
+	1,  // 17: culvert.api.v1alpha1.API.ExplainPath:input_type -> culvert.api.v1alpha1.ExplainPathRequest
+	5,  // 18: culvert.api.v1alpha1.API.Put:output_type -> culvert.api.v1alpha1.PutResponse
+	8,  // 19: culvert.api.v1alpha1.API.Delete:output_type -> culvert.api.v1alpha1.DeleteResponse
+	10, // 20: culvert.api.v1alpha1.API.List:output_type -> culvert.api.v1alpha1.ListResponse
+	12, // 21: culvert.api.v1alpha1.API.Watch:output_type -> culvert.api.v1alpha1.WatchResponse
+	14, // 22: culvert.api.v1alpha1.API.Wait:output_type -> culvert.api.v1alpha1.WaitResponse
+	17, // 23: culvert.api.v1alpha1.API.CreateToken:output_type -> culvert.api.v1alpha1.CreateTokenResponse
+	19, // 24: culvert.api.v1alpha1.API.Status:output_type -> culvert.api.v1alpha1.StatusResponse
+	2,  // 25: culvert.api.v1alpha1.API.ExplainPath:output_type -> culvert.api.v1alpha1.ExplainPathResponse
+	18, // [18:26] is the sub-list for method output_type
+	10, // [10:18] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_api_proto_init() }
@@ -1170,7 +1396,7 @@ func file_culvertv1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_api_proto_rawDesc), len(file_culvertv1_api_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,13 +27,14 @@ var codes = map[api.Exit]connect.Code{
 
 // reads are the calls that ask for nothing to be changed.
 var reads = map[string]bool{
-	culvertv1connect.APIListProcedure:       true,
-	culvertv1connect.APIWatchProcedure:      true,
-	culvertv1connect.APIWaitProcedure:       true,
-	culvertv1connect.APIStatusProcedure:     true,
-	culvertv1connect.AgentsResolveProcedure: true,
-	culvertv1connect.LocalTablesProcedure:   true,
-	culvertv1connect.LocalPrepareProcedure:  true,
+	culvertv1connect.APIListProcedure:        true,
+	culvertv1connect.APIWatchProcedure:       true,
+	culvertv1connect.APIWaitProcedure:        true,
+	culvertv1connect.APIStatusProcedure:      true,
+	culvertv1connect.APIExplainPathProcedure: true,
+	culvertv1connect.AgentsResolveProcedure:  true,
+	culvertv1connect.LocalTablesProcedure:    true,
+	culvertv1connect.LocalPrepareProcedure:   true,
 }
 
 // Reads reports whether a procedure, as connect names it, changes nothing: its

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"culvert/internal/api"
 	"culvert/internal/apiserver"
 	"culvert/internal/managercore"
 	"culvert/internal/overlay"
@@ -37,6 +38,9 @@ type Backend struct {
 	Stuck map[string]bool
 	// Health is added to what is known of a host, by name.
 	Health map[string]apiserver.HostFact
+	// Kernels is what hosts answer to a Look, by name; who is not in it does not
+	// answer.
+	Kernels map[string]func(q []api.LookQuery) api.Looked
 	// Asked are the tokens that were asked for.
 	Asked []apiserver.TokenRequest
 }
@@ -45,7 +49,7 @@ type Backend struct {
 func New() *Backend {
 	b := &Backend{core: managercore.New(managercore.Config{Epoch: 1}), now: Start, n: 1, changed: make(chan struct{}),
 		hosts: map[string]overlay.UID{}, replies: map[uint64]managercore.Reply{},
-		Latency: map[string]time.Duration{}, Stuck: map[string]bool{}, Health: map[string]apiserver.HostFact{}}
+		Latency: map[string]time.Duration{}, Stuck: map[string]bool{}, Health: map[string]apiserver.HostFact{}, Kernels: map[string]func([]api.LookQuery) api.Looked{}}
 	b.core.Step(b.time(), managercore.Loaded{N: 1})
 	b.core.Step(b.time(), managercore.Stored{N: 1})
 	if _, err := b.Do(context.Background(), managercore.Asked{Actor: "test", Put: &managercore.Put{Mode: managercore.ModeApply,
@@ -263,6 +267,21 @@ func (b *Backend) Token(_ context.Context, t apiserver.TokenRequest) (string, ti
 	defer b.mu.Unlock()
 	b.Asked = append(b.Asked, t)
 	return "cv1.Qm9uZSBpcyBub3QgYSB0b2tlbg.192.0.2.11", b.now.Add(t.Expires), nil
+}
+
+// Look implements apiserver.Backend.
+func (b *Backend) Look(_ context.Context, host overlay.UID, q []api.LookQuery) (l api.Looked, ok bool) {
+	h := b.View().Host(host)
+	if h == nil {
+		return l, false
+	}
+	b.mu.Lock()
+	answer := b.Kernels[h.Name]
+	b.mu.Unlock()
+	if answer == nil {
+		return l, false
+	}
+	return answer(q), true
 }
 
 // Facts implements apiserver.Backend.

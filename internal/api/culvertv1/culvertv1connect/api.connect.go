@@ -40,6 +40,8 @@ const (
 	APICreateTokenProcedure = "/culvert.api.v1alpha1.API/CreateToken"
 	// APIStatusProcedure is the procedure name of the API's Status RPC.
 	APIStatusProcedure = "/culvert.api.v1alpha1.API/Status"
+	// APIExplainPathProcedure is the procedure name of the API's ExplainPath RPC.
+	APIExplainPathProcedure = "/culvert.api.v1alpha1.API/ExplainPath"
 )
 
 var (
@@ -92,6 +94,13 @@ var (
 			Procedure:  APIStatusProcedure,
 		}
 	})
+	aPIExplainPathSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     culvertv1.File_culvertv1_api_proto.Services().ByName("API").Methods().ByName("ExplainPath"),
+			Procedure:  APIExplainPathProcedure,
+		}
+	})
 )
 
 // APIClient is a client for the culvert.api.v1alpha1.API service.
@@ -103,6 +112,9 @@ type APIClient interface {
 	Wait(context.Context, *culvertv1.WaitRequest) (*culvertv1.WaitResponse, error)
 	CreateToken(context.Context, *culvertv1.CreateTokenRequest) (*culvertv1.CreateTokenResponse, error)
 	Status(context.Context, *culvertv1.StatusRequest) (*culvertv1.StatusResponse, error)
+	// ExplainPath says hop by hop whether one VM reaches another, or an address,
+	// and why: what policy says, and what kernels hold beside what they should.
+	ExplainPath(context.Context, *culvertv1.ExplainPathRequest) (*culvertv1.ExplainPathResponse, error)
 }
 
 // NewAPIClient constructs a client for the culvert.api.v1alpha1.API service. Multiple service
@@ -140,6 +152,9 @@ type APIHandler interface {
 	Wait(context.Context, *culvertv1.WaitRequest) (*culvertv1.WaitResponse, error)
 	CreateToken(context.Context, *culvertv1.CreateTokenRequest) (*culvertv1.CreateTokenResponse, error)
 	Status(context.Context, *culvertv1.StatusRequest) (*culvertv1.StatusResponse, error)
+	// ExplainPath says hop by hop whether one VM reaches another, or an address,
+	// and why: what policy says, and what kernels hold beside what they should.
+	ExplainPath(context.Context, *culvertv1.ExplainPathRequest) (*culvertv1.ExplainPathResponse, error)
 }
 
 // RegisterAPIHandler registers svc as the culvert.api.v1alpha1.API implementation on server.
@@ -153,6 +168,7 @@ func RegisterAPIHandler(server *connect.Server, svc APIHandler) {
 		connect.Method{Spec: aPIWaitSpec(), Handler: adapter.wait},
 		connect.Method{Spec: aPICreateTokenSpec(), Handler: adapter.createToken},
 		connect.Method{Spec: aPIStatusSpec(), Handler: adapter.status},
+		connect.Method{Spec: aPIExplainPathSpec(), Handler: adapter.explainPath},
 	)
 }
 
@@ -200,6 +216,10 @@ func (UnimplementedAPIHandler) CreateToken(context.Context, *culvertv1.CreateTok
 
 func (UnimplementedAPIHandler) Status(context.Context, *culvertv1.StatusRequest) (*culvertv1.StatusResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.api.v1alpha1.API.Status is not implemented")
+}
+
+func (UnimplementedAPIHandler) ExplainPath(context.Context, *culvertv1.ExplainPathRequest) (*culvertv1.ExplainPathResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "culvert.api.v1alpha1.API.ExplainPath is not implemented")
 }
 
 type aPIClient struct {
@@ -257,6 +277,14 @@ func (c *aPIClient) CreateToken(ctx context.Context, req *culvertv1.CreateTokenR
 func (c *aPIClient) Status(ctx context.Context, req *culvertv1.StatusRequest) (*culvertv1.StatusResponse, error) {
 	var res culvertv1.StatusResponse
 	if err := c.client.CallUnary(ctx, aPIStatusSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *aPIClient) ExplainPath(ctx context.Context, req *culvertv1.ExplainPathRequest) (*culvertv1.ExplainPathResponse, error) {
+	var res culvertv1.ExplainPathResponse
+	if err := c.client.CallUnary(ctx, aPIExplainPathSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -338,6 +366,18 @@ func (h aPIHandler) status(ctx context.Context, _ connect.Spec, stream connect.S
 		return err
 	}
 	res, err := h.svc.Status(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h aPIHandler) explainPath(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req culvertv1.ExplainPathRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ExplainPath(ctx, &req)
 	if err != nil {
 		return err
 	}
