@@ -83,22 +83,26 @@ type machine struct {
 // that name and alias.
 func newMachine(p *place, bridge, device, alias string, e endpoint, bits, mtu int) (m *machine, err error) {
 	m = &machine{addr: e.IPs[0], mac: e.MAC}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("guest behind %s on %s: %w", device, p.node, err), m.close())
-		}
-	}()
 	if m.fd, err = guestNamespace(); err == nil {
 		m.Handle, err = netlink.NewHandleAt(netns.NsHandle(m.fd), unix.NETLINK_ROUTE)
 	}
-	if err != nil {
-		return m, err
+	if err == nil {
+		err = m.plug(p, bridge, device, alias, "eth0", e, bits, mtu)
 	}
+	if err != nil {
+		err = errors.Join(err, m.close())
+	}
+	return m, err
+}
+
+// plug gives a guest an interface, which is a bridge's port on a host by a device
+// of that name and alias.
+func (m *machine) plug(p *place, bridge, device, alias, inner string, e endpoint, bits, mtu int) error {
 	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: device, MTU: mtu}, PeerName: "eth0", PeerHardwareAddr: hardware(e.MAC), PeerMTU: uint32(mtu),
+		LinkAttrs: netlink.LinkAttrs{Name: device, MTU: mtu}, PeerName: inner, PeerHardwareAddr: hardware(e.MAC), PeerMTU: uint32(mtu),
 		PeerNamespace: netlink.NsFd(m.fd),
 	}
-	var eth0 netlink.Link
+	var eth netlink.Link
 	for _, step := range []func() error{
 		func() error { return p.LinkAdd(veth) },
 		func() error { return p.noIPv6(device) },
@@ -108,19 +112,19 @@ func newMachine(p *place, bridge, device, alias string, e endpoint, bits, mtu in
 			}
 			return p.LinkSetAlias(veth, alias)
 		},
-		func() (err error) { eth0, err = m.LinkByName("eth0"); return err },
+		func() (err error) { eth, err = m.LinkByName(inner); return err },
 		func() error {
-			return m.AddrReplace(eth0, &netlink.Addr{IPNet: &net.IPNet{IP: m.addr.AsSlice(), Mask: net.CIDRMask(bits, 32)}})
+			return m.AddrReplace(eth, &netlink.Addr{IPNet: &net.IPNet{IP: e.IPs[0].AsSlice(), Mask: net.CIDRMask(bits, 32)}})
 		},
-		func() error { return m.LinkSetUp(eth0) },
+		func() error { return m.LinkSetUp(eth) },
 		func() error { return p.LinkSetMasterByIndex(veth, p.index(bridge)) },
 		func() error { return p.LinkSetUp(veth) },
 	} {
 		if err := step(); err != nil {
-			return m, err
+			return fmt.Errorf("guest behind %s on %s: %w", device, p.node, err)
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // close lets go of the namespace, and with it of the guest's devices.
@@ -226,6 +230,9 @@ func (s *stream) close() {
 func (s *stream) bytes() (float64, error) {
 	buf := make([]byte, 1<<20)
 	start := time.Now()
+	if err := s.tcp.SetWriteDeadline(start.Add(10 * time.Second)); err != nil {
+		return 0, fmt.Errorf("stream: %w", err)
+	}
 	sent, got := int64(0), int64(0)
 	for time.Since(start) < 100*time.Millisecond {
 		n, err := s.tcp.Write(buf)
@@ -234,8 +241,14 @@ func (s *stream) bytes() (float64, error) {
 		}
 		sent += int64(n)
 	}
+	late := time.After(10 * time.Second)
 	for got < sent {
-		got += <-s.received
+		select {
+		case n := <-s.received:
+			got += n
+		case <-late:
+			return 0, fmt.Errorf("stream: %d of %d bytes arrived", got, sent)
+		}
 	}
 	return float64(got) / time.Since(start).Seconds(), nil
 }

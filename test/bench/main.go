@@ -2,7 +2,8 @@
 // labs of real processes and real kernels: how long an endpoint takes to
 // appear in all other hosts' tables and to go, how an agent comes back, what
 // daemons weigh, how fast tables follow a guest that moves, and a host that
-// dies; what the programs on every port cost, and what forged frames come to.
+// dies; what the programs on every port cost, and routing between networks; and
+// what forged frames come to.
 // It prints a JSON line a figure and a table at the end.
 //
 // Arrival is taken by a netlink listener of its own in each host's namespace,
@@ -12,7 +13,7 @@
 //
 // It needs root: `make bench`, or
 //
-//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,boot,snoop,forged,death,migrate]
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,boot,snoop,routed,forged,death,migrate]
 package main
 
 import (
@@ -80,7 +81,7 @@ func main() {
 	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
 	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
-	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,forged,death,migrate; empty: all")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,routed,forged,death,migrate; empty: all")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
 	flag.IntVar(&o.moves, "moves", 50, "live migrations of each of two guests, and on a plain network")
 	flag.IntVar(&o.silent, "silent", 5, "moves of the silent guest on the plain network, up to 90 s each")
@@ -151,7 +152,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, f := range []struct {
 		name    string
 		measure func(context.Context, options, *printer) error
-	}{{"share", share}, {"boot", boot}, {"snoop", snoop}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
+	}{{"share", share}, {"boot", boot}, {"snoop", snoop}, {"routed", routed}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
 		if !o.wants(f.name) {
 			continue
 		}

@@ -43,14 +43,14 @@ func snoop(ctx context.Context, o options, out *printer) (err error) {
 	return nil
 }
 
-// measures are what is compared, more being better. A round has parts, each
-// taken of all variants before the next, so that a busy moment meets all of
-// them; the round's value is the parts' median.
-var measures = []struct {
+// measure is something that is compared, more being better.
+type measure struct {
 	name, unit string
 	least      float64 // of the ratio; 0: none is demanded
 	take       func(*stream) (float64, error)
-}{
+}
+
+var measures = []measure{
 	{"TCP", "Gbit/s", leastRatio, func(s *stream) (float64, error) { v, err := s.bytes(); return v * 8 / 1e9, err }},
 	{"round trips", "1/ms", leastRatio, func(s *stream) (float64, error) { v, err := s.trip(); return 1000 / v, err }},
 	{"least frames", "1/ms", 0, func(s *stream) (float64, error) { v, err := s.frames(); return v / 1000, err }},
@@ -65,7 +65,7 @@ type variant struct {
 	prepare func() error // nil: nothing is to be done
 }
 
-func (w *world) compare(ctx context.Context, rounds int, out *printer) error {
+func (w *world) compare(ctx context.Context, n int, out *printer) error {
 	ours, closeOurs, err := w.guarded(ctx)
 	defer closeOurs()
 	if err != nil {
@@ -86,8 +86,23 @@ func (w *world) compare(ctx context.Context, rounds int, out *printer) error {
 		{"detached", ours.stream, func() error { return ours.ports(false) }},
 		{"bare", bare, nil},
 	}
-	took := map[string]sample{} // by measure and variant
-	for i := range rounds + 1 {
+	took, err := rounds(ctx, n, measures, variants)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(ours.ports(true), w.signal(ctx, unix.SIGCONT)); err != nil {
+		return err
+	}
+	return printRounds(out, measures, variants, took, len(variants))
+}
+
+// rounds takes measurements of all variants, n of each. A round has parts, each
+// taken of all variants before the next, so that a busy moment meets all of
+// them; the round's value is the parts' median. What it returns is by measure
+// and variant.
+func rounds(ctx context.Context, n int, measures []measure, variants []variant) (map[string]sample, error) {
+	took := map[string]sample{}
+	for i := range n + 1 {
 		for _, m := range measures {
 			got := make([]sample, len(variants))
 			for part := range parts {
@@ -95,7 +110,7 @@ func (w *world) compare(ctx context.Context, rounds int, out *printer) error {
 					k := (i + part + j) % len(variants)
 					v, err := variants[k].value(ctx, m.take)
 					if err != nil {
-						return fmt.Errorf("%s, %s, round %d: %w", m.name, variants[k].name, i, err)
+						return nil, fmt.Errorf("%s, %s, round %d: %w", m.name, variants[k].name, i, err)
 					}
 					got[k] = append(got[k], v)
 				}
@@ -107,18 +122,25 @@ func (w *world) compare(ctx context.Context, rounds int, out *printer) error {
 			}
 		}
 	}
-	if err := errors.Join(ours.ports(true), w.signal(ctx, unix.SIGCONT)); err != nil {
-		return err
-	}
+	return took, nil
+}
+
+// printRounds prints what rounds took, and the first variant's ratios to the
+// others; nothing is demanded of those from the held-th on.
+func printRounds(out *printer, measures []measure, variants []variant, took map[string]sample, held int) error {
 	for _, m := range measures {
-		with := took[m.name+", programs"]
 		for _, v := range variants {
 			if err := out.figure(newFigure(m.name+", "+v.name, m.unit, 2, 0, took[m.name+", "+v.name], bound{})); err != nil {
 				return err
 			}
 		}
-		for _, v := range variants[1:] {
-			if err := out.figure(newRatio(m.name+" to "+v.name, 2, with.over(took[m.name+", "+v.name]), m.least)); err != nil {
+		first := took[m.name+", "+variants[0].name]
+		for i, v := range variants[1:] {
+			least := m.least
+			if i+1 >= held {
+				least = 0
+			}
+			if err := out.figure(newRatio(m.name+" to "+v.name, 2, first.over(took[m.name+", "+v.name]), least)); err != nil {
 				return err
 			}
 		}
