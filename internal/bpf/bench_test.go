@@ -12,19 +12,27 @@ import (
 func BenchmarkFrame(b *testing.B) {
 	s := newBench(b, Limits{})
 	s.row(hoststate.Key{Table: hoststate.TableSource, VNI: 100, MAC: other, IP: known4}, hoststate.Val{})
+	s.row(hoststate.Key{Table: hoststate.TableSource, VNI: 100, MAC: other, IP: known6}, hoststate.Val{})
 	r := newRouted(b, routed)
-	inner := eth(mine, other, 0x0800, ip4(their4, own4, 6, make([]byte, 20)))
+	tcp := make([]byte, 20)
+	inner := eth(mine, other, 0x0800, ip4(their4, own4, 6, tcp))
+	tunnelled := udp(5555, 4789, vxlan(8, 100, inner))
 	for _, c := range []struct {
 		name  string
 		prog  *ebpf.Program
 		frame []byte
 	}{
-		{"from-port", s.objects.CvFromPort, eth(other, mine, 0x0800, ip4(own4, their4, 6, make([]byte, 20)))},
-		{"from-port-routed", r.objects.CvFromPort, eth(other, mine, 0x0800, ip4(own4, their4, 6, make([]byte, 20)))},
+		{"from-port", s.objects.CvFromPort, eth(other, mine, 0x0800, ip4(own4, their4, 6, tcp))},
+		{"from-port-udp", s.objects.CvFromPort, eth(other, mine, 0x0800, ip4(own4, their4, 17, udp(5555, 5555)))},
+		{"from-port-v6", s.objects.CvFromPort, eth(other, mine, 0x86dd, ip6(own6, their6, 6, tcp))},
+		{"from-port-routed", r.objects.CvFromPort, eth(other, mine, 0x0800, ip4(own4, their4, 6, tcp))},
 		{"to-port", s.objects.CvToPort, inner},
+		{"to-port-udp", s.objects.CvToPort, eth(mine, other, 0x0800, ip4(their4, own4, 17, udp(5555, 5555)))},
+		{"to-port-v6", s.objects.CvToPort, eth(mine, other, 0x86dd, ip6(their6, own6, 6, tcp))},
 		{"from-overlay", s.objects.CvFromOverlay, inner},
-		{"underlay", s.objects.CvUnderlay, eth(mine, other, 0x0800, ip4(known4, here4, 17, udp(5555, 4789, vxlan(8, 100, inner))))},
-		{"underlay-other", s.objects.CvUnderlay, eth(mine, other, 0x0800, ip4(known4, here4, 6, make([]byte, 20)))},
+		{"underlay", s.objects.CvUnderlay, eth(mine, other, 0x0800, ip4(known4, here4, 17, tunnelled))},
+		{"underlay-v6", s.objects.CvUnderlay, eth(mine, other, 0x86dd, ip6(known6, here6, 17, tunnelled))},
+		{"underlay-other", s.objects.CvUnderlay, eth(mine, other, 0x0800, ip4(known4, here4, 6, tcp))},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {

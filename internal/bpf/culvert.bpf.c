@@ -3,8 +3,7 @@
 // The programs of a VM's port, of a VXLAN device and of the underlay. A frame
 // that one of them lets pass goes on to later programs and the stack (NEXT).
 //
-// They read headers with bpf_skb_load_bytes, which copes with any skb, and
-// trust no length in a frame.
+// They cope with any skb, and trust no length in a frame.
 #include "frame.h"
 
 char _license[] SEC("license") = "Dual MIT/GPL";
@@ -133,32 +132,34 @@ static __always_inline bool owns_ip(__u32 port, const struct in6 *ip)
 	return as && *as == OWNED;
 }
 
-// may_use6 says whether a guest whose addresses are checked may have one.
-static __always_inline bool may_use6(__u32 port, __u16 flags, const struct in6 *ip)
+// may_use says whether a guest whose addresses are checked may have one.
+static __always_inline bool may_use(__u32 port, const struct port_conf *p, int family, const struct in6 *ip)
 {
-	return (is_linklocal(ip) && !(flags & CHECK_LOCAL)) || owned(port, ip);
+	if (same_ip(ip, &p->ip[family]) && !is_any6(ip))
+		return true;
+	return (family == V6 && is_linklocal(ip) && !(p->flags & CHECK_LOCAL)) || owned(port, ip);
 }
 
 // spoofs says whether a frame of the guest's names an address that it may not
 // use, where it may name only such.
-static __always_inline bool spoofs(__u32 port, __u16 flags, const struct facts *f)
+static __always_inline bool spoofs(__u32 port, const struct port_conf *p, const struct facts *f)
 {
 	switch (f->type) {
 	case ETH_P_8021Q:
 	case ETH_P_8021AD:
 		return true; // behind more tags than are looked through
 	case ETH_P_ARP:
-		return !is_any4(&f->src) && !owned(port, &f->src); // 0: a probe (RFC 5227)
+		return !is_any4(&f->src) && !may_use(port, p, V4, &f->src); // 0: a probe (RFC 5227)
 	case ETH_P_IP:
 		if (is_any4(&f->src))
 			return !(f->proto == IPPROTO_UDP && f->sport == 68 && f->dport == 67); // RFC 2131 section 4.1
-		return !owned(port, &f->src);
+		return !may_use(port, p, V4, &f->src);
 	case ETH_P_IPV6:
-		if (f->proto == PROTO_ICMPV6 && f->icmp == ND_ADVERT && !may_use6(port, flags, &f->target))
+		if (f->proto == PROTO_ICMPV6 && f->icmp == ND_ADVERT && !may_use(port, p, V6, &f->target))
 			return true;
 		if (is_any6(&f->src)) // of one that has none yet (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13)
 			return f->proto != PROTO_ICMPV6;
-		return !may_use6(port, flags, &f->src);
+		return !may_use(port, p, V6, &f->src);
 	}
 	return false;
 }
@@ -196,14 +197,14 @@ int cv_from_port(struct __sk_buff *skb)
 	}
 	if (!parse(skb, &f))
 		return drop(port, SHORT);
-	if ((p->flags & CHECK_IP) && spoofs(port, p->flags, &f))
+	if ((p->flags & CHECK_IP) && spoofs(port, p, &f))
 		verdict = drop(port, SOURCE_IP);
 	else if ((p->flags & NO_SERVERS) && serves(&f))
 		return drop(port, SERVER);
 	else if ((f.mac_dst[0] & 1) && !calm(port))
 		return drop(port, STORM);
 	else if (p->flags & ROUTED)
-		verdict = route(skb, port, &f, &router);
+		verdict = route(skb, port, p, &f, &router);
 	if (worth_hearing(&f))
 		hear(skb, PUNT, false, verdict != NEXT);
 	else if (router)
@@ -275,8 +276,9 @@ SEC("tc")
 int cv_from_overlay(struct __sk_buff *skb)
 {
 	struct relay_key k = { .device = skb->ifindex };
+	__u32 zero = 0, *relaying = bpf_map_lookup_elem(&cv_relaying, &zero);
 
-	if (bpf_skb_load_bytes(skb, 0, k.mac, ETH_ALEN) || (k.mac[0] & 1))
+	if (!relaying || !*relaying || !load(skb, 0, k.mac, ETH_ALEN) || (k.mac[0] & 1))
 		return NEXT;
 	if (!bpf_map_lookup_elem(&cv_relay, &k))
 		return NEXT;

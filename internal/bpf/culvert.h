@@ -13,7 +13,7 @@
 
 // LAYOUT is raised when a map's key or value changes: programs of another
 // layout are replaced, but their maps are not adopted.
-#define LAYOUT 2
+#define LAYOUT 3
 
 #define ALIGNED __attribute__((aligned(8)))
 #define NEXT TC_ACT_UNSPEC // == TCX_NEXT: later programs, and then the stack, decide
@@ -49,9 +49,20 @@ struct config {
 	struct bucket storm, punt, unclaimed, router;
 };
 
+// in6 is an address of either family; an IPv4 address is ::ffff:a.b.c.d.
+struct in6 {
+	__u8 b[16] ALIGNED;
+};
+
+enum { V4, V6 }; // port_conf.ip
+
+// port_conf is what the good frames of a port need, found by one lookup.
 struct port_conf {
 	__u8 mac[ETH_ALEN];
 	__u16 flags;
+	__u32 vni;        // port_state.vni, of when the row was written
+	__u32 pad;
+	struct in6 ip[2]; // by family, one that cv_own has for the port, too; zero: none, look there
 };
 
 // port_state is of each port that carries the programs.
@@ -74,9 +85,9 @@ struct network_key {
 	__u8 ip[16]; // of the VTEP, or in REACH_IP what is reached; zero in REACH_MAC
 };
 
-// in6 is an address of either family.
-struct in6 {
-	__u8 b[16] ALIGNED;
+struct network_val { // all zero
+	__u8 mac[ETH_ALEN];
+	__u16 n;
 };
 
 struct relay_key {
@@ -116,6 +127,15 @@ HASH(cv_state, __u32, struct port_state, 16384);
 HASH(cv_own, struct own_key, __u8, 65536);
 HASH(cv_vteps, struct in6, __u8, 65536);
 HASH(cv_relay, struct relay_key, __u8, 16384);
+
+// cv_relaying is not 0 as long as cv_relay may have an entry.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} cv_relaying SEC(".maps");
+
 HASH(cv_devices, __u32, __u32, 16384); // VXLAN device -> VNI; read by the loader alone
 
 // The rows of one network. Its size is the loader's to choose, and to change.
@@ -124,7 +144,7 @@ struct network {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 256);
 	__uint(key_size, sizeof(struct network_key)); // behind a pointer, clang leaves no type of a __type
-	__uint(value_size, 1);
+	__uint(value_size, sizeof(struct network_val));
 };
 
 struct {

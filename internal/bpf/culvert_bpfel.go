@@ -23,6 +23,7 @@ const (
 	culvertMapCvOwn          = "cv_own"
 	culvertMapCvPorts        = "cv_ports"
 	culvertMapCvRelay        = "cv_relay"
+	culvertMapCvRelaying     = "cv_relaying"
 	culvertMapCvState        = "cv_state"
 	culvertMapCvUnderdrops   = "cv_underdrops"
 	culvertMapCvVteps        = "cv_vteps"
@@ -91,6 +92,7 @@ type culvertMapSpecs struct {
 	CvOwn        *ebpf.MapSpec `ebpf:"cv_own"`
 	CvPorts      *ebpf.MapSpec `ebpf:"cv_ports"`
 	CvRelay      *ebpf.MapSpec `ebpf:"cv_relay"`
+	CvRelaying   *ebpf.MapSpec `ebpf:"cv_relaying"`
 	CvState      *ebpf.MapSpec `ebpf:"cv_state"`
 	CvUnderdrops *ebpf.MapSpec `ebpf:"cv_underdrops"`
 	CvVteps      *ebpf.MapSpec `ebpf:"cv_vteps"`
@@ -129,6 +131,7 @@ type culvertMaps struct {
 	CvOwn        *ebpf.Map `ebpf:"cv_own"`
 	CvPorts      *ebpf.Map `ebpf:"cv_ports"`
 	CvRelay      *ebpf.Map `ebpf:"cv_relay"`
+	CvRelaying   *ebpf.Map `ebpf:"cv_relaying"`
 	CvState      *ebpf.Map `ebpf:"cv_state"`
 	CvUnderdrops *ebpf.Map `ebpf:"cv_underdrops"`
 	CvVteps      *ebpf.Map `ebpf:"cv_vteps"`
@@ -143,6 +146,7 @@ func (m *culvertMaps) Close() error {
 		m.CvOwn,
 		m.CvPorts,
 		m.CvRelay,
+		m.CvRelaying,
 		m.CvState,
 		m.CvUnderdrops,
 		m.CvVteps,

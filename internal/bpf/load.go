@@ -13,7 +13,7 @@ import (
 )
 
 // layout is LAYOUT of culvert.h.
-const layout = 2
+const layout = 3
 
 // Rate is a token bucket: frames a second, and how many at once.
 type Rate struct{ PerSecond, Burst uint64 }
@@ -61,7 +61,9 @@ type Set struct {
 	mu    sync.Mutex // guards known
 	known map[ebpf.ProgramID]Program
 
-	netMu sync.Mutex // guards nets and the maps in it
+	portMu sync.Mutex // guards what cv_ports says of cv_own, and cv_relaying of cv_relay
+
+	netMu sync.Mutex // guards nets and the maps in it; taken before portMu
 	nets  map[overlay.VNI]*network
 }
 
@@ -145,7 +147,7 @@ func (s *Set) slots() map[Program]**ebpf.Program {
 // maps are all maps of the set.
 func (s *Set) maps() []*ebpf.Map {
 	o := &s.objects
-	return []*ebpf.Map{o.CvConfig, o.CvDevices, o.CvHeard, o.CvNetworks, o.CvOwn, o.CvPorts, o.CvRelay, o.CvState, o.CvUnderdrops, o.CvVteps}
+	return []*ebpf.Map{o.CvConfig, o.CvDevices, o.CvHeard, o.CvNetworks, o.CvOwn, o.CvPorts, o.CvRelay, o.CvRelaying, o.CvState, o.CvUnderdrops, o.CvVteps}
 }
 
 // adopt keeps programs that stand already and are what was just loaded, and

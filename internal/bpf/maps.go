@@ -25,6 +25,9 @@ type (
 	portConf struct {
 		MAC   overlay.MAC
 		Flags uint16
+		VNI   overlay.VNI
+		_     uint32
+		IP    [2][16]byte // see ownKey.family
 	}
 
 	portState struct {
@@ -43,6 +46,11 @@ type (
 		MAC  overlay.MAC
 		Kind uint16
 		IP   [16]byte
+	}
+
+	networkVal struct {
+		MAC overlay.MAC
+		N   uint16
 	}
 
 	relayKey struct {

@@ -37,14 +37,16 @@ func (s *Set) AddPort(port int32, at Place) error {
 // DropPort forgets a port with its rows and counters, the registration last:
 // rows are never without one.
 func (s *Set) DropPort(port int32) error {
+	s.portMu.Lock()
+	defer s.portMu.Unlock()
+	err := ignoreAbsent(s.objects.CvPorts.Delete(uint32(port)))
 	var own []ownKey
-	err := each(s.objects.CvOwn, func(o ownKey, _ uint8) {
+	err = errors.Join(err, each(s.objects.CvOwn, func(o ownKey, _ uint8) {
 		if o.Port == uint32(port) {
 			own = append(own, o)
 		}
-	})
+	}))
 	remove(s.objects.CvOwn, own, func(_ int, e error) { err = errors.Join(err, ignoreAbsent(e)) })
-	err = errors.Join(err, ignoreAbsent(s.objects.CvPorts.Delete(uint32(port))))
 	if err == nil {
 		err = ignoreAbsent(s.objects.CvState.Delete(uint32(port)))
 	}
@@ -135,7 +137,7 @@ func (s *Set) network(v overlay.VNI) (*network, error) {
 // makeNetwork gives a network an empty map of a size, in place of what it has.
 // Callers hold netMu.
 func (s *Set) makeNetwork(v overlay.VNI, size uint32, fill func(*ebpf.Map) error) error {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "cv_network", Type: ebpf.Hash, KeySize: 24, ValueSize: 1, MaxEntries: size, Flags: unix.BPF_F_NO_PREALLOC})
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "cv_network", Type: ebpf.Hash, KeySize: 24, ValueSize: 8, MaxEntries: size, Flags: unix.BPF_F_NO_PREALLOC})
 	if err != nil {
 		return fmt.Errorf("make map of network %d: %w", v, err)
 	}
@@ -161,14 +163,14 @@ func (s *Set) grow(v overlay.VNI, n *network, more int) error {
 	}
 	return s.makeNetwork(v, size, func(m *ebpf.Map) error {
 		var keys []networkKey
-		err := each(n.Map, func(k networkKey, _ uint8) { keys = append(keys, k) })
-		put(m, keys, make([]uint8, len(keys)), func(_ int, e error) { err = errors.Join(err, e) })
+		err := each(n.Map, func(k networkKey, _ networkVal) { keys = append(keys, k) })
+		put(m, keys, make([]networkVal, len(keys)), func(_ int, e error) { err = errors.Join(err, e) })
 		return err
 	})
 }
 
 // writeNetwork writes rows of one network, in a larger map if they need it.
-func (s *Set) writeNetwork(v overlay.VNI, h *halves[networkKey, uint8], errs []error) {
+func (s *Set) writeNetwork(v overlay.VNI, h *halves[networkKey, networkVal], errs []error) {
 	s.netMu.Lock()
 	defer s.netMu.Unlock()
 	all := func(err error) {
@@ -188,7 +190,7 @@ func (s *Set) writeNetwork(v overlay.VNI, h *halves[networkKey, uint8], errs []e
 			return
 		}
 		if again { // what was deleted is, and what was refused may pass now
-			h[1] = group[networkKey, uint8]{}
+			h[1] = group[networkKey, networkVal]{}
 		}
 		all(nil)
 		h.write(n.Map, errs)
@@ -273,6 +275,8 @@ func (s *Set) dropDevice(device int32) error {
 }
 
 func (s *Set) dropRelays(device int32) error {
+	s.portMu.Lock()
+	defer s.portMu.Unlock()
 	var old []relayKey
 	err := each(s.objects.CvRelay, func(r relayKey, _ uint8) {
 		if r.Device == uint32(device) {
@@ -280,7 +284,7 @@ func (s *Set) dropRelays(device int32) error {
 		}
 	})
 	remove(s.objects.CvRelay, old, func(_ int, e error) { err = errors.Join(err, ignoreAbsent(e)) })
-	return err
+	return errors.Join(err, s.endRelaying())
 }
 
 // Network is the network that a device was registered for.

@@ -1,14 +1,10 @@
 // What a guest sends out of its network: by way of the router, and by no other.
 
 // network_of is the rows of a port's network; NULL if it has none.
-static __always_inline void *network_of(__u32 port)
+static __always_inline void *network_of(const struct port_conf *p)
 {
-	struct port_state *st = state(port);
-	__u32 vni;
+	__u32 vni = p->vni;
 
-	if (!st)
-		return NULL;
-	vni = st->vni;
 	return bpf_map_lookup_elem(&cv_networks, &vni);
 }
 
@@ -61,14 +57,14 @@ struct hop4 {
 static __always_inline bool sends_on(struct __sk_buff *skb, const struct facts *f, void *network)
 {
 	const __u32 ip = ETH_HLEN;
-	struct hop4 h, less;
+	struct hop4 h ALIGNED, less;
 	struct in6 dst;
 	__u8 limit;
 
 	if (f->l3 != ip || skb->vlan_present)
 		return false;
 	if (f->type == ETH_P_IP) {
-		if (bpf_skb_load_bytes(skb, ip + 8, &h, sizeof(h)))
+		if (!load(skb, ip + 8, &h, sizeof(h)))
 			return false;
 		mapped4(&dst, h.dst);
 		if (h.ttl <= 1 || !reaches(network, &dst))
@@ -79,7 +75,7 @@ static __always_inline bool sends_on(struct __sk_buff *skb, const struct facts *
 		       !bpf_skb_store_bytes(skb, ip + 8, &less.ttl, 1, 0);
 	}
 	// From a link-local address nothing leaves its network (RFC 4291 section 2.5.6).
-	if (bpf_skb_load_bytes(skb, ip + 7, &limit, 1) || bpf_skb_load_bytes(skb, ip + 24, &dst, sizeof(dst)) || limit <= 1 ||
+	if (!load(skb, ip + 7, &limit, 1) || !load(skb, ip + 24, &dst, sizeof(dst)) || limit <= 1 ||
 	    is_linklocal(&f->src) || !reaches(network, &dst))
 		return false;
 	limit--;
@@ -88,10 +84,11 @@ static __always_inline bool sends_on(struct __sk_buff *skb, const struct facts *
 
 // route is the verdict on a frame of a port from which packets are routed.
 // router is set if the frame is a packet that the agent is to answer.
-static __always_inline int route(struct __sk_buff *skb, __u32 port, const struct facts *f, bool *router)
+static __always_inline int route(struct __sk_buff *skb, __u32 port, const struct port_conf *p, const struct facts *f,
+				 bool *router)
 {
 	bool packet = is_router(f->mac_dst) && (f->type == ETH_P_IP || f->type == ETH_P_IPV6);
-	void *network = network_of(port);
+	void *network = network_of(p);
 
 	if (network) {
 		if (asks_out(skb, f, network))

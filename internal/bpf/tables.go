@@ -37,11 +37,15 @@ func (h *halves[K, V]) add(k K, v V, i int, del bool) {
 	g.keys, g.values, g.at = append(g.keys, k), append(g.values, v), append(g.at, i)
 }
 
+// failed notes the error of an entry.
+func (g *group[K, V]) failed(errs []error) func(int, error) {
+	return func(i int, err error) { errs[g.at[i]] = err }
+}
+
 // write carries out both halves.
 func (h *halves[K, V]) write(m *ebpf.Map, errs []error) {
-	failed := func(at []int) func(int, error) { return func(i int, err error) { errs[at[i]] = err } }
-	put(m, h[0].keys, h[0].values, failed(h[0].at))
-	remove(m, h[1].keys, failed(h[1].at))
+	put(m, h[0].keys, h[0].values, h[0].failed(errs))
+	remove(m, h[1].keys, h[1].failed(errs))
 }
 
 // Write carries out changes, in any order, and returns the error of each. No
@@ -52,7 +56,7 @@ func (s *Set) Write(changes []Change) []error {
 	var ports halves[uint32, portConf]
 	var owned halves[ownKey, uint8]
 	var relays halves[relayKey, uint8]
-	nets := map[overlay.VNI]*halves[networkKey, uint8]{}
+	nets := map[overlay.VNI]*halves[networkKey, networkVal]{}
 	for i, c := range changes {
 		switch k := c.Row.Key; k.Table {
 		case hoststate.TablePort:
@@ -63,16 +67,15 @@ func (s *Set) Write(changes []Change) []error {
 			relays.add(relayKey{Device: uint32(c.Device), MAC: k.MAC}, 0, i, c.Delete)
 		case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach:
 			if nets[k.VNI] == nil {
-				nets[k.VNI] = &halves[networkKey, uint8]{}
+				nets[k.VNI] = &halves[networkKey, networkVal]{}
 			}
-			nets[k.VNI].add(networkKeyOf(k), 0, i, c.Delete)
+			nets[k.VNI].add(networkKeyOf(k), networkVal{}, i, c.Delete)
 		default:
 			errs[i] = fmt.Errorf("table %s: %w", k.Table, unix.EINVAL)
 		}
 	}
-	ports.write(s.objects.CvPorts, errs)
-	owned.write(s.objects.CvOwn, errs)
-	relays.write(s.objects.CvRelay, errs)
+	s.writePorts(&ports, &owned, errs)
+	s.writeRelays(&relays, errs)
 	for v, h := range nets {
 		s.writeNetwork(v, h, errs)
 	}
@@ -123,7 +126,7 @@ func (s *Set) row(k hoststate.Key, device int32, n *network) (v hoststate.Val, o
 		_, ok, err = get[relayKey, uint8](s.objects.CvRelay, relayKey{Device: uint32(device), MAC: k.MAC})
 	case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach:
 		if n != nil {
-			_, ok, err = get[networkKey, uint8](n.Map, networkKeyOf(k))
+			_, ok, err = get[networkKey, networkVal](n.Map, networkKeyOf(k))
 		}
 	}
 	return v, ok, err
@@ -143,7 +146,7 @@ func (s *Set) NetworkRows(v overlay.VNI, device int32, f func(hoststate.Row)) er
 	s.netMu.Lock()
 	n, err := s.network(v)
 	if n != nil {
-		err = each(n.Map, func(k networkKey, _ uint8) { f(hoststate.Row{Key: k.key(v)}) })
+		err = each(n.Map, func(k networkKey, _ networkVal) { f(hoststate.Row{Key: k.key(v)}) })
 	}
 	s.netMu.Unlock()
 	if err != nil {
