@@ -4,13 +4,26 @@
 #define AF_INET6 10
 #define VXLAN_I 0x08 // RFC 7348 section 5
 
-// outer is what counts of the headers outside.
-struct outer {
-	struct in6 src, dst;
-	__u32 udp; // offset from the network header
-	__u8 family;
-	bool first_fragment;
+// tunnel is the UDP and VXLAN headers and the inner Ethernet header.
+struct tunnel {
+	__be16 udp[4];
+	__u8 flags, reserved1[3], vni[3], reserved2;
+	__u8 mac_dst[ETH_ALEN], mac_src[ETH_ALEN], type[2];
 };
+
+// outer is the headers outside, in one piece so that one call reads them, and
+// what counts of them.
+struct outer {
+	__u8 ip[40] ALIGNED; // an IPv4 header without options takes the last 20
+	struct tunnel t;
+	bool whole;          // t is what follows a header of that length
+	bool first_fragment;
+	__u8 family;
+	__u32 udp;           // offset from the network header
+	struct in6 src;
+};
+
+#define IP4 20 // where an IPv4 header begins in outer.ip, and its length
 
 // routed says whether this host only routes a datagram on: then it is none of
 // our business. It is asked before a drop, never on the way of good frames.
@@ -20,11 +33,11 @@ static __always_inline bool routed(struct __sk_buff *skb, const struct outer *o)
 	long way;
 
 	if (o->family == AF_INET) {
-		__builtin_memcpy(&p.ipv4_src, &o->src.b[12], 4);
-		__builtin_memcpy(&p.ipv4_dst, &o->dst.b[12], 4);
+		__builtin_memcpy(&p.ipv4_src, &o->ip[IP4 + 12], 4);
+		__builtin_memcpy(&p.ipv4_dst, &o->ip[IP4 + 16], 4);
 	} else {
-		__builtin_memcpy(p.ipv6_src, &o->src, sizeof(o->src));
-		__builtin_memcpy(p.ipv6_dst, &o->dst, sizeof(o->dst));
+		__builtin_memcpy(p.ipv6_src, &o->ip[8], sizeof(o->src));
+		__builtin_memcpy(p.ipv6_dst, &o->ip[24], sizeof(o->src));
 	}
 	way = bpf_fib_lookup(skb, &p, sizeof(p), 0);
 	return way == BPF_FIB_LKUP_RET_SUCCESS || way == BPF_FIB_LKUP_RET_UNSUPP_LWT || way == BPF_FIB_LKUP_RET_NO_NEIGH ||
@@ -43,58 +56,61 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct outer *o, 
 	return TC_ACT_SHOT;
 }
 
+// load_outer reads a network header and, unless the frame is too short for it,
+// what follows. Not every device's frames have an Ethernet header, so that where
+// in memory the network header is cannot be told without a call.
+static __always_inline bool load_outer(struct __sk_buff *skb, struct outer *o, __u8 *ip, __u32 len)
+{
+	o->whole = skb->len >= ETH_HLEN + len + sizeof(o->t) &&
+		   !bpf_skb_load_bytes_relative(skb, 0, ip, len + sizeof(o->t), BPF_HDR_START_NET);
+	return o->whole || !bpf_skb_load_bytes_relative(skb, 0, ip, len, BPF_HDR_START_NET);
+}
+
 // verdicts of find_udp
 enum { OTHER, FOUND, HIDDEN };
 
 // find_udp finds the UDP header. HIDDEN: nobody can tell whether it is one.
 static __always_inline int find_udp(struct __sk_buff *skb, struct outer *o)
 {
-	__u8 ip[40];
-	struct walk w = { .at = 40 };
+	__u8 *ip = o->ip;
+	struct walk w = { .at = sizeof(o->ip) };
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes_relative(skb, 0, ip, 20, BPF_HDR_START_NET) || (ip[0] & 15) < 5 || ip[9] != IPPROTO_UDP)
+		ip += IP4;
+		if (!load_outer(skb, o, ip, IP4) || (ip[0] & 15) < 5 || ip[9] != IPPROTO_UDP)
 			return OTHER;
 		if ((ip[6] << 8 | ip[7]) & 0x1fff)
 			return OTHER; // a later fragment, worth nothing without the first
 		o->first_fragment = ip[6] & 0x20;
 		o->family = AF_INET;
 		o->udp = (ip[0] & 15) * 4;
+		o->whole = o->whole && o->udp == IP4;
 		mapped4(&o->src, &ip[12]);
-		mapped4(&o->dst, &ip[16]);
 		return FOUND;
 	}
-	if (bpf_skb_load_bytes_relative(skb, 0, ip, 40, BPF_HDR_START_NET))
+	if (!load_outer(skb, o, ip, sizeof(o->ip)))
 		return OTHER;
 	w.proto = ip[6];
 	walk6(skb, 0, BPF_HDR_START_NET, &w);
 	o->family = AF_INET6;
 	o->first_fragment = w.first_fragment;
 	o->udp = w.at;
+	o->whole = o->whole && o->udp == sizeof(o->ip);
 	__builtin_memcpy(&o->src, &ip[8], sizeof(o->src));
-	__builtin_memcpy(&o->dst, &ip[24], sizeof(o->dst));
 	if (w.unknown || (w.cut && w.first_fragment))
 		return HIDDEN;
 	return !w.cut && !w.later_fragment && w.proto == IPPROTO_UDP ? FOUND : OTHER;
 }
-
-// tunnel is the UDP and VXLAN headers and the inner Ethernet header.
-struct tunnel {
-	__be16 udp[4];
-	__u8 flags, reserved1[3], vni[3], reserved2;
-	__u8 mac_dst[ETH_ALEN], mac_src[ETH_ALEN], type[2];
-};
 
 SEC("tc")
 int cv_underlay(struct __sk_buff *skb)
 {
 	struct config *c = config();
 	struct network_key k = {};
-	struct outer o = {};
-	struct tunnel t;
+	struct outer o;
+	struct tunnel *t = &o.t;
 	__u32 vni, mac;
 	void *network;
-	bool whole;
 
 	// A VLAN's device has the program too, and only it knows whose the VLAN is.
 	if (!c || skb->vlan_present ||
@@ -106,28 +122,28 @@ int cv_underlay(struct __sk_buff *skb)
 	case HIDDEN:
 		return refuse(skb, &o, FRAGMENT);
 	}
-	whole = !bpf_skb_load_bytes_relative(skb, o.udp, &t, sizeof(t), BPF_HDR_START_NET);
-	if (!whole && bpf_skb_load_bytes_relative(skb, o.udp, t.udp, sizeof(t.udp), BPF_HDR_START_NET))
+	o.whole = o.whole || !bpf_skb_load_bytes_relative(skb, o.udp, t, sizeof(*t), BPF_HDR_START_NET);
+	if (!o.whole && bpf_skb_load_bytes_relative(skb, o.udp, t->udp, sizeof(t->udp), BPF_HDR_START_NET))
 		return o.first_fragment ? refuse(skb, &o, FRAGMENT) : NEXT;
-	if (bpf_ntohs(t.udp[1]) != c->udp_port)
+	if (bpf_ntohs(t->udp[1]) != c->udp_port)
 		return NEXT;
 	if (!bpf_map_lookup_elem(&cv_vteps, &o.src))
 		return refuse(skb, &o, UNKNOWN_VTEP);
-	if (!whole)
+	if (!o.whole)
 		return refuse(skb, &o, o.first_fragment ? FRAGMENT : MALFORMED);
-	mac = t.mac_src[0] | t.mac_src[1] | t.mac_src[2] | t.mac_src[3] | t.mac_src[4] | t.mac_src[5];
-	if (!(t.flags & VXLAN_I) || !mac || (t.mac_src[0] & 1))
+	mac = t->mac_src[0] | t->mac_src[1] | t->mac_src[2] | t->mac_src[3] | t->mac_src[4] | t->mac_src[5];
+	if (!(t->flags & VXLAN_I) || !mac || (t->mac_src[0] & 1))
 		return refuse(skb, &o, MALFORMED);
-	vni = t.vni[0] << 16 | t.vni[1] << 8 | t.vni[2];
+	vni = t->vni[0] << 16 | t->vni[1] << 8 | t->vni[2];
 	network = bpf_map_lookup_elem(&cv_networks, &vni);
 	if (!network)
 		return refuse(skb, &o, UNSERVED_VNI);
 	__builtin_memcpy(k.ip, &o.src, sizeof(k.ip));
-	__builtin_memcpy(k.mac, t.mac_src, ETH_ALEN);
+	__builtin_memcpy(k.mac, t->mac_src, ETH_ALEN);
 	k.kind = SOURCE;
 	if (bpf_map_lookup_elem(network, &k))
 		return NEXT;
-	__builtin_memcpy(k.mac, t.mac_dst, ETH_ALEN);
+	__builtin_memcpy(k.mac, t->mac_dst, ETH_ALEN);
 	k.kind = RELAYED;
 	if (bpf_map_lookup_elem(network, &k))
 		return NEXT;
