@@ -41,6 +41,8 @@ type guest struct {
 	unsure uint64
 	// lived: a frame of it came after the newest word of its hypervisor.
 	lived bool
+	// landed: its binding came to this host while its hypervisor awaited it here.
+	landed bool
 
 	claim   uint64 // under way; 0 if none
 	claimed bool   // accepted in this session
@@ -120,6 +122,7 @@ func (c *Core) housed(n *network, mac overlay.MAC) {
 	for _, t := range n.taps { // order-free: each by itself
 		if g := t.declared; g != nil && g.mac == mac {
 			g.left = n.guests[mac] != g
+			g.landed = t.nic.State == hoststate.NICIncoming
 		}
 	}
 }
@@ -163,9 +166,11 @@ func (g *guest) leaves(e *endpoint) bool {
 // returns reports whether the guest is awaited here though it is bound to this
 // host: it went to one that expected it, no manager was there to say so, and it
 // is to come back. Until it does it is reached where it went, as before its
-// device came: that would hold, and drop, what is for the guest meanwhile.
+// device came: that would hold, and drop, what is for the guest meanwhile. One
+// that was awaited when its binding came is on its way here for the first time,
+// whoever else expects it.
 func (g *guest) returns(self overlay.UID, e *endpoint) bool {
-	return g.tap.nic.State == hoststate.NICIncoming && !g.lived && e.rec != nil && !e.gone && e.rec.Host == self && len(e.rec.Pre) > 0
+	return g.tap.nic.State == hoststate.NICIncoming && !g.lived && !g.landed && e.rec != nil && !e.gone && e.rec.Host == self && len(e.rec.Pre) > 0
 }
 
 // away reports whether the guest is not behind its device, whose it is by its
@@ -411,7 +416,7 @@ func (c *Core) nicChanged(said hoststate.NIC, answer bool) {
 			if was != x.State {
 				t.said = c.now
 				for _, g := range t.guests() {
-					g.lived = false
+					g.lived, g.landed = false, false
 				}
 			}
 			t.word = x.State == hoststate.NICRunning && (t.word || was != x.State)

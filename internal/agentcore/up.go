@@ -258,7 +258,8 @@ func (c *Core) mayClaim(n *network, g *guest) bool {
 }
 
 // mayExpect decides whether the manager is to be told that a guest is expected
-// here: its device is there and named, and it runs elsewhere still.
+// here: its device is there and named, and it runs elsewhere still. Where it was
+// stopped to go elsewhere it is not, though its device comes up again.
 func (c *Core) mayExpect(n *network, g *guest) bool {
 	e := n.eps[g.mac]
 	if c.waits(n, g, e) || e.gone || e.rec == nil || g.owns(c.cfg.Self, e) {
@@ -267,7 +268,7 @@ func (c *Core) mayExpect(n *network, g *guest) bool {
 	if n.pre[g.mac] {
 		return !g.expected // each session begins by saying all that is here
 	}
-	if g.evidence < overlay.EvidenceDevice {
+	if g.evidence < overlay.EvidenceDevice || g.tap.nic.State == hoststate.NICLeaving {
 		return false
 	}
 	incoming := g.tap.nic.State == hoststate.NICIncoming || g.tap.nic.State == hoststate.NICPaused
