@@ -140,21 +140,21 @@ func (g *guest) owns(self overlay.UID, e *endpoint) bool {
 // against it: the place is the same and only who expects it has changed, or the
 // change is what came of our own, older withdrawal. was is the record before.
 func (g *guest) follow(self overlay.UID, was, e *endpoint) {
+	back := g.back
+	g.back = false // whatever becomes of a withdrawal that was based on the record before is known with this one
 	switch {
 	case e.gone:
 	case was.rec != nil && !was.gone && was.rec.Host == e.rec.Host:
 		if g.arrived && !g.base.Less(was.rev) {
 			g.base = e.rev
 		}
-		return
 	case (was.rec == nil || was.gone) && g.arrived && !g.base.Less(was.rev) && g.tap.nic.State == hoststate.NICRunning && e.rec.Evidence < overlay.EvidenceHypervisor:
 		// Nobody had it, and a device elsewhere was faster: it says less than
 		// the hypervisor here, by whose word the guest runs.
 		g.base, g.claimed, g.waitFor, g.retryAt = e.rev, false, overlay.Rev{}, 0
-	case g.back && e.rec.From == self:
+	case back && e.rec.From == self:
 		g.arrived, g.base, g.claimed, g.waitFor, g.retryAt = true, e.rev, false, overlay.Rev{}, 0
 	}
-	g.back = false
 }
 
 // leaves reports whether the guest was stopped here to go on at a host that

@@ -49,3 +49,26 @@ func TestAGuestThatArrivesDoesNotReturn(t *testing.T) {
 		t.Errorf("the guest's state is %s, want arriving", got)
 	}
 }
+
+// A guest came back while its withdrawal was under way, and another host came to
+// expect it before the manager saw that: the withdrawal is void, and what moves
+// the guest later is no consequence of it.
+func TestAVoidWithdrawalExplainsNothing(t *testing.T) {
+	t.Parallel()
+	r := serving(t)
+	r.accept(1, "at h1 p1 "+mac1+" 10.0.0.1")
+	r.news("n1", "at h1 p1 "+mac1+" 10.0.0.1 pre=h3")
+	r.nic1("tap-p1", hoststate.NICLeaving)
+	r.says("leave 2 "+mac1+" base 11 none", "ack 11")
+	r.now++
+	r.nic1("tap-p1", hoststate.NICRunning)
+	r.news("n1", "at h1 p1 "+mac1+" 10.0.0.1 pre=h3,h2")
+	r.step(Answered{ID: 2, Binding: overlay.Rev{Epoch: 1, N: 12}, Reason: "a newer binding stands"})
+	r.ups()
+	r.now++
+	r.news("n1", "at h3 p1 "+mac1+" 10.0.0.1 from=h1")
+	if s := r.dump(); !strings.Contains(s, "relay 10 "+mac1) {
+		t.Errorf("the kernel holds\n%s\nwant the guest sent after", s)
+	}
+	r.says("ack 13")
+}
