@@ -7,6 +7,7 @@ import (
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
+	"culvert/internal/packet"
 )
 
 const (
@@ -445,4 +446,19 @@ func TestNothingGoesWhileDevicesAreBusy(t *testing.T) {
 	if got := r.dump(); got != before {
 		t.Errorf("the kernel holds\n%s\nand held\n%s", got, before)
 	}
+}
+
+// A device without a name speaks once, and before it is known which ports there
+// are.
+func TestADeviceIsNamedByAFrameFromBeforeTheLog(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10")
+	device := r.m.Plug("tap-x", 10, "")
+	r.settle()
+	r.step(Heard{Port: device, Fact: packet.Fact{Src: mac(mac1)}, At: r.now})
+	r.connect()
+	r.says("add n1 from 0")
+	r.log("n1", "port p1 "+mac1)
+	r.says("claim 1 "+mac1+" base 6 frame", "inventory ends", "ack 6")
 }

@@ -222,8 +222,8 @@ func (c *Core) heard(e Heard) {
 	if t.empty && !e.ToGuest && e.At > t.emptyAt {
 		c.emptied(n, t, false)
 	}
-	if t.declared == nil && n.log.complete && !e.ToGuest {
-		if _, ok := n.byMAC[src]; ok {
+	if t.declared == nil && !e.ToGuest {
+		if _, ok := n.byMAC[src]; ok || !n.log.complete { // which MACs are declared is not known yet
 			t.seen = src
 			c.identify(n, t)
 		}

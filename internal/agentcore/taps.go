@@ -20,7 +20,7 @@ type tap struct {
 	apart   bool // flood and IPv6 are off: it was made a port of ours, claimed or not
 	guarded bool
 
-	seen overlay.MAC   // a declared MAC that was heard on it
+	seen overlay.MAC   // a MAC that was heard on it and is declared, or may be
 	nic  hoststate.NIC // what the hypervisor says of it; the zero one: nothing
 
 	// came: it began to pass frames while this agent ran. A device that was

@@ -99,16 +99,13 @@ func (v *vm) frame(named bool) {
 	if !ok || !bridged || l.State != hoststate.StateForwarding {
 		return
 	}
-	if x.spoke < x.since {
-		x.spoke = v.w.now
-	}
 	row, has := h.kernel.Row(hoststate.Key{Table: hoststate.TablePort, Port: l.Index})
 	if l.Guarded && (named || !has || row.Flags&hoststate.Watch != 0) {
 		f := packet.Fact{Src: x.mac}
 		if named {
 			f.Kind, f.MAC = packet.RARPAnnouncement, x.mac
 		}
-		h.shown(agentcore.Heard{Port: l.Index, Fact: f, At: agentcore.Time(v.w.now)})
+		h.shown(x, agentcore.Heard{Port: l.Index, Fact: f, At: agentcore.Time(v.w.now)})
 	}
 	if !l.Learns || l.Guarded && row.Flags&hoststate.Open == 0 {
 		return
@@ -121,8 +118,8 @@ func (v *vm) frame(named bool) {
 	})
 }
 
-// shown hands a frame up to the agent, unless it dies before it looks.
-func (h *host) shown(e agentcore.Heard) {
+// shown hands a frame of a device up to the agent, unless it dies before it looks.
+func (h *host) shown(x *nic, e agentcore.Heard) {
 	w := h.w
 	if !h.up || w.hit(HeardLost, 0.2) {
 		return
@@ -133,6 +130,9 @@ func (h *host) shown(e agentcore.Heard) {
 	}
 	show := func() {
 		w.log("%s is shown a frame of %v on if%d, sent at %d", h.name, e.Fact.Src, e.Port, int64(e.At))
+		if x.spoke < x.since && h.core.Looked() {
+			x.spoke = w.now
+		}
 		h.step(e)
 	}
 	h.mine(d, show)

@@ -88,6 +88,11 @@ func (h *host) startAgent() {
 		h.seen.items(h, it, f.covers)
 		h.core.Step(agentcore.Time(w.now), coreItems(it))
 	}
+	for _, x := range w.nics {
+		if !h.pins(x) { // what a former agent was shown is known by the entry that it wrote
+			x.spoke = min(x.spoke, x.since-1)
+		}
+	}
 	h.kernel.Doorbells()
 	h.core.Step(agentcore.Time(w.now), agentcore.Bell{Doorbell: hoststate.Doorbell{Overflow: true}})
 	h.list(w.between(milli, 300*milli))

@@ -26,7 +26,7 @@ type nic struct {
 	vm     *vm
 	state  hoststate.NICState // as its hypervisor says, if one does
 	ran    int64              // when the guest was last known to run behind it; 0: never
-	spoke  int64              // when the guest spoke there first since it was plugged in; older: it has not
+	spoke  int64              // when an agent was first shown a frame of it since it was plugged in; older: none was
 }
 
 // departure is when a VM left a host. Its rows are not at once what they are
@@ -95,6 +95,18 @@ func (x *nic) named() (since int64, ok bool) {
 		return max(x.since, x.host.started), true
 	}
 	return max(x.spoke, x.host.started), x.spoke >= x.since
+}
+
+// pins reports whether the kernel's entry for the MAC of a device names it, or it
+// is another host's.
+func (h *host) pins(x *nic) bool {
+	l, ok := h.kernel.Link(x.name)
+	b, bridged := h.kernel.LinkAt(l.Master)
+	if x.host != h || !ok || !bridged {
+		return x.host != h
+	}
+	row, ok := h.kernel.Row(hoststate.Key{Table: hoststate.TableMaster, VNI: b.VNI, MAC: x.mac})
+	return ok && row.Port == l.Index && row.Flags&hoststate.Sticky != 0
 }
 
 // served reports whether a port of the network has been declared, as it is now,
