@@ -89,8 +89,8 @@ func (h *host) startAgent() {
 		h.core.Step(agentcore.Time(w.now), coreItems(it))
 	}
 	for _, x := range w.nics {
-		if !h.pins(x) { // what a former agent was shown is known by the entry that it wrote
-			x.spoke = min(x.spoke, x.since-1)
+		if x.host == h && !h.pins(x) {
+			x.spoke, x.forgot = min(x.spoke, x.since-1), w.now
 		}
 	}
 	h.kernel.Doorbells()

@@ -27,6 +27,7 @@ type nic struct {
 	state  hoststate.NICState // as its hypervisor says, if one does
 	ran    int64              // when the guest was last known to run behind it; 0: never
 	spoke  int64              // when an agent was first shown a frame of it since it was plugged in; older: none was
+	forgot int64              // when an agent started that had no entry to know it by
 }
 
 // departure is when a VM left a host. Its rows are not at once what they are
@@ -85,28 +86,24 @@ func (w *world) portsOf(network overlay.UID) []*overlay.Port {
 }
 
 // named is since when it can be known which port a device is: by its alias, by
-// what its hypervisor tells each agent that starts, or else by what the guest
-// behind it says. ok is false if that has been silent.
+// what its hypervisor tells, by what the guest behind it says, and after a start
+// of the agent by the entry that a former one wrote. ok is false if it cannot.
 func (x *nic) named() (since int64, ok bool) {
 	switch {
 	case x.tenant != "":
 		return x.since, true
 	case x.vm.managed:
-		return max(x.since, x.host.started), true
+		return max(x.since, x.forgot), true
 	}
-	return max(x.spoke, x.host.started), x.spoke >= x.since
+	return max(x.spoke, x.forgot), x.spoke >= x.since
 }
 
-// pins reports whether the kernel's entry for the MAC of a device names it, or it
-// is another host's.
+// pins reports whether a kernel's entry for the MAC of a device names it.
 func (h *host) pins(x *nic) bool {
-	l, ok := h.kernel.Link(x.name)
-	b, bridged := h.kernel.LinkAt(l.Master)
-	if x.host != h || !ok || !bridged {
-		return x.host != h
-	}
-	row, ok := h.kernel.Row(hoststate.Key{Table: hoststate.TableMaster, VNI: b.VNI, MAC: x.mac})
-	return ok && row.Port == l.Index && row.Flags&hoststate.Sticky != 0
+	l, _ := h.kernel.Link(x.name)
+	b, ok := h.kernel.LinkAt(l.Master)
+	row, has := h.kernel.Row(hoststate.Key{Table: hoststate.TableMaster, VNI: b.VNI, MAC: x.mac})
+	return ok && has && row.Port == l.Index && row.Flags&hoststate.Sticky != 0
 }
 
 // served reports whether a port of the network has been declared, as it is now,
