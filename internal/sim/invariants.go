@@ -403,7 +403,7 @@ func (w *world) checkWithdrawal(was, is value, with []encoded) {
 		}
 	}
 	for _, x := range w.nics {
-		if x.host.uid != e.Host || !x.settled(10*second) || x.host.troubled > w.now || w.only(e.Network, e.Port) != x.vm || x.host.hadDouble(x, was.moved) {
+		if x.host.uid != e.Host || !x.settled(10*second) || x.host.troubled > w.now || x.host.hadDouble(x, was.moved) {
 			continue
 		}
 		if n, p := w.portOf(x); p != nil && n.UID == e.Network && p.UID == e.Port && !n.Blocked && w.store.values[overlay.KeyOf(p)].at+10*second <= w.now {

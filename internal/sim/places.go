@@ -95,9 +95,6 @@ func (h *host) checkClaim(c agentcore.Claim) {
 	if _, relays := h.kernel.Row(hoststate.Key{Table: hoststate.TableRelay, VNI: n.VNI, MAC: c.MAC}); relays {
 		return
 	}
-	if slices.ContainsFunc(h.left, func(d departure) bool { return d.nic.mac == c.MAC && d.at+second > w.now }) {
-		return // so does its entry, with it
-	}
 	for _, x := range w.nics { // one that came a moment ago explains it
 		if on, _ := w.portOf(x); x.host == h && x.mac == c.MAC && x.since+second < w.now && on != nil && on.UID == c.Network {
 			w.fail("%s claims %s, and its kernel has %v and %v", h.name, c.MAC, row, pass)
