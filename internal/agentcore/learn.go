@@ -211,14 +211,23 @@ func (c *Core) forgetLearned(n *network) {
 	for _, idx := range sortedTaps(n.taps) {
 		t := n.taps[idx]
 		t.denied = nil
-		for _, mac := range sortedMACs(t.learned) {
-			if t.learned[mac].port.IsZero() {
-				t.groups = nil
-				c.unshown(t.learned[mac])
-				delete(t.learned, mac)
-				c.place(n, mac)
-			}
+		if c.unlearn(n, t) {
+			t.groups = nil
 		}
 		c.member(n, t)
 	}
+}
+
+// unlearn drops what was learned behind one device, and reports whether there
+// was anything.
+func (c *Core) unlearn(n *network, t *tap) (any bool) {
+	for _, mac := range sortedMACs(t.learned) {
+		if t.learned[mac].port.IsZero() {
+			any = true
+			c.unshown(t.learned[mac])
+			delete(t.learned, mac)
+			c.place(n, mac)
+		}
+	}
+	return any
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
 	"culvert/internal/packet"
 )
@@ -255,5 +256,40 @@ func TestWhatMovesHereKeepsItsAddresses(t *testing.T) {
 	u := r.c.NextUp()
 	if len(u.Claims) != 1 || len(u.Claims[0].Addresses) != 1 {
 		t.Errorf("told %+v, want a claim with the address that it had", u)
+	}
+}
+
+// A device that becomes a port has what that declares, and nothing else that was
+// learned behind it.
+func TestAPortForgetsWhatItsDeviceWas(t *testing.T) {
+	t.Parallel()
+	r := learning(t, "learn")
+	r.hears(packet.ARPAnnouncement, mac1, "10.0.0.9")
+	r.says("claim 1 " + mac1 + " base 6 arp")
+	r.accept(1, "at h1 - "+mac1+" 10.0.0.9")
+	r.ups()
+	r.m.SetAlias("tap-x", hoststate.PortAlias("default", "p2"))
+	r.settle()
+	if s := r.dump(); strings.Contains(s, mac1) || !strings.Contains(s, "master 10 "+mac2+" dev tap-x") {
+		t.Errorf("the kernel holds\n%s\nwant port p2 behind the device, and nothing else", s)
+	}
+	r.says("claim 2 "+mac2+" base 7 device", "leave 3 "+mac1+" base 7 none")
+	r.hears(packet.ARPAnnouncement, mac1, "10.0.0.9")
+	r.says()
+}
+
+// What a guest says while a claim of it is under way is claimed next, whichever
+// of the answer and the log comes first.
+func TestWhatIsHeardDuringAClaimIsClaimed(t *testing.T) {
+	t.Parallel()
+	r := learning(t, "learn")
+	r.hears(packet.ARPAnnouncement, mac1, "10.0.0.9")
+	r.says("claim 1 " + mac1 + " base 6 arp")
+	r.hears(packet.ARPAnnouncement, mac1, "10.0.0.10")
+	r.news("n1", "at h1 - "+mac1+" 10.0.0.9")
+	r.step(Answered{ID: 1, Accepted: true, Binding: overlay.Rev{Epoch: 1, N: 7}})
+	u := r.c.NextUp()
+	if len(u.Claims) != 1 || len(u.Claims[0].Addresses) != 2 {
+		t.Errorf("told %+v, want a claim of both addresses", u)
 	}
 }

@@ -185,6 +185,7 @@ func (c *Core) identify(n *network, t *tap) {
 	t.keepGroups(mac)
 	t.denied = nil
 	if !port.IsZero() {
+		c.unlearn(n, t) // a port is what it declares
 		t.declared = &guest{tap: t, mac: mac, port: port, evidence: ev}
 		c.place(n, mac)
 		if t.came && !t.pending {

@@ -2,6 +2,7 @@ package agentcore
 
 import (
 	"net/netip"
+	"slices"
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
@@ -66,6 +67,7 @@ type claimRef struct {
 	net   overlay.UID
 	mac   overlay.MAC
 	guest *guest // nil with leave
+	addrs []netip.Addr
 	leave bool
 	pre   bool
 }
@@ -222,7 +224,7 @@ func (c *Core) claimNet(n *network, u *Up) {
 func (c *Core) claim(n *network, g *guest, u *Up, cl Claim) {
 	c.nextID++
 	g.claim = c.nextID
-	c.claims[g.claim] = claimRef{net: n.uid, mac: g.mac, guest: g, pre: cl.Pre}
+	c.claims[g.claim] = claimRef{net: n.uid, mac: g.mac, guest: g, addrs: cl.Addresses, pre: cl.Pre}
 	n.claiming++
 	cl.ID, cl.Network, cl.MAC, cl.Port = g.claim, n.uid, g.mac, g.port
 	if !cl.Pre {
@@ -346,6 +348,9 @@ func (c *Core) answered(e Answered) {
 	case e.Accepted:
 		c.unbar(g)
 		g.claimed, g.back, g.unsure, g.refusal = true, false, 0, e.Reason // some of its addresses may have been refused
+		if g.port.IsZero() && !slices.Equal(ref.addrs, g.addrs) {
+			g.claimed = false // others were heard meanwhile
+		}
 		if g.refused = e.Refused; len(g.refused) > 0 {
 			g.recheckAt = c.now + recheck
 			c.alarmAt(g.recheckAt)
