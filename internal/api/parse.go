@@ -219,9 +219,9 @@ func parseNetwork(n *culvertv1.Network) (overlay.Doc, error) {
 	switch s.GetDistribution() {
 	case "", "push":
 	case "on-demand":
-		return overlay.Doc{}, &LaterError{Field: "spec.distribution", Value: "on-demand", Use: "push", With: "tables filled on demand"}
+		d.Network.Distribution = overlay.DistributeOnDemand
 	default:
-		return overlay.Doc{}, &overlay.FieldError{Field: "spec.distribution", Value: s.GetDistribution(), Allowed: "push"}
+		return overlay.Doc{}, &overlay.FieldError{Field: "spec.distribution", Value: s.GetDistribution(), Allowed: "push or on-demand"}
 	}
 	switch s.GetAdmission() {
 	case "", "declared":

@@ -20,7 +20,7 @@ func good() (*culvertv1.Tenant, *culvertv1.Network, *culvertv1.Port) {
 	return &culvertv1.Tenant{ApiVersion: Version, Kind: "Tenant", Metadata: &culvertv1.Metadata{Name: "acme", Labels: map[string]string{"b": "2", "a": "1"}},
 			Spec: &culvertv1.TenantSpec{Quotas: &culvertv1.TenantQuotas{Networks: 5, Ports: 50, AddressesPerPort: 3}}},
 		&culvertv1.Network{ApiVersion: Version, Kind: "Network", Metadata: &culvertv1.Metadata{Name: "blue", Tenant: "acme"},
-			Spec: &culvertv1.NetworkSpec{Vni: 7, Mtu: 1400, Df: "inherit", Flood: "none", Distribution: "push", Admission: "declared", Hosts: []string{"h2", "h1"}, ForeignVteps: []string{"203.0.113.9", "198.51.100.7"}, Domain: "shop",
+			Spec: &culvertv1.NetworkSpec{Vni: 7, Mtu: 1400, Df: "inherit", Flood: "none", Distribution: "on-demand", Admission: "declared", Hosts: []string{"h2", "h1"}, ForeignVteps: []string{"203.0.113.9", "198.51.100.7"}, Domain: "shop",
 				Dhcp: "host", Dns: []string{"fd00:20::2", "10.20.0.2"}, Lease: 600, Routes: []*culvertv1.Route{{Prefix: "0.0.0.0/0", Via: "10.20.0.9"}},
 				Subnets: []*culvertv1.Subnet{{Prefix: "10.20.0.0/24"}, {Prefix: "fd00:20::/64", Gateway: "fd00:20::fe"}}}},
 		&culvertv1.Port{ApiVersion: Version, Kind: "Port", Metadata: &culvertv1.Metadata{Name: "vm1"},
@@ -32,7 +32,7 @@ func TestParseAccepts(t *testing.T) {
 	want := []overlay.Doc{
 		{Kind: overlay.KindTenant, Name: "acme", Labels: []overlay.Label{{Key: "a", Value: "1"}, {Key: "b", Value: "2"}},
 			Quotas: overlay.TenantSpec{MaxNetworks: 5, MaxPorts: 50, MaxPortAddresses: 3}},
-		{Kind: overlay.KindNetwork, Tenant: "acme", Name: "blue", Network: overlay.NetworkSpec{VNI: 7, MTU: 1400, DF: overlay.DFInherit, Flood: overlay.FloodNone, Hosts: []string{"h1", "h2"},
+		{Kind: overlay.KindNetwork, Tenant: "acme", Name: "blue", Network: overlay.NetworkSpec{VNI: 7, MTU: 1400, DF: overlay.DFInherit, Flood: overlay.FloodNone, Distribution: overlay.DistributeOnDemand, Hosts: []string{"h1", "h2"},
 			Foreign: []netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("203.0.113.9")}, Domain: "shop",
 			Tell: overlay.Tell{DNS: []netip.Addr{netip.MustParseAddr("fd00:20::2"), netip.MustParseAddr("10.20.0.2")}, Lease: 600,
 				Routes: []overlay.Route{{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.20.0.9")}}},
@@ -107,7 +107,6 @@ func TestParseRefuses(t *testing.T) {
 		{"spec.flood", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Flood = "HER" }},
 		{"later spec.flood", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Flood = "multicast" }},
 		{"spec.distribution", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Distribution = "pull" }},
-		{"later spec.distribution", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Distribution = "on-demand" }},
 		{"spec.admission", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Admission = "any" }},
 		{"spec.dhcp", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Dhcp = "none" }},
 		{"spec.dhcp", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Admission = "dhcp" }},
@@ -296,7 +295,7 @@ func TestRenderReadsBack(t *testing.T) {
 	rev := overlay.Rev{Epoch: 2, N: 7}
 	nd.Seen, pd.Seen = rev, rev
 	n := &overlay.Network{Meta: overlay.Meta{Name: "blue"}, WantVNI: nd.Network.VNI, VNI: 7, Subnets: nd.Network.Subnets, WantMTU: nd.Network.MTU, MTU: 1400,
-		DF: nd.Network.DF, Flood: nd.Network.Flood, Foreign: nd.Network.Foreign, Hosts: nd.Network.Hosts, Tell: nd.Network.Tell}
+		DF: nd.Network.DF, Flood: nd.Network.Flood, Distribution: nd.Network.Distribution, Foreign: nd.Network.Foreign, Hosts: nd.Network.Hosts, Tell: nd.Network.Tell}
 	p := &overlay.Port{Meta: overlay.Meta{Name: "vm1"}, WantMAC: pd.Port.MAC, MAC: pd.Port.MAC, WantAddresses: pd.Port.Addresses, Addresses: pd.Port.Addresses, VM: pd.Port.VM, Hosts: pd.Port.Hosts, Shared: pd.Port.Shared, AddressCheck: pd.Port.AddressCheck}
 	for _, tt := range []struct {
 		res  *culvertv1.Resource

@@ -229,6 +229,20 @@ func (d *decoder) addr(b []byte, what string, must bool) netip.Addr {
 	return a
 }
 
+// prefix is one without host bits; that of all addresses is one, too.
+func (d *decoder) prefix(b []byte, bits uint32, what string) netip.Prefix {
+	a, ok := netip.AddrFromSlice(b)
+	if !ok || a.Is4In6() || a.IsMulticast() || bits > 128 {
+		d.refuse(what)
+		return netip.Prefix{}
+	}
+	p, err := a.Prefix(int(bits))
+	if err != nil || p.Addr() != a {
+		d.refuse(what)
+	}
+	return p
+}
+
 func (d *decoder) addrs(bs [][]byte, what string) []netip.Addr {
 	if len(bs) > maxRecordAddresses {
 		d.refuse(what)
@@ -363,12 +377,7 @@ func (d *decoder) network(n *culvertv1.NetworkRecord) *overlay.Network {
 		d.refuse("mode of the network")
 	}
 	for _, s := range n.GetSubnets() {
-		a := d.addr(s.GetAddress(), "subnet", true)
-		p, err := a.Prefix(int(s.GetBits()))
-		if s.GetBits() > 128 || err != nil || p.Addr() != a {
-			d.refuse("subnet")
-			return out
-		}
+		p := d.prefix(s.GetAddress(), s.GetBits(), "subnet")
 		out.Subnets = append(out.Subnets, overlay.Subnet{Prefix: p, Gateway: d.addr(s.GetGateway(), "gateway", false)})
 	}
 	if len(out.Subnets) > maxRecordAddresses {
@@ -403,11 +412,9 @@ func (d *decoder) nextHops(in []*culvertv1.NextHopRecord) []overlay.NextHop {
 	}
 	var out []overlay.NextHop
 	for i, h := range in {
-		a := d.addr(h.GetAddress(), what, true)
-		p, err := a.Prefix(int(h.GetBits()))
-		if h.GetBits() > 128 || err != nil || p.Addr() != a || i > 0 && out[i-1].Prefix.Compare(p) >= 0 {
+		p := d.prefix(h.GetAddress(), h.GetBits(), what)
+		if i > 0 && out[i-1].Prefix.Compare(p) >= 0 {
 			d.refuse(what)
-			return nil
 		}
 		out = append(out, overlay.NextHop{Prefix: p, Network: d.uid(h.GetNetwork(), what, true), MAC: d.mac(h.GetMac(), what, true)})
 	}
@@ -434,15 +441,21 @@ func (d *decoder) tell(n *culvertv1.NetworkRecord) overlay.Tell {
 	for _, b := range n.GetDns() { // in order of preference
 		t.DNS = append(t.DNS, d.addr(b, "name server", true))
 	}
-	for _, r := range n.GetRoutes() {
-		a := d.addr(r.GetAddress(), "route", true)
-		p, err := a.Prefix(int(r.GetBits()))
-		via := d.addr(r.GetVia(), "route", true)
-		if r.GetBits() > 32 || err != nil || p.Addr() != a || !a.Is4() || !via.Is4() {
-			d.refuse("route")
-			return overlay.Tell{}
-		}
-		t.Routes = append(t.Routes, overlay.Route{Prefix: p, Via: via})
+	t.Routes = d.routes(n.GetRoutes())
+	if slices.ContainsFunc(t.Routes, func(r overlay.Route) bool { return !r.Via.Is4() }) {
+		d.refuse("route")
 	}
 	return t
+}
+
+// routes are ways by an address of the prefix's own family.
+func (d *decoder) routes(in []*culvertv1.RouteRecord) (out []overlay.Route) {
+	for _, r := range in {
+		p, via := d.prefix(r.GetAddress(), r.GetBits(), "route"), d.addr(r.GetVia(), "route", true)
+		if p.Addr().Is4() != via.Is4() {
+			d.refuse("route")
+		}
+		out = append(out, overlay.Route{Prefix: p, Via: via})
+	}
+	return out
 }

@@ -58,6 +58,9 @@ func RenderNetwork(n *overlay.Network, tenant, domain string, rev overlay.Rev) *
 	if n.Admission != overlay.AdmitDeclared {
 		spec.Admission = n.Admission.String()
 	}
+	if n.Distribution != overlay.DistributePush {
+		spec.Distribution = n.Distribution.String()
+	}
 	renderTell(spec, status, &n.Tell)
 	return &culvertv1.Network{ApiVersion: Version, Kind: "Network", Metadata: renderMeta(&n.Meta, tenant, rev), Spec: spec, Status: status}
 }

@@ -28,7 +28,7 @@ var meanings = map[string]string{
 	"Network.spec.mtu":                    "of the guests, 1280 to 65485 bytes; default what the underlay allows",
 	"Network.spec.df":                     "don't-fragment of the outer header: set (default) or inherit",
 	"Network.spec.hosts[]":                "hosts that may serve it; default all",
-	"Network.spec.distribution":           "push (default)",
+	"Network.spec.distribution":           "how much of it hosts know: push (default): all, or on-demand: what their guests ask for",
 	"Network.spec.flood":                  "broadcast: her (default) or none",
 	"Network.spec.admission":              "who may be in it: declared (default), learn or dhcp",
 	"Network.spec.dhcp":                   "who tells guests their addresses: host (default), or own: servers among the guests",

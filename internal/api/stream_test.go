@@ -186,10 +186,13 @@ func genRecord(t *rapid.T) overlay.Record {
 			Meta: meta, TenantName: "blue", VNI: overlay.VNI(rapid.Uint32Range(1, 1<<24-1).Draw(t, "vni")), MTU: 1450,
 			Subnets: []overlay.Subnet{{Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.1")}},
 			Blocked: rapid.Bool().Draw(t, "blocked"), Flood: overlay.Flood(rapid.IntRange(0, 1).Draw(t, "flood")),
-			Tell: genTell(t), Foreign: genAddrs(t),
+			Tell: genTell(t), Foreign: genAddrs(t), Distribution: overlay.Distribution(rapid.IntRange(0, 1).Draw(t, "distribution")),
 		}
 		if rapid.Bool().Draw(t, "in a domain") {
-			n.Domain, n.Reach, n.From = genUID(t, "domain"), genUIDs(t, meta.UID), genUIDs(t, meta.UID)
+			n.Domain, n.Reach, n.From, n.Bridge = genUID(t, "domain"), genUIDs(t, meta.UID), genUIDs(t, meta.UID), genUIDs(t, meta.UID)
+			for _, p := range []string{"0.0.0.0/0", "10.9.0.0/16", "::/0"} {
+				n.Routes = append(n.Routes, overlay.NextHop{Prefix: netip.MustParsePrefix(p), Network: genUID(t, "beyond"), MAC: genMAC(t, "next hop")})
+			}
 		}
 		return n
 	case 2:
@@ -222,6 +225,9 @@ func genTell(t *rapid.T) overlay.Tell {
 	}
 	for i := range rapid.IntRange(0, overlay.MaxRoutes).Draw(t, "routes") {
 		w.Routes = append(w.Routes, overlay.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16), Via: netip.AddrFrom4([4]byte{10, 20, 0, byte(i)})})
+	}
+	if len(w.Routes) > 0 {
+		w.Routes[0].Prefix = netip.MustParsePrefix("0.0.0.0/0")
 	}
 	return w
 }

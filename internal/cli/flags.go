@@ -146,7 +146,7 @@ func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
 	f.StringArrayVar(&n.hosts, "host", nil, "host that may serve it (repeatable; default: all)")
 	f.StringVar(&n.df, "df", "", "outer don't-fragment bit: set or inherit (default set)")
 	f.StringVar(&n.flood, "flood", "", "broadcast: her or none (default her)")
-	f.StringVar(&n.distribution, "distribution", "", "tables: push (default push)")
+	f.StringVar(&n.distribution, "distribution", "", "what hosts know of it: push: all, or on-demand: what their guests ask for (default push)")
 	f.StringVar(&n.admission, "admission", "", "who may be in it: declared, learn or dhcp (default declared)")
 	f.StringVar(&n.dhcp, "dhcp", "", "who tells guests their addresses: host, or own: servers among them (default host)")
 	f.StringVar(&n.lease, "lease", "", "of addresses, in seconds (default 3600)")

@@ -31,7 +31,7 @@ func (s *session) networkCommand() *cobra.Command {
 		Example: "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network list"}
 	c.AddCommand(
 		s.createCommand(overlay.KindNetwork, "  culvert network create blue --subnet 10.20.0.0/24\n  culvert network create red --subnet fd00:20::/64 --vni 20001 --host h1 --host h2"),
-		s.setCommand(overlay.KindNetwork, "  culvert network set blue --mtu 1400\n  culvert network set blue --label tier=web\n  culvert network set blue --domain shop"),
+		s.setCommand(overlay.KindNetwork, "  culvert network set blue --mtu 1400\n  culvert network set blue --label tier=web\n  culvert network set blue --domain shop\n  culvert network set big --distribution on-demand"),
 		s.listCommand(overlay.KindNetwork), s.showCommand(overlay.KindNetwork, "blue"),
 		s.deleteCommand(overlay.KindNetwork, "blue"), s.watchCommand(overlay.KindNetwork),
 	)

@@ -237,7 +237,7 @@ func TestUsage(t *testing.T) {
 		{"network create n --df off", 2, `spec.df is "off"`},
 		{"network create n --flood multicast", 2, `spec.flood "multicast" is not in this release`},
 		{"network create n --flood all", 2, `spec.flood is "all"`},
-		{"network create n --distribution on-demand", 2, `is not in this release`},
+		{"network create n --distribution pull", 2, `push or on-demand`},
 		{"network create n --admission any", 2, `declared, learn or dhcp`},
 		{"network create n --dhcp off", 2, `spec.dhcp is "off"`},
 		{"network create n --admission dhcp", 2, `own, beside spec.admission dhcp`},

@@ -47,9 +47,9 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	}
 	want := *old
 	want.Subnets, want.WantMTU, want.MTU, want.DF, want.Flood, want.Hosts = spec.Subnets, spec.MTU, mtu(spec.MTU), spec.DF, spec.Flood, spec.Hosts
-	want.Admission, want.Tell, want.Foreign, want.Domain = spec.Admission, spec.Tell, spec.Foreign, domain
+	want.Admission, want.Tell, want.Foreign, want.Domain, want.Distribution = spec.Admission, spec.Tell, spec.Foreign, domain, spec.Distribution
 	same := (spec.VNI == 0 || spec.VNI == old.VNI) && slices.Equal(want.Subnets, old.Subnets) && want.WantMTU == old.WantMTU &&
-		want.Domain == old.Domain && want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && want.Tell.Equal(&old.Tell) && slices.Equal(want.Foreign, old.Foreign) && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
+		want.Domain == old.Domain && want.Distribution == old.Distribution && want.DF == old.DF && want.Flood == old.Flood && want.Admission == old.Admission && want.Tell.Equal(&old.Tell) && slices.Equal(want.Foreign, old.Foreign) && slices.Equal(want.Hosts, old.Hosts) && slices.Equal(d.Labels, old.Labels)
 	if no := a.sameOrSet(d, same, old); no != nil || same {
 		return no
 	}
@@ -195,6 +195,7 @@ func (a *admission) newNetwork(d *overlay.Doc, t *overlay.Tenant, domain overlay
 	n := &overlay.Network{
 		Meta: a.newMeta(d, t.UID), TenantName: t.Name, WantVNI: spec.VNI, VNI: vni, Subnets: spec.Subnets, WantMTU: spec.MTU, MTU: mtu(spec.MTU),
 		DF: spec.DF, Flood: spec.Flood, Hosts: spec.Hosts, Admission: spec.Admission, Tell: spec.Tell, Foreign: spec.Foreign, Domain: domain,
+		Distribution: spec.Distribution,
 	}
 	a.tx.put(n)
 	a.did("created", n)

@@ -36,6 +36,8 @@ type NetworkSpec struct {
 	Tell      Tell
 	Foreign   []netip.Addr // sorted; see Network
 	Domain    string       // name within the tenant; empty: none
+
+	Distribution Distribution
 }
 
 // PortSpec is what a user may say of a port.

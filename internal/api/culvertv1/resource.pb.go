@@ -417,7 +417,7 @@ type NetworkSpec struct {
 	Mtu           uint32                 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`                  // bytes; 0: derived
 	Df            string                 `protobuf:"bytes,4,opt,name=df,proto3" json:"df,omitempty"`                     // set (default), inherit
 	Hosts         []string               `protobuf:"bytes,5,rep,name=hosts,proto3" json:"hosts,omitempty"`               // names; empty: all
-	Distribution  string                 `protobuf:"bytes,6,opt,name=distribution,proto3" json:"distribution,omitempty"` // push (default)
+	Distribution  string                 `protobuf:"bytes,6,opt,name=distribution,proto3" json:"distribution,omitempty"` // push (default), on-demand
 	Flood         string                 `protobuf:"bytes,7,opt,name=flood,proto3" json:"flood,omitempty"`               // her (default), none
 	Admission     string                 `protobuf:"bytes,8,opt,name=admission,proto3" json:"admission,omitempty"`       // declared (default), learn, dhcp
 	Dhcp          string                 `protobuf:"bytes,9,opt,name=dhcp,proto3" json:"dhcp,omitempty"`                 // host (default), own
