@@ -21,7 +21,6 @@ const (
 	CodeAddressInUse Code = "CV0132" // the address is another port's, the gateway, or a host's
 	CodeMACInUse     Code = "CV0133" // the MAC is another port's in this network, or in its domain
 	CodeSubnetFull   Code = "CV0134" // no free address
-	CodeHostsDiffer  Code = "CV0135" // networks of a domain select other hosts
 	CodeUndeclared   Code = "CV0136" // a network that policies name takes undeclared endpoints
 	CodeHasPorts     Code = "CV0142" // a network with ports is not deleted
 	CodeHasNetworks  Code = "CV0143" // a tenant that owns something is not deleted

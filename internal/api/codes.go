@@ -99,7 +99,6 @@ var Codes = []Info{
 	{CodeAddressInUse, ExitConflict, "address taken", "Another port of the network has this address, or it is the gateway; or a tunnel end point that was declared foreign is a host's.", "See the ports: culvert port list"},
 	{CodeMACInUse, ExitConflict, "MAC taken", "Another port of the network has this MAC, or a port of another network of its domain: hosts route by MAC.", "See the ports: culvert port list"},
 	{CodeSubnetFull, ExitRefused, "no address free", "Every address of the subnet that a port may have is taken.", "Delete ports that nobody needs: culvert port list"},
-	{CodeHostsDiffer, ExitRefused, "hosts of a domain differ", "In this release all networks of a domain have the same hosts: each host routes for its own guests.", "Give it the hosts of the others: culvert network set --help"},
 	{CodeUndeclared, ExitRefused, "undeclared endpoints are not routed", "In this release a network that a policy names takes declared ports only: the MACs of others are not compared across networks.", "Declare the ports, then: culvert network set NETWORK --admission declared"},
 	{CodeHasPorts, ExitRefused, "network has ports", "A network with ports is deleted only when asked for with its ports; they are blocked first.", "Stop or move the VMs, or delete the ports too: culvert network delete NETWORK --with-ports"},
 	{CodeHasNetworks, ExitRefused, "tenant owns something", "A tenant is deleted when it owns nothing any more.", "Delete its networks and domains first: culvert network list"},

@@ -76,6 +76,7 @@ type admission struct {
 	made    int
 	changes []Changed
 	routed  map[overlay.UID]string // networks whose policies change, with the cause
+	wider   map[overlay.UID]bool   // networks that more hosts may serve
 	freed   []Key                  // ports whose MAC and addresses were taken out of the indexes
 }
 
@@ -84,7 +85,7 @@ func (c *Core) ask(e Asked) {
 		c.reply(Reply{ID: e.ID, Refusal: refuseLost()})
 		return
 	}
-	a := &admission{tx: c.begin(), req: e, routed: map[overlay.UID]string{}}
+	a := &admission{tx: c.begin(), req: e, routed: map[overlay.UID]string{}, wider: map[overlay.UID]bool{}}
 	var no *api.Refusal
 	switch {
 	case e.Put != nil:
@@ -110,6 +111,7 @@ func (a *admission) finish(no *api.Refusal) {
 	c, id, changes := a.c, a.req.ID, a.changes
 	if no == nil {
 		a.deriveWays()
+		a.spread()
 		no = a.tooMuch()
 	}
 	if no != nil {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 
 	"culvert/internal/api"
 	"culvert/internal/overlay"
@@ -114,15 +113,10 @@ func (a *admission) fitsDomain(d *overlay.Doc, n *overlay.Network) *api.Refusal 
 	return no
 }
 
-// clash refuses a network that differs from another of its domain in the hosts
-// that it selects, or has something that is the other's.
+// clash refuses a network that has something which is another's of its domain.
 func (a *admission) clash(d *overlay.Doc, n, o *overlay.Network) *api.Refusal {
 	no := func(code api.Code, why, cure string) *api.Refusal {
 		return api.Refuse(code, title(d)+" was not written", why+" network "+o.Name+" of the same domain, "+a.domainName(n.Domain), cure)
-	}
-	if !slices.Equal(n.Hosts, o.Hosts) {
-		return no(api.CodeHostsDiffer, fmt.Sprintf("%s may serve it, and %s", hostsText(n.Hosts), hostsText(o.Hosts)),
-			"give all networks of the domain the same spec.hosts, in one file: culvert apply -f FILE")
 	}
 	for _, s := range n.Subnets {
 		for _, t := range o.Subnets {
@@ -137,18 +131,6 @@ func (a *admission) clash(d *overlay.Doc, n, o *overlay.Network) *api.Refusal {
 			"give one of the two another MAC, by deleting and creating the port: culvert port list --network "+qualified(o.TenantName, o.Name))
 	}
 	return nil
-}
-
-// hostsText names the hosts that a network selects, if they are few.
-func hostsText(hosts []string) string {
-	const most = 8
-	switch {
-	case len(hosts) == 0:
-		return "all hosts"
-	case len(hosts) > most:
-		return fmt.Sprintf("%s and %d more", strings.Join(hosts[:most], ", "), len(hosts)-most)
-	}
-	return strings.Join(hosts, ", ")
 }
 
 // twin is a MAC that both networks have; zero if there is none.

@@ -66,6 +66,9 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	want.Meta = a.again(old.Meta, d)
 	a.tx.put(&want)
 	a.did("changed", &want)
+	if !slices.Equal(want.Hosts, old.Hosts) {
+		a.wider[want.UID] = true
+	}
 	return nil
 }
 

@@ -84,12 +84,7 @@ func (a *admission) deletePolicy(d *overlay.Doc, p *overlay.Policy) {
 // deriveWays writes the networks whose ways the request has changed: at the end,
 // so that each is written once. One whose ways are as before is not.
 func (a *admission) deriveWays() {
-	var uids []overlay.UID
-	for uid := range a.routed { // order-free: sorted below
-		uids = append(uids, uid)
-	}
-	slices.SortFunc(uids, overlay.UID.Compare)
-	for _, uid := range uids {
+	for _, uid := range sortedUIDs(a.routed) {
 		k := Key{Kind: overlay.KindNetwork, UID: uid}
 		rec, _ := a.get(k)
 		n := *rec.(*overlay.Network)
@@ -103,6 +98,15 @@ func (a *admission) deriveWays() {
 		}
 		a.tx.put(&n)
 	}
+}
+
+func sortedUIDs[V any](set map[overlay.UID]V) []overlay.UID {
+	uids := make([]overlay.UID, 0, len(set))
+	for uid := range set { // order-free: sorted below
+		uids = append(uids, uid)
+	}
+	slices.SortFunc(uids, overlay.UID.Compare)
+	return uids
 }
 
 // ways are the networks that policies let the guests of a network send to, and

@@ -181,8 +181,9 @@ func (c *Core) acked(e Acked) {
 	c.freeQuarantine()
 }
 
-// waitsFor names the live hosts that a deleted network selected and that have
-// not confirmed its absence.
+// waitsFor names the live hosts that have not confirmed the absence of a deleted
+// network: also those that it did not select may have entries that lead into it,
+// from a network that policies once let reach it.
 func (c *Core) waitsFor(n *overlay.Network) []string {
 	w := c.rows[KeyOf(n)]
 	at := overlay.Rev{Epoch: c.cfg.Epoch, N: w.n}
@@ -192,9 +193,6 @@ func (c *Core) waitsFor(n *overlay.Network) []string {
 			continue
 		}
 		h := hw.rec.(*overlay.Host)
-		if !n.SelectsHost(h.Name) {
-			continue
-		}
 		if s := c.sessions[h.UID]; s == nil || s.acked.Less(at) || w.n == 0 {
 			names = append(names, h.Name)
 		}

@@ -164,10 +164,10 @@ func startAt(v *View, l *Log, p position) position {
 
 // Subscribe adds a network from the position that the agent says it holds, or
 // begins anew if it is subscribed already. It reports false, and adds nothing,
-// if the network is unknown or does not select the host.
+// if the network is unknown or does not concern the host.
 func (c *Cursor) Subscribe(v *View, network overlay.UID, sent overlay.Rev) bool {
 	n := v.Network(network)
-	if n == nil || !n.SelectsHost(c.host) {
+	if n == nil || !v.Concerns(c.host, n) {
 		return false
 	}
 	p := startAt(v, v.Net(network), position{network: network, sent: sent})
@@ -277,8 +277,8 @@ func (c *Cursor) advance(v *View, l *Log, p *position, max int, b *Batch) bool {
 			return false
 		}
 		p.sent, fresh = it.Rev, true
-		if n, ok := it.Rec.(*overlay.Network); ok && !n.SelectsHost(c.host) {
-			continue
+		if n, ok := it.Rec.(*overlay.Network); ok && !v.Concerns(c.host, n) {
+			it = withheld(it, n)
 		}
 		if p.full && it.Gone && it.Rev.Compare(p.began) <= 0 {
 			continue // a full pass says by its end what is not; what went meanwhile is said

@@ -42,7 +42,7 @@ func (c *Core) hostState(h *overlay.Host) HostState {
 }
 
 // Concerned is the state of the hosts that revision rev concerns: for a
-// network, all that it selects; for what stands in a network's log, those that
+// network, all that are told of it; for what stands in a network's log, those that
 // serve it or have an endpoint in it. A revision that is not in the view, or
 // has been overtaken by later changes of the same records, concerns nobody. No
 // revision concerns a host that is dead.
@@ -69,7 +69,7 @@ func (c *Core) Concerned(rev overlay.Rev) []HostState {
 		if st.Dead {
 			continue // it returns by hearing everything anew
 		}
-		concerned := slices.ContainsFunc(selected, func(n *overlay.Network) bool { return n.SelectsHost(st.Name) })
+		concerned := slices.ContainsFunc(selected, func(n *overlay.Network) bool { return c.view.Concerns(st.Name, n) })
 		for _, net := range touched {
 			concerned = concerned || slices.Contains(st.Serves, net) || c.hasEndpoint(st.Host, net)
 		}
