@@ -18,10 +18,12 @@ const (
 	CodeVNIWaits     Code = "CV0121" // the VNI is in quarantine
 	CodeOverlap      Code = "CV0130" // subnets of a network, or of a domain, overlap
 	CodeOutside      Code = "CV0131" // the address is in no subnet of the network
-	CodeAddressInUse Code = "CV0132" // the address is another port's, the gateway, or a host's
-	CodeMACInUse     Code = "CV0133" // the MAC is another port's in this network, or in its domain
+	CodeAddressInUse Code = "CV0132" // the address is another port's, the gateway, a host's, or taken in a bridged network
+	CodeMACInUse     Code = "CV0133" // the MAC is another port's in this network, or in one that is bridged with it
 	CodeSubnetFull   Code = "CV0134" // no free address
-	CodeUndeclared   Code = "CV0136" // a network that policies name takes undeclared endpoints
+	CodeUndeclared   Code = "CV0136" // a bridged network takes undeclared endpoints
+	CodeBridgeMTU    Code = "CV0137" // bridged networks have different MTUs
+	CodeTwoModes     Code = "CV0138" // two networks are routed to each other and bridged
 	CodeHasPorts     Code = "CV0142" // a network with ports is not deleted
 	CodeHasNetworks  Code = "CV0143" // a tenant that owns something is not deleted
 	CodeNoHost       Code = "CV0144" // a host that is named does not exist

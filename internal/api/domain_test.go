@@ -21,6 +21,7 @@ func TestDomainsAndPoliciesAreRead(t *testing.T) {
 		"apiVersion: culvert/v1alpha1\nkind: Domain\nmetadata: {name: shop, labels: {a: b}}\n": {Kind: overlay.KindDomain, Tenant: DefaultTenant, Name: "shop", Labels: []overlay.Label{{Key: "a", Value: "b"}}},
 		policyHead: {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: true}},
 		policyHead + "  direction: both\n  mode: routed\n  cast: unicast\n": {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: true}},
+		policyHead + "  mode: bridged\n":                                    {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: true, Bridged: true}},
 		policyHead + "  direction: forward\n":                               {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db"}},
 	} {
 		docs, err := DecodeDocuments("f", []byte(src))
@@ -48,9 +49,8 @@ func TestPoliciesAreRefused(t *testing.T) {
 		"spec.domain":       {func(p *culvertv1.NetworkPolicy) { p.Spec = nil }, func(p *culvertv1.NetworkPolicy) { p.Spec.Domain = "acme/shop" }},
 		"spec.from":         {func(p *culvertv1.NetworkPolicy) { p.Spec.From = "" }, func(p *culvertv1.NetworkPolicy) { p.Spec.From = "Web" }},
 		"spec.to":           {func(p *culvertv1.NetworkPolicy) { p.Spec.To = "" }, func(p *culvertv1.NetworkPolicy) { p.Spec.To = p.Spec.From }},
-		"spec.direction":    {func(p *culvertv1.NetworkPolicy) { p.Spec.Direction = "back" }},
+		"spec.direction":    {func(p *culvertv1.NetworkPolicy) { p.Spec.Direction = "back" }, func(p *culvertv1.NetworkPolicy) { p.Spec.Mode, p.Spec.Direction = "bridged", "forward" }},
 		"spec.mode":         {func(p *culvertv1.NetworkPolicy) { p.Spec.Mode = "nat" }},
-		"later spec.mode":   {func(p *culvertv1.NetworkPolicy) { p.Spec.Mode = "bridged" }},
 		"spec.cast":         {func(p *culvertv1.NetworkPolicy) { p.Spec.Cast = "broadcast" }},
 		"later spec.cast":   {func(p *culvertv1.NetworkPolicy) { p.Spec.Cast = "multicast" }},
 	} {
@@ -77,12 +77,12 @@ func TestPoliciesAreRefused(t *testing.T) {
 // TestDerivedIsNotWritten: what follows from policies is no field of a spec, and
 // as status it is not read.
 func TestDerivedIsNotWritten(t *testing.T) {
-	for _, field := range []string{"reach", "from"} {
+	for _, field := range []string{"reach", "from", "bridged"} {
 		if _, err := DecodeDocuments("f", []byte(netHead+"spec: {"+field+": [web]}\n")); err == nil || !strings.Contains(err.Error(), `unknown field "`+field+`"`) {
 			t.Errorf("spec.%s: %v, want it unknown", field, err)
 		}
 	}
-	docs, err := DecodeDocuments("f", []byte(netHead+"status: {reach: [web], from: [web], domain: shop}\n"))
+	docs, err := DecodeDocuments("f", []byte(netHead+"status: {reach: [web], from: [web], bridged: [web], domain: shop}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,14 +95,15 @@ func TestDerivedIsNotWritten(t *testing.T) {
 // TestPolicyRenderReadsBack: what is shown can be applied.
 func TestPolicyRenderReadsBack(t *testing.T) {
 	rev := overlay.Rev{Epoch: 1, N: 7}
-	for _, both := range []bool{true, false} {
-		r := Wrap(RenderPolicy(&overlay.Policy{Meta: overlay.Meta{Name: "web-db"}, Both: both}, PolicyNames{Tenant: "acme", Domain: "shop", From: "web", To: "db"}, rev))
+	for _, p := range []overlay.Policy{{Both: true}, {}, {Both: true, Bridged: true}} {
+		p.Name = "web-db"
+		r := Wrap(RenderPolicy(&p, PolicyNames{Tenant: "acme", Domain: "shop", From: "web", To: "db"}, rev))
 		docs, err := DecodeDocuments("f", EncodeYAML(r))
 		if err != nil {
 			t.Fatal(err)
 		}
 		got, err := ParseResource(docs[0].Resource)
-		want := overlay.Doc{Kind: overlay.KindPolicy, Tenant: "acme", Name: "web-db", Seen: rev, Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: both}}
+		want := overlay.Doc{Kind: overlay.KindPolicy, Tenant: "acme", Name: "web-db", Seen: rev, Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: p.Both, Bridged: p.Bridged}}
 		if diff := cmp.Diff(want, got, sameValues); err != nil || diff != "" || KindOf(r) != overlay.KindPolicy || MetadataOf(r).GetName() != "web-db" {
 			t.Errorf("%v\n%s", err, diff)
 		}
@@ -116,7 +117,7 @@ func TestDomainRecords(t *testing.T) {
 		var rec overlay.Record = &overlay.Domain{Meta: meta}
 		if rapid.Bool().Draw(t, "policy") {
 			p := &overlay.Policy{Meta: meta, Domain: genUID(t, "domain"), From: genUID(t, "from"), To: genUID(t, "to"), Both: rapid.Bool().Draw(t, "both")}
-			p.To[1] = ^p.From[1]
+			p.To[1], p.Bridged = ^p.From[1], p.Both && rapid.Bool().Draw(t, "bridged")
 			rec = p
 		}
 		gone := rapid.Bool().Draw(t, "gone")
@@ -154,6 +155,7 @@ func TestTornDomainRecords(t *testing.T) {
 		"no domain":            policy(func(p *culvertv1.PolicyRecord) { p.Domain = nil }),
 		"no network":           policy(func(p *culvertv1.PolicyRecord) { p.To = nil }),
 		"one network":          policy(func(p *culvertv1.PolicyRecord) { p.To = p.From }),
+		"bridged one way":      policy(func(p *culvertv1.PolicyRecord) { p.Bridged = true }),
 		"no name":              policy(func(p *culvertv1.PolicyRecord) { p.Meta.Name = "" }),
 	}
 	for name, r := range bad {

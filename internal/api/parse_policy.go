@@ -30,9 +30,12 @@ func parsePolicy(p *culvertv1.NetworkPolicy) (overlay.Doc, error) {
 	switch s.GetMode() {
 	case "", "routed":
 	case "bridged":
-		return overlay.Doc{}, &LaterError{Field: "spec.mode", Value: "bridged", Use: "routed", With: "bridging between networks"}
+		d.Policy.Bridged = true
 	default:
-		return overlay.Doc{}, &overlay.FieldError{Field: "spec.mode", Value: s.GetMode(), Allowed: "routed"}
+		return overlay.Doc{}, &overlay.FieldError{Field: "spec.mode", Value: s.GetMode(), Allowed: "routed or bridged"}
+	}
+	if d.Policy.Bridged && !d.Policy.Both {
+		return overlay.Doc{}, &overlay.FieldError{Field: "spec.direction", Value: s.GetDirection(), Allowed: "both, or nothing, beside spec.mode bridged: what is one segment has no direction"}
 	}
 	switch s.GetCast() {
 	case "", "unicast":

@@ -112,7 +112,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 		pb.Body = &culvertv1.Record_Domain{Domain: &culvertv1.DomainRecord{Meta: metaPB(&r.Meta)}}
 	case *overlay.Policy:
 		pb.Body = &culvertv1.Record_Policy{Policy: &culvertv1.PolicyRecord{
-			Meta: metaPB(&r.Meta), Domain: uidBytes(r.Domain), From: uidBytes(r.From), To: uidBytes(r.To), Both: r.Both,
+			Meta: metaPB(&r.Meta), Domain: uidBytes(r.Domain), From: uidBytes(r.From), To: uidBytes(r.To), Both: r.Both, Bridged: r.Bridged,
 		}}
 	case *overlay.Host:
 		pb.Body = &culvertv1.Record_Host{Host: &culvertv1.HostRecord{
@@ -424,9 +424,9 @@ func (d *decoder) nextHops(in []*culvertv1.NextHopRecord) []overlay.NextHop {
 func (d *decoder) policy(p *culvertv1.PolicyRecord) *overlay.Policy {
 	out := &overlay.Policy{
 		Meta: d.meta(p.GetMeta()), Domain: d.uid(p.GetDomain(), "policy's domain", true),
-		From: d.uid(p.GetFrom(), "policy's network", true), To: d.uid(p.GetTo(), "policy's network", true), Both: p.GetBoth(),
+		From: d.uid(p.GetFrom(), "policy's network", true), To: d.uid(p.GetTo(), "policy's network", true), Both: p.GetBoth(), Bridged: p.GetBridged(),
 	}
-	if out.From == out.To {
+	if out.From == out.To || out.Bridged && !out.Both {
 		d.refuse("policy's networks")
 	}
 	return out

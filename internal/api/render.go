@@ -107,6 +107,9 @@ func RenderPolicy(p *overlay.Policy, names PolicyNames, rev overlay.Rev) *culver
 	if !p.Both {
 		r.Spec.Direction, r.Status.Direction = "forward", "forward"
 	}
+	if p.Bridged {
+		r.Spec.Mode = "bridged"
+	}
 	return r
 }
 

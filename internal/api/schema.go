@@ -42,7 +42,7 @@ var meanings = map[string]string{
 	"NetworkPolicy.spec.from":             "network of the domain",
 	"NetworkPolicy.spec.to":               "another network of the domain",
 	"NetworkPolicy.spec.direction":        "who may send: both (default) or forward: from alone",
-	"NetworkPolicy.spec.mode":             "routed (default)",
+	"NetworkPolicy.spec.mode":             "routed (default) or bridged: joined by layer 2",
 	"NetworkPolicy.spec.cast":             "unicast (default)",
 	"Port.spec.network":                   "network of the same tenant",
 	"Port.spec.mac":                       "like 52:54:00:12:34:56; default allocated",

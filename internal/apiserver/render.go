@@ -160,7 +160,7 @@ func (r *renderer) countPorts() {
 
 func (r *renderer) networkOf(n *overlay.Network, rev overlay.Rev) *culvertv1.Network {
 	out := api.RenderNetwork(n, r.tenant(n.Tenant), r.domain(n.Domain), rev)
-	out.Status.Reach, out.Status.From = r.networkNames(n.Reach), r.networkNames(n.From)
+	out.Status.Reach, out.Status.From, out.Status.Bridged = r.networkNames(n.Reach), r.networkNames(n.From), r.networkNames(n.Bridge)
 	r.countPorts()
 	out.Status.Ports = r.ports[n.UID]
 	at := map[overlay.UID]bool{}
@@ -168,8 +168,8 @@ func (r *renderer) networkOf(n *overlay.Network, rev overlay.Rev) *culvertv1.Net
 		out.Status.Endpoints++
 		at[it.Rec.(*overlay.Endpoint).Host] = true
 	}
-	routed := len(n.Reach)+len(n.From) > 0 // then hosts hear of it that only send to it
-	for uid, h := range r.hosts {          // order-free: sorted below
+	routed := len(n.Reach)+len(n.From)+len(n.Bridge) > 0 // then hosts hear of it that only send to it
+	for uid, h := range r.hosts {                        // order-free: sorted below
 		if slices.Contains(h.Serves, n.UID) && (!routed || at[uid]) {
 			out.Status.ServingHosts = append(out.Status.ServingHosts, r.hostName(uid))
 		}

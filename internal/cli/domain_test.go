@@ -125,7 +125,7 @@ policy web-db created: web -> db in domain shop (revision 3)
 			m.want("apply -f -", 0, what+" unchanged\n", "")
 		}
 	}
-	for field, word := range map[string]string{"mode: bridged": "bridging between networks", "cast: multicast": "multicast between networks",
+	for field, word := range map[string]string{"cast: multicast": "multicast between networks",
 		"ports: [443]": "policies by protocol and port", "protocol: tcp": "policies by protocol and port", "encryption: required": "encryption"} {
 		m.stdin = "apiVersion: culvert/v1alpha1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  domain: shop\n  from: web\n  to: db\n  " + field + "\n"
 		if _, e, code := m.run("apply -f -"); code != int(api.ExitUsage) || !strings.Contains(e, "is not in this release (it comes with "+word+")") || !strings.Contains(e, "CV0102") {
@@ -152,4 +152,56 @@ Delete what is listed first:  culvert policy delete acme/web-db
 	if o := m.ok("status policy web-db"); !strings.Contains(o, "web <-> db") {
 		t.Errorf("status of a policy:\n%s", o)
 	}
+}
+
+// TestBridgedNetworks: two networks of one subnet become one segment, as a file
+// says, and are shown so; what is in the way is said.
+func TestBridgedNetworks(t *testing.T) {
+	m := newMachine(t)
+	m.b.Host("h1", "192.0.2.1")
+	m.stdin = `apiVersion: culvert/v1alpha1
+kind: Domain
+metadata: {name: shop}
+---
+apiVersion: culvert/v1alpha1
+kind: Network
+metadata: {name: old}
+spec: {subnets: [{prefix: 10.30.1.0/24}], domain: shop}
+---
+apiVersion: culvert/v1alpha1
+kind: Network
+metadata: {name: new}
+spec: {subnets: [{prefix: 10.30.1.0/24}], domain: shop}
+---
+apiVersion: culvert/v1alpha1
+kind: NetworkPolicy
+metadata: {name: move}
+spec: {domain: shop, from: old, to: new, mode: bridged}
+`
+	if o := m.ok("apply -f -"); !strings.Contains(o, "policy move created: old <-> new (bridged) in domain shop") {
+		t.Errorf("apply:\n%s", o)
+	}
+	m.want("policy list", 0, "\nPOLICY  DOMAIN  WAY\nmove    shop    old <-> new (bridged)\n", "")
+	if o := m.ok("network show old"); !strings.Contains(o, "  bridged:\n  - new\n") || strings.Contains(o, "reach") {
+		t.Errorf("network show:\n%s", o)
+	}
+	m.stdin = m.ok("policy show move")
+	m.want("apply -f -", 0, "policy move unchanged\n", "")
+	m.want("policy set move --direction forward", 2, "", `
+Policy move was not written: spec.direction is "forward".
+Write both, or nothing, beside spec.mode bridged: what is one segment has no direction.
+(CV0101)
+`)
+	m.want("policy delete move", 5, "", `
+Policy move was not deleted: subnet 10.30.1.0/24 of network old overlaps 10.30.1.0/24 of network new of the same domain, shop.
+Give one of the two other subnets first:  culvert network set new --subnet PREFIX
+(CV0130)
+`)
+	m.ok("network set new --subnet 10.30.2.0/24")
+	m.want("policy set move --mode routed", 0, "policy move changed: old <-> new in domain shop (revision 6)\n  exact on h1 in 0.0 ms\n", "")
+	if o := m.ok("network show old"); strings.Contains(o, "bridged") || !strings.Contains(o, "  reach:\n  - new\n") {
+		t.Errorf("network show:\n%s", o)
+	}
+	m.ok("policy set move --mode bridged")
+	m.ok("policy delete move")
 }

@@ -37,7 +37,7 @@ func (d *domainFlags) apply(_ *pflag.FlagSet, r *culvertv1.Resource) error {
 
 type policyFlags struct {
 	labelFlag
-	domain, from, to, direction string
+	domain, from, to, direction, mode string
 }
 
 func (p *policyFlags) define(f *pflag.FlagSet, set bool) {
@@ -48,9 +48,10 @@ func (p *policyFlags) define(f *pflag.FlagSet, set bool) {
 		f.StringVar(&p.to, "to", "", "network that they may send to")
 	}
 	f.StringVar(&p.direction, "direction", "", "both, or forward: no way back (default both)")
+	f.StringVar(&p.mode, "mode", "", "routed, or bridged: the two are one segment (default routed)")
 }
 
-func (p *policyFlags) any(f *pflag.FlagSet) bool { return given(f, "label", "direction") }
+func (p *policyFlags) any(f *pflag.FlagSet) bool { return given(f, "label", "direction", "mode") }
 
 func (p *policyFlags) home() (overlay.Kind, string, string) {
 	return overlay.KindDomain, "--domain", p.domain
@@ -74,6 +75,9 @@ func (p *policyFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 	}
 	if f.Changed("direction") {
 		body.Spec.Direction = p.direction
+	}
+	if f.Changed("mode") {
+		body.Spec.Mode = p.mode
 	}
 	return p.labelFlag.apply(body.Metadata)
 }

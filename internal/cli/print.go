@@ -219,7 +219,11 @@ func way(p *culvertv1.NetworkPolicy) string {
 	if p.GetStatus().GetDirection() == "forward" {
 		arrow = " -> "
 	}
-	return p.GetSpec().GetFrom() + arrow + p.GetSpec().GetTo()
+	line := p.GetSpec().GetFrom() + arrow + p.GetSpec().GetTo()
+	if p.GetSpec().GetMode() == "bridged" {
+		line += " (bridged)"
+	}
+	return line
 }
 
 // columns are the heads of tables. Spaces behind one keep the column from

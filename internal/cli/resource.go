@@ -69,7 +69,7 @@ func (s *session) policyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "policy", Short: "Policies: the ways between networks of a domain", RunE: group,
 		Example: "  culvert policy create web-db --domain shop --from web --to db\n  culvert policy list"}
 	c.AddCommand(
-		s.createCommand(overlay.KindPolicy, "  culvert policy create web-db --domain shop --from web --to db\n  culvert policy create logs --domain shop --from web --to log --direction forward"),
+		s.createCommand(overlay.KindPolicy, "  culvert policy create web-db --domain shop --from web --to db\n  culvert policy create logs --domain shop --from web --to log --direction forward\n  culvert policy create move --domain shop --from old --to new --mode bridged"),
 		s.setCommand(overlay.KindPolicy, "  culvert policy set web-db --direction forward"),
 		s.listCommand(overlay.KindPolicy), s.showCommand(overlay.KindPolicy, "web-db"),
 		s.deleteCommand(overlay.KindPolicy, "web-db"), s.watchCommand(overlay.KindPolicy),

@@ -181,6 +181,9 @@ func qualified(tenant, name string) string {
 	return tenant + "/" + name
 }
 
+// typed is a network's name as it is typed.
+func typed(n *overlay.Network) string { return qualified(n.TenantName, n.Name) }
+
 // find is the working record of that kind and name.
 func (a *admission) find(kind overlay.Kind, tenant overlay.UID, name string) overlay.Record {
 	k, ok := a.c.ix.names[nameKey{kind, tenant, name}]

@@ -1,7 +1,6 @@
 package managercore
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -69,8 +68,9 @@ func (a *admission) domainName(uid overlay.UID) string {
 }
 
 // checkDomains refuses a request after which networks of a domain could not be
-// routed to each other. It looks when all documents are in their place, so that
-// a file may change what networks have in common in whatever order.
+// routed to each other, or bridged ones not be one segment. It looks when all
+// documents are in their place, so that a file may change what networks have in
+// common in whatever order.
 func (a *admission) checkDomains(docs []overlay.Doc) *api.Refusal {
 	for i := range docs {
 		rec := a.exists(&docs[i])
@@ -82,7 +82,9 @@ func (a *admission) checkDomains(docs []overlay.Doc) *api.Refusal {
 		case *overlay.Network:
 			no = a.fitsDomain(&docs[i], r)
 		case *overlay.Port:
-			no = a.ownMAC(&docs[i], r)
+			no = a.ownInSegment(&docs[i], r)
+		case *overlay.Policy:
+			no = a.fitsPolicy(title(&docs[i])+" was not written", r)
 		}
 		if no != nil {
 			return no
@@ -91,111 +93,76 @@ func (a *admission) checkDomains(docs []overlay.Doc) *api.Refusal {
 	return nil
 }
 
-// fitsDomain refuses a network that cannot be routed to another of its domain.
+// fitsDomain refuses a network that cannot be in one domain with another.
 func (a *admission) fitsDomain(d *overlay.Doc, n *overlay.Network) *api.Refusal {
 	if n.Domain.IsZero() {
 		return nil
 	}
-	members := a.c.ix.members[n.Domain]
+	what, members := title(d)+" was not written", a.c.ix.members[n.Domain]
 	if have := len(members); have > overlay.MaxDomainNetworks {
-		return api.Refuse(api.CodeQuota, title(d)+" was not written", fmt.Sprintf("domain %s has %d networks, which is the most", a.domainName(n.Domain), have-1), "put it into another domain")
+		return api.Refuse(api.CodeQuota, what, fmt.Sprintf("domain %s has %d networks, which is the most", a.domainName(n.Domain), have-1), "put it into another domain")
 	}
+	const apart = "give subnets that share no address with others of the domain, or bridge the two in one file with their networks: culvert network list"
+	bridge := a.bridgeOf(n)
 	var no *api.Refusal
 	var with overlay.UID
 	for k := range members { // order-free: of several the lowest is told
 		if k.UID == n.UID || no != nil && with.Compare(k.UID) < 0 {
 			continue
 		}
-		if x := a.clash(d, n, a.c.rows[k].rec.(*overlay.Network)); x != nil {
+		if x := a.clash(what, apart, n, a.c.rows[k].rec.(*overlay.Network), contains(bridge, k.UID)); x != nil {
 			no, with = x, k.UID
 		}
 	}
 	return no
 }
 
-// clash refuses a network that has something which is another's of its domain.
-func (a *admission) clash(d *overlay.Doc, n, o *overlay.Network) *api.Refusal {
-	no := func(code api.Code, why, cure string) *api.Refusal {
-		return api.Refuse(code, title(d)+" was not written", why+" network "+o.Name+" of the same domain, "+a.domainName(n.Domain), cure)
+// clash refuses two networks of a domain of which one has something that is the
+// other's; cure is what to do about subnets.
+func (a *admission) clash(what, cure string, n, o *overlay.Network, bridged bool) *api.Refusal {
+	if bridged {
+		return a.segment(what, n, o)
 	}
 	for _, s := range n.Subnets {
 		for _, t := range o.Subnets {
 			if s.Prefix.Overlaps(t.Prefix) {
-				return no(api.CodeOverlap, fmt.Sprintf("its subnet %s overlaps %s of", s.Prefix, t.Prefix),
-					"give subnets that share no address with others of the domain: culvert network list")
+				return api.Refuse(api.CodeOverlap, what, fmt.Sprintf("subnet %s of network %s overlaps %s of network %s of the same domain, %s", s.Prefix, typed(n), t.Prefix, typed(o), a.domainName(n.Domain)), cure)
 			}
 		}
-	}
-	if m := a.c.twin(n, o); !m.IsZero() {
-		return no(api.CodeMACInUse, fmt.Sprintf("MAC %s is in it and in", m),
-			"give one of the two another MAC, by deleting and creating the port: culvert port list --network "+qualified(o.TenantName, o.Name))
 	}
 	return nil
 }
 
-// twin is a MAC that both networks have; zero if there is none.
-func (c *Core) twin(n, o *overlay.Network) overlay.MAC {
-	var found overlay.MAC
-	see := func(m overlay.MAC, other overlay.UID) {
-		if c.hasMAC(other, m) && (found.IsZero() || cmp.Compare(string(m[:]), string(found[:])) < 0) {
-			found = m
-		}
-	}
-	few, many := n.UID, o.UID
-	if len(c.ix.ports[few]) > len(c.ix.ports[many]) {
-		few, many = many, few
-	}
-	for k := range c.ix.ports[few] { // order-free: the lowest is taken
-		see(c.rows[k].rec.(*overlay.Port).MAC, many)
-	}
-	for _, x := range [...]struct{ of, in overlay.UID }{{n.UID, o.UID}, {o.UID, n.UID}} {
-		for k := range c.ix.virtual[x.of] { // order-free: the lowest is taken
-			see(k.MAC, x.in)
-		}
-	}
-	return found
+func contains(sorted []overlay.UID, uid overlay.UID) bool {
+	_, ok := slices.BinarySearchFunc(sorted, uid, overlay.UID.Compare)
+	return ok
 }
 
-// hasMAC reports whether a port of a network has a MAC, or a virtual router in
-// it.
-func (c *Core) hasMAC(network overlay.UID, m overlay.MAC) bool {
-	if _, used := c.ix.macs[netMAC{network, m}]; used || !m.IsVirtual() {
-		return used
+// fitsPolicy refuses what a policy that was written or deleted leaves between
+// its two networks.
+func (a *admission) fitsPolicy(what string, p *overlay.Policy) *api.Refusal {
+	few := a.c.ix.policies[p.From]
+	if many := a.c.ix.policies[p.To]; len(many) < len(few) {
+		few = many
 	}
-	w := c.rows[Key{Kind: overlay.KindEndpoint, UID: network, MAC: m}]
-	return w != nil && !w.gone
-}
-
-// macBeyond is the network that has a MAC and is in the domain of n; nil if
-// there is none.
-func (c *Core) macBeyond(n *overlay.Network, m overlay.MAC) *overlay.Network {
-	if n.Domain.IsZero() {
-		return nil
-	}
-	var found *overlay.Network
-	for k := range c.ix.members[n.Domain] { // order-free: the lowest is taken
-		if k.UID != n.UID && c.hasMAC(k.UID, m) && (found == nil || k.UID.Compare(found.UID) < 0) {
-			found = c.rows[k].rec.(*overlay.Network)
+	var other *overlay.Policy
+	bridged := false
+	for k := range few { // order-free: of several the lowest is told
+		q := a.c.rows[k].rec.(*overlay.Policy)
+		if q.From != p.From && q.From != p.To || q.To != p.From && q.To != p.To {
+			continue
+		}
+		bridged = bridged || q.Bridged
+		if q.Bridged != p.Bridged && (other == nil || q.UID.Compare(other.UID) < 0) {
+			other = q
 		}
 	}
-	return found
-}
-
-// ownMAC refuses a port whose MAC is known in the domain of its network.
-func (a *admission) ownMAC(d *overlay.Doc, p *overlay.Port) *api.Refusal {
-	rec, _ := a.get(Key{Kind: overlay.KindNetwork, UID: p.Network})
-	n := rec.(*overlay.Network)
-	o := a.c.macBeyond(n, p.MAC)
-	if o == nil {
-		return nil
+	from, to := a.network(p.From), a.network(p.To)
+	if _, live := a.get(KeyOf(p)); live && other != nil {
+		return api.Refuse(api.CodeTwoModes, what, "the two networks have a policy of the other mode: "+a.policyLine(other),
+			"delete that one first: culvert policy delete "+qualified(a.tenantName(other.Tenant), other.Name))
 	}
-	owner := "a virtual router's"
-	if k, declared := a.c.ix.macs[netMAC{o.UID, p.MAC}]; declared {
-		owner = "port " + a.portName(k) + "'s"
-	}
-	return api.Refuse(api.CodeMACInUse, title(d)+" was not written",
-		fmt.Sprintf("MAC %s is %s in network %s, which is in domain %s as network %s is", p.MAC, owner, o.Name, a.domainName(n.Domain), n.Name),
-		"give another --mac, or none to have one allocated")
+	return a.clash(what, "give one of the two other subnets first: culvert network set "+typed(to)+" --subnet PREFIX", from, to, bridged)
 }
 
 func (a *admission) deleteDomain(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {

@@ -257,8 +257,7 @@ func (a *admission) delete(q Delete) *api.Refusal {
 	case *overlay.Domain:
 		return a.deleteDomain(d, r)
 	case *overlay.Policy:
-		a.deletePolicy(d, r)
-		return nil
+		return a.deletePolicy(d, r)
 	}
 	return notFound(title(d), q.Kind)
 }

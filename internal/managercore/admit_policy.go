@@ -31,11 +31,11 @@ func (a *admission) putPolicy(d *overlay.Doc) *api.Refusal {
 		if n := len(a.c.ix.policies[dom.UID]); n >= overlay.MaxPolicies {
 			return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("domain %s has %d policies, which is the most", dom.Name, n), "delete some that are not needed: culvert policy list")
 		}
-		a.putWay("created", &overlay.Policy{Meta: a.newMeta(d, t.UID), Domain: dom.UID, From: from.UID, To: to.UID, Both: d.Policy.Both})
+		a.putWay("created", &overlay.Policy{Meta: a.newMeta(d, t.UID), Domain: dom.UID, From: from.UID, To: to.UID, Both: d.Policy.Both, Bridged: d.Policy.Bridged})
 		return nil
 	}
 	kept := old.Domain == dom.UID && old.From == from.UID && old.To == to.UID
-	same := kept && old.Both == d.Policy.Both && slices.Equal(d.Labels, old.Labels)
+	same := kept && old.Both == d.Policy.Both && old.Bridged == d.Policy.Bridged && slices.Equal(d.Labels, old.Labels)
 	if no := a.sameOrSet(d, same, old); no != nil || same {
 		return no
 	}
@@ -43,7 +43,7 @@ func (a *admission) putPolicy(d *overlay.Doc) *api.Refusal {
 		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", "a policy stays between its two networks: "+a.policyLine(old), "delete the policy and create it anew")
 	}
 	want := *old
-	want.Meta, want.Both = a.again(old.Meta, d), d.Policy.Both
+	want.Meta, want.Both, want.Bridged = a.again(old.Meta, d), d.Policy.Both, d.Policy.Bridged
 	a.putWay("changed", &want)
 	return nil
 }
@@ -59,9 +59,6 @@ func (a *admission) routable(d *overlay.Doc, t *overlay.Tenant, dom *overlay.Dom
 		return nil, blocked(d, n)
 	case n.Domain != dom.UID:
 		return nil, api.Refuse(api.CodeNotInDomain, what, "network "+typed+" is not in domain "+dom.Name, "put it in first: culvert network set "+typed+" --domain "+dom.Name)
-	case n.Admission != overlay.AdmitDeclared:
-		return nil, api.Refuse(api.CodeUndeclared, what, fmt.Sprintf("network %s has admission %s, and the MACs of undeclared endpoints are not compared across networks", typed, n.Admission),
-			"declare the ports, then: culvert network set "+typed+" --admission declared")
 	}
 	return n, nil
 }
@@ -73,12 +70,13 @@ func (a *admission) putWay(action string, p *overlay.Policy) {
 	a.routed[p.From], a.routed[p.To] = p.Cause, p.Cause
 }
 
-func (a *admission) deletePolicy(d *overlay.Doc, p *overlay.Policy) {
+func (a *admission) deletePolicy(d *overlay.Doc, p *overlay.Policy) *api.Refusal {
 	gone := *p
 	gone.Meta = a.dying(p.Meta, d)
 	a.bury(&gone)
 	a.did("deleted", &gone)
 	a.routed[p.From], a.routed[p.To] = gone.Cause, gone.Cause
+	return a.fitsPolicy(title(d)+" was not deleted", p)
 }
 
 // deriveWays writes the networks whose ways the request has changed: at the end,
@@ -88,11 +86,11 @@ func (a *admission) deriveWays() {
 		k := Key{Kind: overlay.KindNetwork, UID: uid}
 		rec, _ := a.get(k)
 		n := *rec.(*overlay.Network)
-		reach, from := a.c.ways(uid)
-		if slices.Equal(reach, n.Reach) && slices.Equal(from, n.From) {
+		w := a.c.ways(uid)
+		if slices.Equal(w.reach, n.Reach) && slices.Equal(w.from, n.From) && slices.Equal(w.bridge, n.Bridge) {
 			continue
 		}
-		n.Reach, n.From = reach, from
+		n.Reach, n.From, n.Bridge = w.reach, w.from, w.bridge
 		if _, written := a.seen[k]; !written { // else its own change is the better cause
 			n.Cause, n.Changed = a.routed[uid], int64(a.c.now)
 		}
@@ -109,39 +107,40 @@ func sortedUIDs[V any](set map[overlay.UID]V) []overlay.UID {
 	return uids
 }
 
-// ways are the networks that policies let the guests of a network send to, and
-// those whose guests they let send to it.
-func (c *Core) ways(network overlay.UID) (reach, from []overlay.UID) {
+// ways are what policies make of a network, see overlay.Network.
+type ways struct{ reach, from, bridge []overlay.UID }
+
+func (c *Core) ways(network overlay.UID) (w ways) {
 	for k := range c.ix.policies[network] { // order-free: sorted below
 		p := c.rows[k].rec.(*overlay.Policy)
 		other := p.To
 		if p.To == network {
 			other = p.From
 		}
+		if p.Bridged {
+			w.bridge = append(w.bridge, other)
+			continue
+		}
 		if p.From == network || p.Both {
-			reach = append(reach, other)
+			w.reach = append(w.reach, other)
 		}
 		if p.To == network || p.Both {
-			from = append(from, other)
+			w.from = append(w.from, other)
 		}
 	}
-	slices.SortFunc(reach, overlay.UID.Compare)
-	slices.SortFunc(from, overlay.UID.Compare)
-	return slices.Compact(reach), slices.Compact(from)
+	for _, list := range [...]*[]overlay.UID{&w.reach, &w.from, &w.bridge} {
+		slices.SortFunc(*list, overlay.UID.Compare)
+		*list = slices.Compact(*list)
+	}
+	return w
 }
 
-// keepsPolicies refuses a change of a network that its policies do not allow.
+// keepsPolicies refuses to take a network out of the domain of its policies.
 func (a *admission) keepsPolicies(d *overlay.Doc, old, want *overlay.Network) *api.Refusal {
-	if want.Domain != old.Domain {
-		if no := a.hasPolicies(d, old, "changed"); no != nil {
-			return no
-		}
+	if want.Domain == old.Domain {
+		return nil
 	}
-	if policies := a.policiesOf(old.UID); want.Admission != overlay.AdmitDeclared && len(policies) > 0 {
-		return api.Refuse(api.CodeUndeclared, title(d)+" was not changed", fmt.Sprintf("policies name it, and with admission %s it has endpoints whose MACs are not compared across networks", want.Admission),
-			"leave spec.admission declared, or delete the policies first: culvert policy list", a.listed(policies, a.policyItem)...)
-	}
-	return nil
+	return a.hasPolicies(d, old, "changed")
 }
 
 // hasPolicies refuses what takes a network out of its domain while policies name
@@ -172,7 +171,18 @@ func (a *admission) policyLine(p *overlay.Policy) string {
 	if p.Both {
 		way = " <-> "
 	}
-	return p.Name + "  " + a.networkName(p.From) + way + a.networkName(p.To)
+	line := p.Name + "  " + a.networkName(p.From) + way + a.networkName(p.To)
+	if p.Bridged {
+		line += " (bridged)"
+	}
+	return line
+}
+
+func (a *admission) tenantName(uid overlay.UID) string {
+	if rec, ok := a.get(Key{Kind: overlay.KindTenant, UID: uid}); ok {
+		return rec.(*overlay.Tenant).Name
+	}
+	return uid.String()
 }
 
 func (a *admission) networkName(uid overlay.UID) string {

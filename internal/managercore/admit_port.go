@@ -207,7 +207,7 @@ func subnetList(n *overlay.Network) string {
 }
 
 // allocateMAC derives a locally known QEMU prefix address from the port's UID
-// and steps on until it is free in the network and in its domain.
+// and steps on until it is free in the network and in those bridged with it.
 func (a *admission) allocateMAC(n *overlay.Network, uid overlay.UID) overlay.MAC {
 	m := overlay.MAC{0x52, 0x54, 0x00, uid[0], uid[1], uid[2]}
 	for {
@@ -226,7 +226,7 @@ func (a *admission) allocateMAC(n *overlay.Network, uid overlay.UID) overlay.MAC
 func (a *admission) allocate(d *overlay.Doc, n *overlay.Network) ([]netip.Addr, *api.Refusal) {
 	var out []netip.Addr
 	for _, s := range n.Subnets {
-		ad, ok := a.c.lowestFree(n.UID, s)
+		ad, ok := a.c.lowestFree(n, s)
 		if !ok {
 			return nil, api.Refuse(api.CodeSubnetFull, title(d)+" was not created", fmt.Sprintf("every address of %s in network %s is taken", s.Prefix, n.Name), "add a subnet, or delete ports that are not needed")
 		}
@@ -239,8 +239,8 @@ func (a *admission) allocate(d *overlay.Doc, n *overlay.Network) ([]netip.Addr, 
 // a bounded time and is reported as full.
 const maxSearch = 1 << 20
 
-func (c *Core) lowestFree(network overlay.UID, s overlay.Subnet) (netip.Addr, bool) {
-	hk := netIP{network, s.Prefix.Addr()}
+func (c *Core) lowestFree(n *overlay.Network, s overlay.Subnet) (netip.Addr, bool) {
+	hk, hinted := netIP{n.UID, s.Prefix.Addr()}, false
 	ad := c.ix.hints[hk]
 	if !ad.IsValid() || !s.Prefix.Contains(ad) {
 		ad = s.Prefix.Addr().Next()
@@ -249,9 +249,13 @@ func (c *Core) lowestFree(network overlay.UID, s overlay.Subnet) (netip.Addr, bo
 		if !s.Usable(ad) {
 			return netip.Addr{}, false
 		}
-		if _, used := c.ix.ips[netIP{network, ad}]; !used && ad != s.Gateway && c.ix.shared[netIP{network, ad}] == nil {
-			c.ix.hints[hk] = ad // everything below is taken; unset lowers it again
-			return ad, true
+		if !c.taken(n, ad) {
+			if !hinted {
+				c.ix.hints[hk], hinted = ad, true // everything below is taken; unset lowers it again
+			}
+			if !c.takenBeyond(n, ad) {
+				return ad, true
+			}
 		}
 		ad = ad.Next()
 	}

@@ -126,7 +126,7 @@ func (c *Core) mayNot(cl hostClaim) string {
 	}
 	if cl.MAC != p.MAC { // a virtual router's, which may be claimed by who shares something
 		if o := c.macBeyond(nw.rec.(*overlay.Network), cl.MAC); o != nil {
-			return because(api.CodeMACInUse, "MAC %s is in network %s of the same domain", cl.MAC, o.Name)
+			return because(api.CodeMACInUse, "MAC %s is in network %s, which is bridged with this one", cl.MAC, typed(o))
 		}
 	}
 	if len(p.Hosts) > 0 && !slices.Contains(p.Hosts, h.Name) {

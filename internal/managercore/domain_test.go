@@ -133,13 +133,9 @@ func TestPoliciesMakeWays(t *testing.T) {
 func TestDomainRefusals(t *testing.T) {
 	t.Parallel()
 	r := shop(t)
-	learn := within("shop", network("free", "10.4.0.0/24"))
-	learn.Network.Admission = overlay.AdmitLearn
-	r.must(ModeCreate, domain("bank"), within("bank", network("vault", "10.1.0.0/24")), learn, policy("web-db", "web", "db"))
+	r.must(ModeCreate, domain("bank"), within("bank", network("vault", "10.1.0.0/24")), within("shop", network("free", "10.4.0.0/24")), policy("web-db", "web", "db"))
 	r.must(ModeCreate, overlay.Doc{Kind: overlay.KindTenant, Name: "acme"}, overlay.Doc{Kind: overlay.KindDomain, Tenant: "acme", Name: "far"})
 	web := network("web", "10.1.0.0/24", "fd00:1::/64")
-	learns := within("shop", web)
-	learns.Network.Admission = overlay.AdmitDHCP
 	bank := policy("p", "web", "db")
 	bank.Policy.Domain = "bank"
 	nowhere := policy("p", "web", "db")
@@ -158,13 +154,11 @@ func TestDomainRefusals(t *testing.T) {
 		"domain of another tenant":    {put(ModeCreate, within("far", network("x"))), api.CodeNotFound, "domain far does not exist"},
 		"set a domain that is not":    {put(ModeSet, domain("nix")), api.CodeNotFound, "culvert domain list"},
 		"domain with other labels":    {put(ModeCreate, labelled(domain("shop"), "x", overlay.Rev{})), api.CodeExists, "culvert domain set shop"},
-		"subnet of another":           {put(ModeCreate, within("shop", network("x", "10.9.0.0/24", "10.2.0.128/25"))), api.CodeOverlap, "10.2.0.128/25 overlaps 10.2.0.0/24 of network db"},
+		"subnet of another":           {put(ModeCreate, within("shop", network("x", "10.9.0.0/24", "10.2.0.128/25"))), api.CodeOverlap, "subnet 10.2.0.128/25 of network x overlaps 10.2.0.0/24 of network db"},
 		"subnet grows into another's": {put(ModeSet, within("shop", network("log", "10.2.0.0/15"))), api.CodeOverlap, "network db"},
 		"enters with its subnet":      {put(ModeSet, within("shop", network("red", "10.1.0.0/16"))), api.CodeOverlap, "network web"},
 		"leaves with policies":        {put(ModeSet, web), api.CodeHasPolicies, "web-db  web <-> db"},
 		"to another domain":           {put(ModeSet, within("bank", web)), api.CodeHasPolicies, "culvert policy delete web-db"},
-		"learns with policies":        {put(ModeSet, learns), api.CodeUndeclared, "web-db  web <-> db"},
-		"policy of a learning one":    {put(ModeCreate, policy("p", "web", "free")), api.CodeUndeclared, "culvert network set free --admission declared"},
 		"policy of no domain":         {put(ModeCreate, nowhere), api.CodeNotFound, "culvert domain create nix"},
 		"policy of no network":        {put(ModeCreate, policy("p", "web", "nix")), api.CodeNotFound, "culvert network create nix --domain shop"},
 		"policy out of the domain":    {put(ModeCreate, policy("p", "web", "red")), api.CodeNotInDomain, "culvert network set red --domain shop"},
@@ -220,45 +214,33 @@ func TestBlockedNetworksHaveNoPolicies(t *testing.T) {
 	}
 }
 
-// TestMACsOfADomain: no port has a MAC that a port of another network of its
-// domain has, whichever of the two comes, and however.
-func TestMACsOfADomain(t *testing.T) {
+// TestEqualMACsInADomain: networks that are routed to each other have MACs of
+// their own, declared or not, and also those of virtual routers.
+func TestEqualMACsInADomain(t *testing.T) {
 	t.Parallel()
 	r := shop(t)
-	mac := overlay.MAC{2, 0, 0, 0, 0, 7}
-	with := func(d overlay.Doc, m overlay.MAC) overlay.Doc {
-		d.Port.MAC = m
-		return d
+	free := within("shop", network("free", "10.4.0.0/24"))
+	free.Network.Admission = overlay.AdmitLearn
+	r.must(ModeCreate, free, policy("web-db", "web", "db"), policy("web-free", "free", "web"))
+	x := r.must(ModeCreate, withMAC(port("a", "web"), twinMAC), withMAC(port("b", "db"), twinMAC), withMAC(sharing(port("c", "log"), "10.3.0.99"), virtualMAC))
+	if p, q := r.portOf(x, 0), r.portOf(x, 1); p.MAC != q.MAC {
+		t.Errorf("%v and %v, want one MAC", p.MAC, q.MAC)
 	}
-	r.must(ModeCreate, with(port("a", "web"), mac), with(port("b", "red"), mac))
-	x := r.put(ModeCreate, with(port("c", "db"), mac))
-	if r.refused(api.CodeMACInUse, x); x.Refusal != nil && !strings.Contains(x.Refusal.Text(), "port a's in network web, which is in domain shop as network db is") {
-		t.Errorf("%v", x.Refusal.Text())
+	host, session := r.attach("h1")
+	r.c.Step(r.now, Claimed{Host: host, Session: session, Claims: []Claim{{ID: 1, Network: r.net("free").UID, MAC: twinMAC, Base: r.c.View().At, Evidence: overlay.EvidenceARP}}})
+	r.settle()
+	if len(r.said) != 1 || !r.said[0].Claim.Accepted {
+		t.Errorf("an undeclared endpoint with a MAC of the domain: %+v", r.said)
 	}
-	red := within("shop", network("red", "10.8.0.0/16"))
-	r.refused(api.CodeOutside, r.put(ModeSet, red)) // b has an address of the old subnet
-	r.remove(overlay.KindPort, "b")
-	r.must(ModeSet, network("red", "10.8.0.0/16"))
-	r.must(ModeCreate, with(port("b", "red"), mac))
-	if x := r.put(ModeSet, red); x.Refusal == nil || x.Refusal.Code() != api.CodeMACInUse || !strings.Contains(x.Refusal.Text(), mac.String()) {
-		t.Errorf("a network that enters with a MAC of the domain: %v", x.Refusal)
-	}
-	many := []overlay.Doc{with(port("m0", "red"), overlay.MAC{2, 0, 0, 0, 1, 0}), with(port("m1", "red"), overlay.MAC{2, 0, 0, 0, 1, 1})}
-	r.must(ModeCreate, many...) // the other of the two has fewer ports now
-	r.refused(api.CodeMACInUse, r.put(ModeSet, red))
-	// All in one request: order does not matter.
-	r.refused(api.CodeMACInUse, r.put(ModeApply, red, with(port("d", "log"), overlay.MAC{2, 0, 0, 0, 1, 0})))
-	r.remove(overlay.KindPort, "a")
-	r.must(ModeSet, red)
-	r.refused(api.CodeMACInUse, r.put(ModeCreate, with(port("c", "db"), mac)))
-
-	// What is allocated avoids them: the MAC that the next port would have is
-	// another's in the domain.
-	next := derive(overlay.UID{byte((r.id + 2) >> 8), byte(r.id + 2), 0xee}, 1, "port/e")
-	taken := overlay.MAC{0x52, 0x54, 0, next[0], next[1], next[2]}
-	r.must(ModeCreate, with(port("t", "web"), taken))
-	if p := r.portOf(r.must(ModeCreate, port("e", "db")), 0); p.MAC == taken || p.MAC[3] != taken[3] {
-		t.Errorf("allocated %v, want the one after %v", p.MAC, taken)
+	learns := within("shop", network("db", "10.2.0.0/24"))
+	learns.Network.Admission = overlay.AdmitDHCP
+	r.must(ModeSet, learns)
+	r.must(ModeCreate, sharing(port("w", "web"), "10.1.0.99"), sharing(port("d", "db"), "10.2.0.99"))
+	for _, name := range []string{"w", "d"} {
+		p := r.c.View().Named(overlay.KindPort, overlay.UID{0xd}, name).Rec.(*overlay.Port)
+		if a := r.sayVirtual(host, session, p); !a.Accepted {
+			t.Errorf("the virtual router of %s: %+v", name, a)
+		}
 	}
 }
 
@@ -338,8 +320,8 @@ func TestTombstonesNobodyReads(t *testing.T) {
 	}
 }
 
-// TestWaysAreWhatPoliciesSay: after any sequence of changes, Reach and From are
-// what a look at all policies gives, and each is the other's mirror.
+// TestWaysAreWhatPoliciesSay: after any sequence of changes, Reach, From and
+// Bridge are what a look at all policies gives, and the other's mirror.
 func TestWaysAreWhatPoliciesSay(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -361,7 +343,8 @@ func TestWaysAreWhatPoliciesSay(t *testing.T) {
 				for i := range rapid.IntRange(1, 3).Draw(rt, "policies") {
 					d := policy(fmt.Sprintf("%s-%d", pol, i), name, rapid.SampledFrom(nets).Draw(rt, "to"))
 					d.Policy.Domain = rapid.SampledFrom([]string{"shop", "shop", "bank"}).Draw(rt, "of")
-					if d.Policy.Both = rapid.Bool().Draw(rt, "both"); d.Policy.From != d.Policy.To {
+					d.Policy.Bridged = rapid.IntRange(0, 3).Draw(rt, "bridged") == 0
+					if d.Policy.Both = d.Policy.Bridged || rapid.Bool().Draw(rt, "both"); d.Policy.From != d.Policy.To {
 						docs = append(docs, d)
 					}
 				}
@@ -380,42 +363,50 @@ func TestWaysAreWhatPoliciesSay(t *testing.T) {
 
 // checkWays compares each network of the store with all policies of the store.
 func (r *rig) checkWays(rt *rapid.T) {
-	reach := map[overlay.UID]map[overlay.UID]bool{} // from, to
-	way := func(from, to overlay.UID) {
-		if reach[from] == nil {
-			reach[from] = map[overlay.UID]bool{}
-		}
-		reach[from][to] = true
-	}
+	reach, bridge := map[[2]overlay.UID]bool{}, map[[2]overlay.UID]bool{} // from, to
 	nets := map[overlay.UID]*overlay.Network{}
 	for _, s := range r.recs {
 		if n, ok := s.Rec.(*overlay.Network); ok && !s.Gone {
 			nets[n.UID] = n
 		}
+	}
+	for _, s := range r.recs {
 		p, ok := s.Rec.(*overlay.Policy)
 		if !ok || s.Gone {
 			continue
 		}
-		way(p.From, p.To)
-		if p.Both {
-			way(p.To, p.From)
+		there, back := [2]overlay.UID{p.From, p.To}, [2]overlay.UID{p.To, p.From}
+		if a, b := nets[p.From], nets[p.To]; a == nil || b == nil || a.Domain != b.Domain || a.Domain.IsZero() {
+			rt.Fatalf("a policy opens a way between %+v and %+v", a, b)
+		}
+		switch {
+		case p.Bridged:
+			bridge[there], bridge[back] = true, true
+		case p.Both:
+			reach[there], reach[back] = true, true
+		default:
+			reach[there] = true
 		}
 	}
-	for a, to := range reach {
-		for b := range to {
-			if nets[a] == nil || nets[b] == nil || nets[a].Domain != nets[b].Domain || nets[a].Domain.IsZero() {
-				rt.Fatalf("a policy opens a way between %+v and %+v", nets[a], nets[b])
-			}
+	for w := range bridge {
+		if reach[w] {
+			rt.Fatalf("%s and %s are bridged and routed", nets[w[0]].Name, nets[w[1]].Name)
+		}
+		if nets[w[0]].MTU != nets[w[1]].MTU {
+			rt.Fatalf("%s and %s are bridged with two MTUs", nets[w[0]].Name, nets[w[1]].Name)
 		}
 	}
 	for a, n := range nets {
-		var wantReach, wantFrom []overlay.UID
+		var wantReach, wantFrom, wantBridge []overlay.UID
 		for b := range nets {
-			if reach[a][b] {
+			if reach[[2]overlay.UID{a, b}] {
 				wantReach = append(wantReach, b)
 			}
-			if reach[b][a] {
+			if reach[[2]overlay.UID{b, a}] {
 				wantFrom = append(wantFrom, b)
+			}
+			if bridge[[2]overlay.UID{a, b}] {
+				wantBridge = append(wantBridge, b)
 			}
 			if slices.Contains(n.Reach, b) != slices.Contains(nets[b].From, a) {
 				rt.Fatalf("%s and %s contradict each other", n.Name, nets[b].Name)
@@ -423,6 +414,10 @@ func (r *rig) checkWays(rt *rapid.T) {
 		}
 		slices.SortFunc(wantReach, overlay.UID.Compare)
 		slices.SortFunc(wantFrom, overlay.UID.Compare)
+		slices.SortFunc(wantBridge, overlay.UID.Compare)
+		if !slices.Equal(n.Bridge, wantBridge) {
+			rt.Fatalf("%s is bridged with %v, want %v", n.Name, n.Bridge, wantBridge)
+		}
 		if !slices.Equal(n.Reach, wantReach) || !slices.Equal(n.From, wantFrom) {
 			rt.Fatalf("%s reaches %v and is reached from %v, want %v and %v", n.Name, n.Reach, n.From, wantReach, wantFrom)
 		}

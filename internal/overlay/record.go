@@ -184,6 +184,9 @@ type Policy struct {
 	Domain   UID
 	From, To UID  // networks
 	Both     bool // the way back, too
+	// Bridged: the two are joined by layer 2 instead of being routed to each
+	// other; always with Both.
+	Bridged bool
 }
 
 // MaxForeign bounds the foreign tunnel end points of a network: each costs a

@@ -57,4 +57,5 @@ type PolicySpec struct {
 	Domain   string // name within the tenant
 	From, To string // names of networks of the domain
 	Both     bool
+	Bridged  bool // see Policy; with Both
 }

@@ -740,7 +740,8 @@ type PolicyRecord struct {
 	Domain        []byte                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
 	From          []byte                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
 	To            []byte                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
-	Both          bool                   `protobuf:"varint,5,opt,name=both,proto3" json:"both,omitempty"` // the way back, too
+	Both          bool                   `protobuf:"varint,5,opt,name=both,proto3" json:"both,omitempty"`       // the way back, too
+	Bridged       bool                   `protobuf:"varint,6,opt,name=bridged,proto3" json:"bridged,omitempty"` // joined by layer 2; with both
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -806,6 +807,13 @@ func (x *PolicyRecord) GetTo() []byte {
 func (x *PolicyRecord) GetBoth() bool {
 	if x != nil {
 		return x.Both
+	}
+	return false
+}
+
+func (x *PolicyRecord) GetBridged() bool {
+	if x != nil {
+		return x.Bridged
 	}
 	return false
 }
@@ -1714,13 +1722,14 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
 	"\x03via\x18\x03 \x01(\fR\x03via\"A\n" +
 	"\fDomainRecord\x121\n" +
-	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\"\x91\x01\n" +
+	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\"\xab\x01\n" +
 	"\fPolicyRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\fR\x06domain\x12\x12\n" +
 	"\x04from\x18\x03 \x01(\fR\x04from\x12\x0e\n" +
 	"\x02to\x18\x04 \x01(\fR\x02to\x12\x12\n" +
-	"\x04both\x18\x05 \x01(\bR\x04both\"\xae\x02\n" +
+	"\x04both\x18\x05 \x01(\bR\x04both\x12\x18\n" +
+	"\abridged\x18\x06 \x01(\bR\abridged\"\xae\x02\n" +
 	"\n" +
 	"PortRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +

@@ -674,8 +674,9 @@ type NetworkStatus struct {
 	Dhcp          string                 `protobuf:"bytes,8,opt,name=dhcp,proto3" json:"dhcp,omitempty"`    // who tells the guests: host, own
 	Lease         uint32                 `protobuf:"varint,9,opt,name=lease,proto3" json:"lease,omitempty"` // seconds in force; 0 if hosts give none
 	Domain        string                 `protobuf:"bytes,10,opt,name=domain,proto3" json:"domain,omitempty"`
-	Reach         []string               `protobuf:"bytes,11,rep,name=reach,proto3" json:"reach,omitempty"` // networks that its guests may send to by way of the gateway
-	From          []string               `protobuf:"bytes,12,rep,name=from,proto3" json:"from,omitempty"`   // networks whose guests may send to it so
+	Reach         []string               `protobuf:"bytes,11,rep,name=reach,proto3" json:"reach,omitempty"`     // networks that its guests may send to by way of the gateway
+	From          []string               `protobuf:"bytes,12,rep,name=from,proto3" json:"from,omitempty"`       // networks whose guests may send to it so
+	Bridged       []string               `protobuf:"bytes,13,rep,name=bridged,proto3" json:"bridged,omitempty"` // networks that a policy joins to it by layer 2
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -790,6 +791,13 @@ func (x *NetworkStatus) GetReach() []string {
 func (x *NetworkStatus) GetFrom() []string {
 	if x != nil {
 		return x.From
+	}
+	return nil
+}
+
+func (x *NetworkStatus) GetBridged() []string {
+	if x != nil {
+		return x.Bridged
 	}
 	return nil
 }
@@ -1043,7 +1051,7 @@ type NetworkPolicySpec struct {
 	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`           // network of the domain
 	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`               // ditto
 	Direction     string                 `protobuf:"bytes,4,opt,name=direction,proto3" json:"direction,omitempty"` // both (default), forward
-	Mode          string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`           // routed (default)
+	Mode          string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`           // routed (default), bridged
 	Cast          string                 `protobuf:"bytes,6,opt,name=cast,proto3" json:"cast,omitempty"`           // unicast (default)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2221,7 +2229,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x03via\x18\x02 \x01(\tR\x03via\":\n" +
 	"\x06Subnet\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\"\xac\x02\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\"\xc6\x02\n" +
 	"\rNetworkStatus\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x10\n" +
@@ -2235,7 +2243,8 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x06domain\x18\n" +
 	" \x01(\tR\x06domain\x12\x14\n" +
 	"\x05reach\x18\v \x03(\tR\x05reach\x12\x12\n" +
-	"\x04from\x18\f \x03(\tR\x04from\"\xdf\x01\n" +
+	"\x04from\x18\f \x03(\tR\x04from\x12\x18\n" +
+	"\abridged\x18\r \x03(\tR\abridged\"\xdf\x01\n" +
 	"\x06Domain\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
