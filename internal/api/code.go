@@ -24,6 +24,7 @@ const (
 	CodeUndeclared   Code = "CV0136" // a bridged network takes undeclared endpoints
 	CodeBridgeMTU    Code = "CV0137" // bridged networks have different MTUs
 	CodeTwoModes     Code = "CV0138" // two networks are routed to each other and bridged
+	CodeConsent      Code = "CV0139" // the domain does not let networks of the tenant in
 	CodeHasPorts     Code = "CV0142" // a network with ports is not deleted
 	CodeHasNetworks  Code = "CV0143" // a tenant that owns something is not deleted
 	CodeNoHost       Code = "CV0144" // a host that is named does not exist

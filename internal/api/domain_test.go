@@ -18,7 +18,11 @@ const policyHead = "apiVersion: culvert/v1alpha1\nkind: NetworkPolicy\nmetadata:
 
 func TestDomainsAndPoliciesAreRead(t *testing.T) {
 	for src, want := range map[string]overlay.Doc{
-		"apiVersion: culvert/v1alpha1\nkind: Domain\nmetadata: {name: shop, labels: {a: b}}\n": {Kind: overlay.KindDomain, Tenant: DefaultTenant, Name: "shop", Labels: []overlay.Label{{Key: "a", Value: "b"}}},
+		"apiVersion: culvert/v1alpha1\nkind: Domain\nmetadata: {name: shop, labels: {a: b}}\n":                       {Kind: overlay.KindDomain, Tenant: DefaultTenant, Name: "shop", Labels: []overlay.Label{{Key: "a", Value: "b"}}},
+		"apiVersion: culvert/v1alpha1\nkind: Domain\nmetadata: {name: shop, tenant: acme}\nspec: {tenants: [far]}\n": {Kind: overlay.KindDomain, Tenant: "acme", Name: "shop", Domain: overlay.DomainSpec{Tenants: []string{"far"}}},
+		netHead + "spec: {domain: acme/shop}\n":                                                                      {Kind: overlay.KindNetwork, Tenant: DefaultTenant, Name: "blue", Network: overlay.NetworkSpec{Domain: "acme/shop"}},
+		netHead + "spec: {domain: default/shop}\n":                                                                   {Kind: overlay.KindNetwork, Tenant: DefaultTenant, Name: "blue", Network: overlay.NetworkSpec{Domain: "shop"}},
+		strings.ReplaceAll(strings.Replace(policyHead, "web\n", "acme/web\n", 1), "db\n", "default/db\n"):            {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "acme/web", To: "db", Both: true}},
 		policyHead: {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: true}},
 		policyHead + "  direction: both\n  mode: routed\n  cast: unicast\n": {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: true}},
 		policyHead + "  mode: bridged\n":                                    {Kind: overlay.KindPolicy, Tenant: DefaultTenant, Name: "web-db", Policy: overlay.PolicySpec{Domain: "shop", From: "web", To: "db", Both: true, Bridged: true}},
@@ -47,8 +51,8 @@ func TestPoliciesAreRefused(t *testing.T) {
 		"metadata.labels":   {func(p *culvertv1.NetworkPolicy) { p.Metadata.Labels = map[string]string{"": ""} }},
 		"metadata.revision": {func(p *culvertv1.NetworkPolicy) { p.Metadata.Revision = "0" }},
 		"spec.domain":       {func(p *culvertv1.NetworkPolicy) { p.Spec = nil }, func(p *culvertv1.NetworkPolicy) { p.Spec.Domain = "acme/shop" }},
-		"spec.from":         {func(p *culvertv1.NetworkPolicy) { p.Spec.From = "" }, func(p *culvertv1.NetworkPolicy) { p.Spec.From = "Web" }},
-		"spec.to":           {func(p *culvertv1.NetworkPolicy) { p.Spec.To = "" }, func(p *culvertv1.NetworkPolicy) { p.Spec.To = p.Spec.From }},
+		"spec.from":         {func(p *culvertv1.NetworkPolicy) { p.Spec.From = "" }, func(p *culvertv1.NetworkPolicy) { p.Spec.From = "Web" }, func(p *culvertv1.NetworkPolicy) { p.Spec.From = "a/b/c" }, func(p *culvertv1.NetworkPolicy) { p.Spec.From = "/web" }},
+		"spec.to":           {func(p *culvertv1.NetworkPolicy) { p.Spec.To = "" }, func(p *culvertv1.NetworkPolicy) { p.Spec.To = p.Spec.From }, func(p *culvertv1.NetworkPolicy) { p.Spec.To = DefaultTenant + "/web" }},
 		"spec.direction":    {func(p *culvertv1.NetworkPolicy) { p.Spec.Direction = "back" }, func(p *culvertv1.NetworkPolicy) { p.Spec.Mode, p.Spec.Direction = "bridged", "forward" }},
 		"spec.mode":         {func(p *culvertv1.NetworkPolicy) { p.Spec.Mode = "nat" }},
 		"spec.cast":         {func(p *culvertv1.NetworkPolicy) { p.Spec.Cast = "broadcast" }},
@@ -71,6 +75,45 @@ func TestPoliciesAreRefused(t *testing.T) {
 		if !errors.As(err, &src) || src.Code != CodeLater || src.Line != 8 || !strings.Contains(src.Problem, "it comes with "+with) {
 			t.Errorf("%s: %v, want it refused as of a later release", field, err)
 		}
+	}
+}
+
+// TestDomainsAreRefused has a row for each field of a domain.
+func TestDomainsAreRefused(t *testing.T) {
+	covered := map[string]bool{}
+	for field, edits := range map[string][]func(d *culvertv1.Domain){
+		"apiVersion":        {func(d *culvertv1.Domain) { d.ApiVersion = "" }},
+		"kind":              {func(d *culvertv1.Domain) { d.Kind = "Network" }},
+		"metadata.name":     {func(d *culvertv1.Domain) { d.Metadata = nil }},
+		"metadata.tenant":   {func(d *culvertv1.Domain) { d.Metadata.Tenant = "T" }},
+		"metadata.labels":   {func(d *culvertv1.Domain) { d.Metadata.Labels = map[string]string{"": ""} }},
+		"metadata.revision": {func(d *culvertv1.Domain) { d.Metadata.Revision = "0" }},
+		"spec.tenants":      {func(d *culvertv1.Domain) { d.Spec.Tenants = []string{"far", "near"} }},
+		"spec.tenants[0]":   {func(d *culvertv1.Domain) { d.Spec.Tenants = []string{"Far"} }, func(d *culvertv1.Domain) { d.Spec.Tenants = []string{DefaultTenant} }},
+	} {
+		covered[field] = true
+		for _, edit := range edits {
+			d := &culvertv1.Domain{ApiVersion: Version, Kind: "Domain", Metadata: &culvertv1.Metadata{Name: "shop"}, Spec: &culvertv1.DomainSpec{}}
+			edit(d)
+			if _, err := ParseResource(Wrap(d)); refusedField(t, err) != field {
+				t.Errorf("%v: %v, want a refusal of %s", d, err, field)
+			}
+		}
+	}
+	everyField(t, covered, overlay.KindDomain)
+}
+
+// TestDomainRenderReadsBack: what is shown can be applied.
+func TestDomainRenderReadsBack(t *testing.T) {
+	rev := overlay.Rev{Epoch: 1, N: 7}
+	docs, err := DecodeDocuments("f", EncodeYAML(Wrap(RenderDomain(&overlay.Domain{Meta: overlay.Meta{Name: "shop"}}, "acme", []string{"far"}, rev))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ParseResource(docs[0].Resource)
+	want := overlay.Doc{Kind: overlay.KindDomain, Tenant: "acme", Name: "shop", Seen: rev, Domain: overlay.DomainSpec{Tenants: []string{"far"}}}
+	if diff := cmp.Diff(want, got, sameValues); err != nil || diff != "" {
+		t.Errorf("%v\n%s", err, diff)
 	}
 }
 
@@ -114,7 +157,11 @@ func TestPolicyRenderReadsBack(t *testing.T) {
 func TestDomainRecords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		meta := overlay.Meta{UID: genUID(t, "uid"), Name: "a", Tenant: genUID(t, "tenant"), Cause: genText(t, "cause"), Changed: rapid.Int64().Draw(t, "changed")}
-		var rec overlay.Record = &overlay.Domain{Meta: meta}
+		dom := &overlay.Domain{Meta: meta}
+		if u := genUID(t, "other tenant"); u != meta.Tenant && rapid.Bool().Draw(t, "lets in") {
+			dom.Tenants = []overlay.UID{u}
+		}
+		var rec overlay.Record = dom
 		if rapid.Bool().Draw(t, "policy") {
 			p := &overlay.Policy{Meta: meta, Domain: genUID(t, "domain"), From: genUID(t, "from"), To: genUID(t, "to"), Both: rapid.Bool().Draw(t, "both")}
 			p.To[1], p.Bridged = ^p.From[1], p.Both && rapid.Bool().Draw(t, "bridged")
@@ -144,7 +191,14 @@ func TestTornDomainRecords(t *testing.T) {
 		edit(r.GetPolicy())
 		return r
 	}
+	tenants := func(uids ...[]byte) *culvertv1.Record {
+		r := RecordPB(&overlay.Domain{Meta: overlay.Meta{UID: overlay.UID(uid(9)), Name: "n", Tenant: overlay.UID(uid(1))}}, false)
+		r.GetDomain().Tenants = uids
+		return r
+	}
 	bad := map[string]*culvertv1.Record{
+		"lets itself in":       tenants(uid(1)),
+		"lets many in":         tenants(uid(2), uid(3)),
 		"reach without domain": network(func(n *culvertv1.NetworkRecord) { n.Domain, n.Reach = nil, [][]byte{uid(2)} }),
 		"reach out of order":   network(func(n *culvertv1.NetworkRecord) { n.Reach = [][]byte{uid(3), uid(2)} }),
 		"from named twice":     network(func(n *culvertv1.NetworkRecord) { n.From = [][]byte{uid(2), uid(2)} }),

@@ -49,7 +49,7 @@ func ParseResource(r *culvertv1.Resource) (overlay.Doc, error) {
 	case *culvertv1.Resource_Port:
 		return parsePort(body.Port)
 	case *culvertv1.Resource_Domain:
-		return parseHead(body.Domain, overlay.KindDomain)
+		return parseDomain(body.Domain)
 	case *culvertv1.Resource_Policy:
 		return parsePolicy(body.Policy)
 	case *culvertv1.Resource_Host:
@@ -195,8 +195,8 @@ func parseNetwork(n *culvertv1.Network) (overlay.Doc, error) {
 	if d.Network.Foreign, err = parseForeign(s.GetForeignVteps()); err != nil {
 		return overlay.Doc{}, err
 	}
-	if d.Network.Domain = s.GetDomain(); d.Network.Domain != "" {
-		if err := overlay.CheckName("spec.domain", d.Network.Domain); err != nil {
+	if s.GetDomain() != "" {
+		if d.Network.Domain, err = parseRef("spec.domain", s.GetDomain(), d.Tenant); err != nil {
 			return overlay.Doc{}, err
 		}
 	}
@@ -274,8 +274,7 @@ func parseSubnets(list []*culvertv1.Subnet) ([]overlay.Subnet, error) {
 	return subnets, nil
 }
 
-// parseNames reads a list of host names; the result is sorted, since it is a
-// set. A name given twice is refused: one of the two was meant to be another.
+// parseNames reads a list of names; the result is sorted, since it is a set. A name given twice is refused: one of the two was meant to be another.
 func parseNames(field string, list []string) ([]string, error) {
 	if len(list) > maxNames {
 		return nil, &overlay.FieldError{Field: field, Value: fmt.Sprintf("%d names", len(list)), Allowed: fmt.Sprintf("at most %d", maxNames)}

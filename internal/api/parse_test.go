@@ -146,7 +146,7 @@ func TestParseRefuses(t *testing.T) {
 		{"spec.routes[0].via", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
 			n.Spec.Routes[0].Via = "fd00:20::9"
 		}},
-		{"spec.domain", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Domain = "acme/shop" }},
+		{"spec.domain", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Domain = "acme/shop/x" }},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) { n.Spec.Hosts = []string{"h1", "H"} }},
 		{"spec.hosts[1]", func(_ *culvertv1.Tenant, n *culvertv1.Network, _ *culvertv1.Port) {
 			n.Spec.Hosts = []string{"h1", "h1"}

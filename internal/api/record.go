@@ -109,7 +109,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts, Shared: addrsBytes(r.Shared), AddressCheck: r.AddressCheck,
 		}}
 	case *overlay.Domain:
-		pb.Body = &culvertv1.Record_Domain{Domain: &culvertv1.DomainRecord{Meta: metaPB(&r.Meta)}}
+		pb.Body = &culvertv1.Record_Domain{Domain: &culvertv1.DomainRecord{Meta: metaPB(&r.Meta), Tenants: uidsBytes(r.Tenants)}}
 	case *overlay.Policy:
 		pb.Body = &culvertv1.Record_Policy{Policy: &culvertv1.PolicyRecord{
 			Meta: metaPB(&r.Meta), Domain: uidBytes(r.Domain), From: uidBytes(r.From), To: uidBytes(r.To), Both: r.Both, Bridged: r.Bridged,
@@ -323,7 +323,7 @@ func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err erro
 			VM: p.GetVm(), Hosts: d.names(p.GetHosts(), "port's hosts"), Shared: d.addrs(p.GetShared(), "shared addresses"), AddressCheck: p.GetAddressCheck(),
 		}
 	case *culvertv1.Record_Domain:
-		rec = &overlay.Domain{Meta: d.meta(b.Domain.GetMeta())}
+		rec = d.domain(b.Domain)
 	case *culvertv1.Record_Policy:
 		rec = d.policy(b.Policy)
 	case *culvertv1.Record_Host:
@@ -417,6 +417,14 @@ func (d *decoder) nextHops(in []*culvertv1.NextHopRecord) []overlay.NextHop {
 			d.refuse(what)
 		}
 		out = append(out, overlay.NextHop{Prefix: p, Network: d.uid(h.GetNetwork(), what, true), MAC: d.mac(h.GetMac(), what, true)})
+	}
+	return out
+}
+
+func (d *decoder) domain(p *culvertv1.DomainRecord) *overlay.Domain {
+	out := &overlay.Domain{Meta: d.meta(p.GetMeta()), Tenants: d.uids(p.GetTenants(), overlay.MaxDomainTenants, "domain's tenants")}
+	if !slices.IsSortedFunc(out.Tenants, overlay.UID.Compare) || slices.Contains(out.Tenants, out.Tenant) {
+		d.refuse("domain's tenants")
 	}
 	return out
 }

@@ -34,7 +34,7 @@ func RenderTenant(t *overlay.Tenant, rev overlay.Rev) *culvertv1.Tenant {
 }
 
 // RenderNetwork shows a network of the tenant of that name, in the domain of
-// that name or, if it is empty, in none. Status has VNI, bridge, MTU, gateways
+// that name (TENANT/NAME if it is another's) or, if it is empty, in none. Status has VNI, bridge, MTU, gateways
 // and domain; counts, hosts and other networks are the caller's to add.
 func RenderNetwork(n *overlay.Network, tenant, domain string, rev overlay.Rev) *culvertv1.Network {
 	spec := &culvertv1.NetworkSpec{Vni: uint32(n.WantVNI), Mtu: uint32(n.WantMTU), Hosts: n.Hosts, ForeignVteps: addrStrings(n.Foreign), Domain: domain}
@@ -89,14 +89,15 @@ func RenderPort(p *overlay.Port, tenant, network string, rev overlay.Rev) *culve
 		Status: &culvertv1.PortStatus{Mac: p.MAC.String(), Addresses: addrStrings(p.Addresses), State: "declared"}}
 }
 
-// RenderDomain shows a domain; its networks and policies are the caller's to
-// add.
-func RenderDomain(d *overlay.Domain, tenant string, rev overlay.Rev) *culvertv1.Domain {
+// RenderDomain shows a domain that lets networks of the tenants of those names
+// in; its networks and policies are the caller's to add.
+func RenderDomain(d *overlay.Domain, tenant string, tenants []string, rev overlay.Rev) *culvertv1.Domain {
 	return &culvertv1.Domain{ApiVersion: Version, Kind: "Domain", Metadata: renderMeta(&d.Meta, tenant, rev),
-		Spec: &culvertv1.DomainSpec{}, Status: &culvertv1.DomainStatus{}}
+		Spec: &culvertv1.DomainSpec{Tenants: tenants}, Status: &culvertv1.DomainStatus{}}
 }
 
-// PolicyNames are the names behind the UIDs of a policy.
+// PolicyNames are the names behind the UIDs of a policy, From and To with the
+// tenant in front if it is another.
 type PolicyNames struct{ Tenant, Domain, From, To string }
 
 // RenderPolicy shows a policy.

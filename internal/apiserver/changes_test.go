@@ -89,7 +89,7 @@ func (w *world) act(t *rapid.T) {
 	port := rapid.SampledFrom([]string{"p1", "p2", "p3"}).Draw(t, "port")
 	switch rapid.IntRange(0, 9).Draw(t, "act") {
 	case 0:
-		w.put(overlay.Doc{Kind: overlay.KindNetwork, Tenant: tenant, Name: net, Network: overlay.NetworkSpec{Domain: rapid.SampledFrom([]string{"", "d1", "d1"}).Draw(t, "domain")}})
+		w.put(overlay.Doc{Kind: overlay.KindNetwork, Tenant: tenant, Name: net, Network: overlay.NetworkSpec{Domain: rapid.SampledFrom([]string{"", "d1", "d1", "acme/d1", "default/d1"}).Draw(t, "domain")}})
 	case 1, 2:
 		w.put(overlay.Doc{Kind: overlay.KindPort, Tenant: tenant, Name: port, Port: overlay.PortSpec{Network: net}})
 	case 3:
@@ -101,9 +101,10 @@ func (w *world) act(t *rapid.T) {
 	case 6:
 		w.ask(managercore.Asked{Delete: &managercore.Delete{Kind: overlay.KindNetwork, Tenant: tenant, Name: net, WithPorts: true}})
 	case 7:
-		w.put(overlay.Doc{Kind: overlay.KindDomain, Tenant: tenant, Name: "d1", Labels: []overlay.Label{{Key: net}}})
+		other := map[string]string{"default": "acme", "acme": "default"}[tenant]
+		w.put(overlay.Doc{Kind: overlay.KindDomain, Tenant: tenant, Name: "d1", Domain: overlay.DomainSpec{Tenants: [][]string{nil, {other}}[rapid.IntRange(0, 1).Draw(t, "lets in")]}, Labels: []overlay.Label{{Key: net}}})
 	case 8:
-		w.put(overlay.Doc{Kind: overlay.KindPolicy, Tenant: tenant, Name: "w1", Policy: overlay.PolicySpec{Domain: "d1", From: "n1", To: "n2", Both: rapid.Bool().Draw(t, "both")}})
+		w.put(overlay.Doc{Kind: overlay.KindPolicy, Tenant: tenant, Name: "w1", Policy: overlay.PolicySpec{Domain: "d1", From: "n1", To: rapid.SampledFrom([]string{"n2", "acme/n2", "default/n2"}).Draw(t, "to"), Both: rapid.Bool().Draw(t, "both")}})
 	case 9:
 		gone := managercore.Delete{Kind: overlay.KindPolicy, Tenant: tenant, Name: "w1"}
 		if rapid.Bool().Draw(t, "the domain") {

@@ -34,7 +34,7 @@ func (s *Server) rendererOf(v *managercore.View) *renderer {
 	return r
 }
 
-// tenant, network, domain and hostName are names, of deleted records too: their
+// tenant, network and hostName are names, of deleted records too: their
 // tombstones keep them.
 func (r *renderer) tenant(uid overlay.UID) string {
 	if it := r.v.Tenants.Get(managercore.Key{Kind: overlay.KindTenant, UID: uid}); it != nil {
@@ -48,13 +48,6 @@ func (r *renderer) network(uid overlay.UID) *overlay.Network {
 		return it.Rec.(*overlay.Network)
 	}
 	return &overlay.Network{}
-}
-
-func (r *renderer) domain(uid overlay.UID) string {
-	if it := r.v.Tenants.Get(managercore.Key{Kind: overlay.KindDomain, UID: uid}); it != nil {
-		return it.Rec.(*overlay.Domain).Name
-	}
-	return ""
 }
 
 func (r *renderer) hostName(uid overlay.UID) string {
@@ -159,8 +152,8 @@ func (r *renderer) countPorts() {
 }
 
 func (r *renderer) networkOf(n *overlay.Network, rev overlay.Rev) *culvertv1.Network {
-	out := api.RenderNetwork(n, r.tenant(n.Tenant), r.domain(n.Domain), rev)
-	out.Status.Reach, out.Status.From, out.Status.Bridged = r.networkNames(n.Reach), r.networkNames(n.From), r.networkNames(n.Bridge)
+	out := api.RenderNetwork(n, r.tenant(n.Tenant), r.domain(n.Tenant, n.Domain), rev)
+	out.Status.Reach, out.Status.From, out.Status.Bridged = r.networkNames(n.Tenant, n.Reach), r.networkNames(n.Tenant, n.From), r.networkNames(n.Tenant, n.Bridge)
 	r.countPorts()
 	out.Status.Ports = r.ports[n.UID]
 	at := map[overlay.UID]bool{}

@@ -5,11 +5,15 @@ import (
 
 	"culvert/internal/api"
 	"culvert/internal/api/culvertv1"
+	"culvert/internal/managercore"
 	"culvert/internal/overlay"
 )
 
-// members are the names of what is in a domain, in order.
-type members struct{ networks, policies []string }
+// members is what is in a domain; policies by name, in order.
+type members struct {
+	networks []overlay.UID
+	policies []string
+}
 
 // membersOf is what is in a domain.
 func (r *renderer) membersOf(domain overlay.UID) *members {
@@ -18,7 +22,7 @@ func (r *renderer) membersOf(domain overlay.UID) *members {
 		for it := range r.v.List(overlay.KindNetwork, overlay.UID{}) {
 			n := it.Rec.(*overlay.Network)
 			m := r.in(n.Domain)
-			m.networks = append(m.networks, n.Name)
+			m.networks = append(m.networks, n.UID)
 		}
 		for it := range r.v.List(overlay.KindPolicy, overlay.UID{}) {
 			p := it.Rec.(*overlay.Policy)
@@ -39,21 +43,49 @@ func (r *renderer) in(domain overlay.UID) *members {
 }
 
 func (r *renderer) domainOf(d *overlay.Domain, rev overlay.Rev) *culvertv1.Domain {
-	out := api.RenderDomain(d, r.tenant(d.Tenant), rev)
+	var tenants []string
+	for _, t := range d.Tenants {
+		tenants = append(tenants, r.tenant(t))
+	}
+	slices.Sort(tenants)
+	out := api.RenderDomain(d, r.tenant(d.Tenant), tenants, rev)
 	m := r.membersOf(d.UID)
-	out.Status.Networks, out.Status.Policies = m.networks, m.policies
+	out.Status.Networks, out.Status.Policies = r.networkNames(d.Tenant, m.networks), m.policies
 	return out
 }
 
 func (r *renderer) policy(p *overlay.Policy, rev overlay.Rev) *culvertv1.NetworkPolicy {
-	return api.RenderPolicy(p, api.PolicyNames{Tenant: r.tenant(p.Tenant), Domain: r.domain(p.Domain),
-		From: r.network(p.From).Name, To: r.network(p.To).Name}, rev)
+	return api.RenderPolicy(p, api.PolicyNames{Tenant: r.tenant(p.Tenant), Domain: r.domain(p.Tenant, p.Domain),
+		From: r.networkName(p.Tenant, p.From), To: r.networkName(p.Tenant, p.To)}, rev)
 }
 
-// networkNames are the names of networks of one tenant, in order.
-func (r *renderer) networkNames(uids []overlay.UID) (names []string) {
+// domain is the name of a domain as documents of tenant viewer have it; empty
+// for none.
+func (r *renderer) domain(viewer, uid overlay.UID) string {
+	if it := r.v.Tenants.Get(managercore.Key{Kind: overlay.KindDomain, UID: uid}); it != nil {
+		d := it.Rec.(*overlay.Domain)
+		return r.named(viewer, d.Tenant, d.Name)
+	}
+	return ""
+}
+
+// named is a name with the tenant in front if that is not viewer.
+func (r *renderer) named(viewer, tenant overlay.UID, name string) string {
+	if viewer == tenant {
+		return name
+	}
+	return r.tenant(tenant) + "/" + name
+}
+
+func (r *renderer) networkName(viewer, uid overlay.UID) string {
+	n := r.network(uid)
+	return r.named(viewer, n.Tenant, n.Name)
+}
+
+// networkNames are the names of networks as tenant viewer writes them, in order.
+func (r *renderer) networkNames(viewer overlay.UID, uids []overlay.UID) (names []string) {
 	for _, u := range uids {
-		names = append(names, r.network(u).Name)
+		names = append(names, r.networkName(viewer, u))
 	}
 	slices.Sort(names)
 	return names

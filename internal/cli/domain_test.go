@@ -154,6 +154,54 @@ Delete what is listed first:  culvert policy delete acme/web-db
 	}
 }
 
+// TestTwoTenants: a domain of one tenant has a network of another, as both say.
+func TestTwoTenants(t *testing.T) {
+	m := newMachine(t)
+	for _, line := range []string{"tenant create x", "tenant create y", "domain create x/shop", "network create x/web --subnet 10.30.1.0/24 --domain shop", "network create y/db --subnet 10.30.2.0/24"} {
+		m.ok(line)
+	}
+	m.want("network set y/db --domain x/shop", 5, "", `
+Network y/db was not written: domain x/shop does not let networks of tenant y in.
+Let them in first:  culvert domain set x/shop --admit-tenant y
+(CV0139)
+`)
+	m.ok("domain set x/shop --admit-tenant y")
+	m.ok("network set y/db --domain x/shop")
+	m.ok("policy create web-db --domain x/shop --from web --to y/db")
+	m.want("policy list", 0, "\nPOLICY    DOMAIN  WAY\nx/web-db  shop    web <-> y/db\n", "")
+	for what, words := range map[string]string{
+		"domain show x/shop":   "spec:\n  tenants:\n  - \"y\"\nstatus:\n  networks:\n  - web\n  - y/db\n",
+		"network show y/db":    "  domain: x/shop\n",
+		"network show x/web":   "  reach:\n  - y/db\n",
+		"policy show x/web-db": "  from: web\n  to: y/db\n",
+	} {
+		m.stdin = m.ok(what)
+		if !strings.Contains(m.stdin, words) {
+			t.Errorf("%s:\n%s", what, m.stdin)
+		}
+		kind, name, _ := strings.Cut(strings.Replace(what, " show", "", 1), " ")
+		m.want("apply -f -", 0, kind+" "+name+" unchanged\n", "")
+	}
+	m.want("domain set x/shop --no-admit-tenant", 5, "", `
+Domain x/shop was not written: it has networks of tenant y.
+  network y/db
+Take them out first:  culvert network set y/db --no-domain
+(CV0148)
+`)
+	m.want("network set y/db --no-domain", 5, "", `
+Network y/db was not changed: 1 policy names it.
+  x/web-db  x/web <-> db
+Delete what is listed first:  culvert policy delete x/web-db
+(CV0147)
+`)
+	m.ok("policy delete x/web-db")
+	m.ok("network set y/db --no-domain")
+	if _, e, code := m.run("domain set x/shop --admit-tenant y --no-admit-tenant"); code != int(api.ExitUsage) || !strings.Contains(e, "no --admit-tenant beside it") {
+		t.Errorf("exit code %d\n%s", code, e)
+	}
+	m.ok("domain set x/shop --no-admit-tenant")
+}
+
 // TestBridgedNetworks: two networks of one subnet become one segment, as a file
 // says, and are shown so; what is in the way is said.
 func TestBridgedNetworks(t *testing.T) {

@@ -153,7 +153,7 @@ func (n *networkFlags) define(f *pflag.FlagSet, set bool) {
 	f.StringArrayVar(&n.dns, "dns", nil, "name server that guests are told (repeatable, the best first)")
 	f.StringArrayVar(&n.routes, "route", nil, "route that guests are told, like 10.30.0.0/16=10.20.0.9 (repeatable)")
 	f.StringArrayVar(&n.foreign, "foreign-vtep", nil, "tunnel end point that no agent owns (repeatable)")
-	f.StringVar(&n.domain, "domain", "", "domain whose hosts route for it (default: none)")
+	f.StringVar(&n.domain, "domain", "", "domain whose hosts route for it, or TENANT/DOMAIN of one that lets it in (default: none)")
 	if set {
 		f.BoolVar(&n.noDomain, "no-domain", false, "take it out of its domain")
 		f.BoolVar(&n.anyHost, "any-host", false, "let all hosts serve it")

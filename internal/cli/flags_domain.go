@@ -3,6 +3,7 @@ package cli
 import (
 	"github.com/spf13/pflag"
 
+	"culvert/internal/api"
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/overlay"
 )
@@ -15,7 +16,7 @@ func (n *networkFlags) routed(f *pflag.FlagSet, spec *culvertv1.NetworkSpec) err
 	case n.noDomain:
 		spec.Domain = ""
 	case f.Changed("domain"):
-		if err := overlay.CheckName("--domain", n.domain); err != nil {
+		if err := api.CheckRef("--domain", n.domain); err != nil {
 			return err
 		}
 		spec.Domain = n.domain
@@ -23,16 +24,43 @@ func (n *networkFlags) routed(f *pflag.FlagSet, spec *culvertv1.NetworkSpec) err
 	return nil
 }
 
-type domainFlags struct{ labelFlag }
+type domainFlags struct {
+	labelFlag
+	admit   []string
+	noAdmit bool
+}
 
-func (d *domainFlags) define(f *pflag.FlagSet, _ bool) { d.labelFlag.define(f) }
+func (d *domainFlags) define(f *pflag.FlagSet, set bool) {
+	d.labelFlag.define(f)
+	f.StringArrayVar(&d.admit, "admit-tenant", nil, "other tenant, whose networks may be in it")
+	if set {
+		f.BoolVar(&d.noAdmit, "no-admit-tenant", false, "let networks of its own tenant in only")
+	}
+}
 
-func (d *domainFlags) any(f *pflag.FlagSet) bool { return given(f, "label") }
+func (d *domainFlags) any(f *pflag.FlagSet) bool {
+	return given(f, "label", "admit-tenant", "no-admit-tenant")
+}
 
 func (d *domainFlags) home() (overlay.Kind, string, string) { return 0, "", "" }
 
-func (d *domainFlags) apply(_ *pflag.FlagSet, r *culvertv1.Resource) error {
-	return d.labelFlag.apply(r.GetDomain().Metadata)
+func (d *domainFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
+	body := r.GetDomain()
+	if body.Spec == nil {
+		body.Spec = &culvertv1.DomainSpec{}
+	}
+	if d.noAdmit && f.Changed("admit-tenant") {
+		return &overlay.FieldError{Field: "--no-admit-tenant", Value: "true", Allowed: "no --admit-tenant beside it"}
+	}
+	for _, t := range d.admit {
+		if err := overlay.CheckName("--admit-tenant", t); err != nil {
+			return err
+		}
+	}
+	if d.noAdmit || f.Changed("admit-tenant") {
+		body.Spec.Tenants = d.admit
+	}
+	return d.labelFlag.apply(body.Metadata)
 }
 
 type policyFlags struct {
@@ -67,7 +95,7 @@ func (p *policyFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 		into    *string
 	}{{"from", p.from, &body.Spec.From}, {"to", p.to, &body.Spec.To}} {
 		if f.Changed(n.flag) {
-			if err := overlay.CheckName("--"+n.flag, n.v); err != nil {
+			if err := api.CheckRef("--"+n.flag, n.v); err != nil {
 				return err
 			}
 			*n.into = n.v

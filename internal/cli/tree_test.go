@@ -268,6 +268,7 @@ func TestUsage(t *testing.T) {
 		{"network set blue --domain shop --no-domain", 2, `--no-domain is "true"`},
 		{"network create n --domain Shop", 2, `--domain is "Shop"`},
 		{"network set blue --domain shop", 7, "domain shop does not exist"},
+		{"domain create shop --admit-tenant A", 2, `--admit-tenant is "A"`},
 		{"domain create a/b/c", 2, `NAME is "b/c"`},
 		{"domain set shop", 2, "no flag says what to change"},
 		{"domain set shop --label a=b", 7, "domain shop was not found"},

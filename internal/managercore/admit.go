@@ -181,6 +181,36 @@ func qualified(tenant, name string) string {
 	return tenant + "/" + name
 }
 
+// named is a name as it is written in a document of tenant viewer: with the
+// tenant in front if it is another's.
+func (a *admission) named(viewer, tenant overlay.UID, name string) string {
+	if viewer == tenant {
+		return name
+	}
+	return a.tenantName(tenant) + "/" + name
+}
+
+func (a *admission) tenantName(uid overlay.UID) string {
+	if rec, ok := a.get(Key{Kind: overlay.KindTenant, UID: uid}); ok {
+		return rec.(*overlay.Tenant).Name
+	}
+	return uid.String()
+}
+
+// refer is what a document of a tenant means by NAME or TENANT/NAME; nil if
+// there is none. asTyped is how to type it.
+func (a *admission) refer(kind overlay.Kind, t *overlay.Tenant, ref string) (rec overlay.Record, asTyped string) {
+	owner, name, ok := strings.Cut(ref, "/")
+	if !ok {
+		return a.find(kind, t.UID, ref), qualified(t.Name, ref)
+	}
+	o, _ := a.find(overlay.KindTenant, overlay.UID{}, owner).(*overlay.Tenant)
+	if o == nil {
+		return nil, ref
+	}
+	return a.find(kind, o.UID, name), ref
+}
+
 // typed is a network's name as it is typed.
 func typed(n *overlay.Network) string { return qualified(n.TenantName, n.Name) }
 

@@ -17,32 +17,50 @@ func (a *admission) putDomain(d *overlay.Doc) *api.Refusal {
 	if no != nil {
 		return no
 	}
+	var want overlay.Domain
+	if want.Tenants, no = a.admitted(d); no != nil {
+		return no
+	}
 	old, _ := a.find(d.Kind, t.UID, d.Name).(*overlay.Domain)
 	if old == nil {
 		if n := a.c.ix.domains[t.UID]; n >= overlay.MaxDomains {
 			return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("tenant %s has %d domains, which is the most", t.Name, n), "delete one that is not needed: culvert domain list")
 		}
-		dom := &overlay.Domain{Meta: a.newMeta(d, t.UID)}
-		a.tx.put(dom)
-		a.did("created", dom)
+		want.Meta = a.newMeta(d, t.UID)
+		a.tx.put(&want)
+		a.did("created", &want)
 		return nil
 	}
-	same := slices.Equal(d.Labels, old.Labels)
+	same := slices.Equal(d.Labels, old.Labels) && slices.Equal(want.Tenants, old.Tenants)
 	if no := a.sameOrSet(d, same, old); no != nil || same {
 		return no
 	}
-	want := &overlay.Domain{Meta: a.again(old.Meta, d)}
-	a.tx.put(want)
-	a.did("changed", want)
+	want.Meta = a.again(old.Meta, d)
+	a.tx.put(&want)
+	a.did("changed", &want)
 	return nil
 }
 
-// domainNamed is the domain of that name of a tenant.
-func (a *admission) domainNamed(d *overlay.Doc, t *overlay.Tenant, name string) (*overlay.Domain, *api.Refusal) {
-	dom, _ := a.find(overlay.KindDomain, t.UID, name).(*overlay.Domain)
+// admitted are the tenants whose networks a document of a domain lets in.
+func (a *admission) admitted(d *overlay.Doc) (uids []overlay.UID, no *api.Refusal) {
+	for _, name := range d.Domain.Tenants {
+		t, _ := a.find(overlay.KindTenant, overlay.UID{}, name).(*overlay.Tenant)
+		if t == nil {
+			return nil, api.Refuse(api.CodeNotFound, title(d)+" was not written", "spec.tenants names tenant "+name+", which does not exist", "make it first: culvert tenant create "+name)
+		}
+		uids = append(uids, t.UID)
+	}
+	slices.SortFunc(uids, overlay.UID.Compare)
+	return uids, nil
+}
+
+// domainNamed is the domain that a document of a tenant means by NAME or
+// TENANT/NAME.
+func (a *admission) domainNamed(d *overlay.Doc, t *overlay.Tenant, ref string) (*overlay.Domain, *api.Refusal) {
+	rec, asTyped := a.refer(overlay.KindDomain, t, ref)
+	dom, _ := rec.(*overlay.Domain)
 	if dom == nil {
-		name = qualified(t.Name, name)
-		return nil, api.Refuse(api.CodeNotFound, title(d)+" was not written", "domain "+name+" does not exist", "make it first: culvert domain create "+name)
+		return nil, api.Refuse(api.CodeNotFound, title(d)+" was not written", "domain "+asTyped+" does not exist", "make it first: culvert domain create "+asTyped)
 	}
 	return dom, nil
 }
@@ -59,12 +77,35 @@ func (a *admission) domainOf(d *overlay.Doc, t *overlay.Tenant) (overlay.UID, *a
 	return dom.UID, nil
 }
 
-func (a *admission) domainName(uid overlay.UID) string {
-	rec, ok := a.get(Key{Kind: overlay.KindDomain, UID: uid})
-	if !ok {
-		return uid.String()
+// domain is a live domain.
+func (a *admission) domain(uid overlay.UID) *overlay.Domain {
+	rec, _ := a.get(Key{Kind: overlay.KindDomain, UID: uid})
+	return rec.(*overlay.Domain)
+}
+
+// domainName is the name of a network's domain, as the network's tenant writes it.
+func (a *admission) domainName(n *overlay.Network) string {
+	dom := a.domain(n.Domain)
+	return a.named(n.Tenant, dom.Tenant, dom.Name)
+}
+
+// keepsTenants refuses to take back what lets networks in that are in the domain.
+func (a *admission) keepsTenants(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {
+	var items []string
+	var first *overlay.Network
+	for _, k := range sorted(a.c.ix.members[dom.UID]) {
+		if n := a.network(k.UID); n.Tenant != dom.Tenant && !slices.Contains(dom.Tenants, n.Tenant) {
+			if first = n; len(items) < maxListed {
+				items = append(items, "network "+typed(n))
+			}
+		}
 	}
-	return rec.(*overlay.Domain).Name
+	if first == nil {
+		return nil
+	}
+	slices.Sort(items)
+	return api.Refuse(api.CodeDomainInUse, title(d)+" was not written", "it has networks of tenant "+first.TenantName,
+		"take them out first: culvert network set "+typed(first)+" --no-domain", items...)
 }
 
 // checkDomains refuses a request after which networks of a domain could not be
@@ -81,6 +122,8 @@ func (a *admission) checkDomains(docs []overlay.Doc) *api.Refusal {
 		switch r := rec.(type) {
 		case *overlay.Network:
 			no = a.fitsDomain(&docs[i], r)
+		case *overlay.Domain:
+			no = a.keepsTenants(&docs[i], r)
 		case *overlay.Port:
 			no = a.ownInSegment(&docs[i], r)
 		case *overlay.Policy:
@@ -100,9 +143,13 @@ func (a *admission) fitsDomain(d *overlay.Doc, n *overlay.Network) *api.Refusal 
 	}
 	what, members := title(d)+" was not written", a.c.ix.members[n.Domain]
 	if have := len(members); have > overlay.MaxDomainNetworks {
-		return api.Refuse(api.CodeQuota, what, fmt.Sprintf("domain %s has %d networks, which is the most", a.domainName(n.Domain), have-1), "put it into another domain")
+		return api.Refuse(api.CodeQuota, what, fmt.Sprintf("domain %s has %d networks, which is the most", a.domainName(n), have-1), "put it into another domain")
 	}
 	const apart = "give subnets that share no address with others of the domain, or bridge the two in one file with their networks: culvert network list"
+	if dom := a.domain(n.Domain); dom.Tenant != n.Tenant && !slices.Contains(dom.Tenants, n.Tenant) {
+		return api.Refuse(api.CodeConsent, what, fmt.Sprintf("domain %s does not let networks of tenant %s in", a.domainName(n), n.TenantName),
+			"let them in first: culvert domain set "+a.domainName(n)+" --admit-tenant "+n.TenantName)
+	}
 	bridge := a.bridgeOf(n)
 	var no *api.Refusal
 	var with overlay.UID
@@ -126,7 +173,7 @@ func (a *admission) clash(what, cure string, n, o *overlay.Network, bridged bool
 	for _, s := range n.Subnets {
 		for _, t := range o.Subnets {
 			if s.Prefix.Overlaps(t.Prefix) {
-				return api.Refuse(api.CodeOverlap, what, fmt.Sprintf("subnet %s of network %s overlaps %s of network %s of the same domain, %s", s.Prefix, typed(n), t.Prefix, typed(o), a.domainName(n.Domain)), cure)
+				return api.Refuse(api.CodeOverlap, what, fmt.Sprintf("subnet %s of network %s overlaps %s of network %s of the same domain, %s", s.Prefix, typed(n), t.Prefix, typed(o), a.domainName(n)), cure)
 			}
 		}
 	}
@@ -159,7 +206,7 @@ func (a *admission) fitsPolicy(what string, p *overlay.Policy) *api.Refusal {
 	}
 	from, to := a.network(p.From), a.network(p.To)
 	if _, live := a.get(KeyOf(p)); live && other != nil {
-		return api.Refuse(api.CodeTwoModes, what, "the two networks have a policy of the other mode: "+a.policyLine(other),
+		return api.Refuse(api.CodeTwoModes, what, "the two networks have a policy of the other mode: "+a.policyLine(p.Tenant, other),
 			"delete that one first: culvert policy delete "+qualified(a.tenantName(other.Tenant), other.Name))
 	}
 	return a.clash(what, "give one of the two other subnets first: culvert network set "+typed(to)+" --subnet PREFIX", from, to, bridged)
@@ -168,8 +215,10 @@ func (a *admission) fitsPolicy(what string, p *overlay.Policy) *api.Refusal {
 func (a *admission) deleteDomain(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {
 	networks, policies := sorted(a.c.ix.members[dom.UID]), a.policiesOf(dom.UID)
 	if len(networks) > 0 {
-		items := a.listed(networks, func(rec overlay.Record) string { return "network " + rec.(*overlay.Network).Name })
-		items = append(items, a.listed(policies, func(rec overlay.Record) string { return "policy " + a.policyItem(rec) })...)
+		items := a.listed(networks, func(rec overlay.Record) string {
+			return "network " + a.networkName(dom.Tenant, rec.(*overlay.Network).UID)
+		})
+		items = append(items, a.listed(policies, func(rec overlay.Record) string { return "policy " + a.policyLine(dom.Tenant, rec.(*overlay.Policy)) })...)
 		return api.Refuse(api.CodeDomainInUse, title(d)+" was not deleted", fmt.Sprintf("it has %s and %s", count(len(networks), "network", "networks"), count(len(policies), "policy", "policies")),
 			"delete its policies, then take each network out: culvert network set NETWORK --no-domain", items...)
 	}

@@ -244,6 +244,11 @@ func (a *admission) delete(q Delete) *api.Refusal {
 		if n := a.c.ix.domains[r.UID]; n > 0 {
 			return api.Refuse(api.CodeHasNetworks, title(d)+" was not deleted", fmt.Sprintf("%d domains are its own", n), "delete them first: culvert domain list --tenant "+r.Name)
 		}
+		if keys := sorted(a.c.ix.admits[r.UID]); len(keys) > 0 {
+			dom := a.domain(keys[0].UID)
+			name := qualified(a.tenantName(dom.Tenant), dom.Name)
+			return api.Refuse(api.CodeHasNetworks, title(d)+" was not deleted", "domain "+name+" lets its networks in", "take that back first: culvert domain set "+name+" --no-admit-tenant")
+		}
 		gone := *r
 		gone.Meta = a.dying(r.Meta, d)
 		a.bury(&gone)

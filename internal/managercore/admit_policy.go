@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"culvert/internal/api"
 	"culvert/internal/overlay"
@@ -40,7 +41,7 @@ func (a *admission) putPolicy(d *overlay.Doc) *api.Refusal {
 		return no
 	}
 	if !kept {
-		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", "a policy stays between its two networks: "+a.policyLine(old), "delete the policy and create it anew")
+		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", "a policy stays between its two networks: "+a.policyLine(t.UID, old), "delete the policy and create it anew")
 	}
 	want := *old
 	want.Meta, want.Both, want.Bridged = a.again(old.Meta, d), d.Policy.Both, d.Policy.Bridged
@@ -50,15 +51,20 @@ func (a *admission) putPolicy(d *overlay.Doc) *api.Refusal {
 
 // routable is the network of that name, if a policy of the domain may name it.
 func (a *admission) routable(d *overlay.Doc, t *overlay.Tenant, dom *overlay.Domain, name string) (*overlay.Network, *api.Refusal) {
-	what, typed := title(d)+" was not written", qualified(t.Name, name)
-	n, _ := a.find(overlay.KindNetwork, t.UID, name).(*overlay.Network)
+	what := title(d) + " was not written"
+	rec, typed := a.refer(overlay.KindNetwork, t, name)
+	n, _ := rec.(*overlay.Network)
+	in := dom.Name // as it is typed of a network of that tenant
+	if strings.Contains(name, "/") {
+		in = t.Name + "/" + in
+	}
 	switch {
 	case n == nil:
-		return nil, api.Refuse(api.CodeNotFound, what, "network "+typed+" does not exist", "make it first: culvert network create "+typed+" --domain "+dom.Name)
+		return nil, api.Refuse(api.CodeNotFound, what, "network "+typed+" does not exist", "make it first: culvert network create "+typed+" --domain "+in)
 	case n.Blocked:
 		return nil, blocked(d, n)
 	case n.Domain != dom.UID:
-		return nil, api.Refuse(api.CodeNotInDomain, what, "network "+typed+" is not in domain "+dom.Name, "put it in first: culvert network set "+typed+" --domain "+dom.Name)
+		return nil, api.Refuse(api.CodeNotInDomain, what, "network "+typed+" is not in domain "+dom.Name, "put it in first: culvert network set "+typed+" --domain "+in)
 	}
 	return n, nil
 }
@@ -150,9 +156,9 @@ func (a *admission) hasPolicies(d *overlay.Doc, n *overlay.Network, done string)
 	if len(policies) == 0 {
 		return nil
 	}
-	first, _ := a.get(policies[0])
+	first := a.c.rows[policies[0]].rec.(*overlay.Policy)
 	return api.Refuse(api.CodeHasPolicies, title(d)+" was not "+done, count(len(policies), "policy names it", "policies name it"),
-		"delete what is listed first: culvert policy delete "+qualified(n.TenantName, first.(*overlay.Policy).Name), a.listed(policies, a.policyItem)...)
+		"delete what is listed first: culvert policy delete "+qualified(a.tenantName(first.Tenant), first.Name), a.listed(policies, a.policyItem(n.Tenant))...)
 }
 
 // policiesOf are the policies of a domain, or those that name a network, by name.
@@ -163,31 +169,25 @@ func (a *admission) policiesOf(uid overlay.UID) []Key {
 	return keys
 }
 
-func (a *admission) policyItem(rec overlay.Record) string { return a.policyLine(rec.(*overlay.Policy)) }
+func (a *admission) policyItem(viewer overlay.UID) func(overlay.Record) string {
+	return func(rec overlay.Record) string { return a.policyLine(viewer, rec.(*overlay.Policy)) }
+}
 
-// policyLine is a policy with its way: "web-db  web <-> db".
-func (a *admission) policyLine(p *overlay.Policy) string {
+// policyLine is a policy with its way: "web-db  web <-> db", with the tenant in
+// front of what is not of tenant viewer.
+func (a *admission) policyLine(viewer overlay.UID, p *overlay.Policy) string {
 	way := " -> "
 	if p.Both {
 		way = " <-> "
 	}
-	line := p.Name + "  " + a.networkName(p.From) + way + a.networkName(p.To)
+	line := a.named(viewer, p.Tenant, p.Name) + "  " + a.networkName(viewer, p.From) + way + a.networkName(viewer, p.To)
 	if p.Bridged {
 		line += " (bridged)"
 	}
 	return line
 }
 
-func (a *admission) tenantName(uid overlay.UID) string {
-	if rec, ok := a.get(Key{Kind: overlay.KindTenant, UID: uid}); ok {
-		return rec.(*overlay.Tenant).Name
-	}
-	return uid.String()
-}
-
-func (a *admission) networkName(uid overlay.UID) string {
-	if rec, ok := a.get(Key{Kind: overlay.KindNetwork, UID: uid}); ok {
-		return rec.(*overlay.Network).Name
-	}
-	return uid.String()
+func (a *admission) networkName(viewer, uid overlay.UID) string {
+	n := a.network(uid)
+	return a.named(viewer, n.Tenant, n.Name)
 }

@@ -33,6 +33,7 @@ type indexes struct {
 	networks map[overlay.UID]int          // live networks of a tenant
 	domains  map[overlay.UID]int          // live domains of a tenant
 	members  map[overlay.UID]map[Key]bool // live networks of a domain
+	admits   map[overlay.UID]map[Key]bool // live domains that let networks of a tenant in
 	policies map[overlay.UID]map[Key]bool // live policies of a domain, and those that name a network
 	tports   map[overlay.UID]int          // live ports of a tenant
 	byHost   map[overlay.UID]map[Key]bool // live endpoints of a host
@@ -53,7 +54,7 @@ func newIndexes() indexes {
 		ports: map[overlay.UID]map[Key]bool{}, networks: map[overlay.UID]int{}, domains: map[overlay.UID]int{}, tports: map[overlay.UID]int{},
 		byHost: map[overlay.UID]map[Key]bool{}, preAt: map[overlay.UID]map[Key]bool{}, byNet: map[overlay.UID]map[Key]bool{}, allPorts: map[overlay.UID]map[Key]bool{},
 		learned: map[overlay.UID]map[Key]bool{}, virtual: map[overlay.UID]map[Key]bool{}, shared: map[netIP]map[Key]bool{},
-		members: map[overlay.UID]map[Key]bool{}, policies: map[overlay.UID]map[Key]bool{},
+		members: map[overlay.UID]map[Key]bool{}, admits: map[overlay.UID]map[Key]bool{}, policies: map[overlay.UID]map[Key]bool{},
 		hints: map[netIP]netip.Addr{},
 	}
 }
@@ -106,6 +107,9 @@ func (x *indexes) add(k Key, w *row) {
 		if !w.gone {
 			set(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
 			x.domains[r.Tenant]++
+			for _, t := range r.Tenants {
+				addTo(x.admits, t, k)
+			}
 		}
 	case *overlay.Policy:
 		if !w.gone {
@@ -169,6 +173,9 @@ func (x *indexes) remove(k Key, w *row) {
 		if !w.gone {
 			unset(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
 			x.domains[r.Tenant]--
+			for _, t := range r.Tenants {
+				removeFrom(x.admits, t, k)
+			}
 		}
 	case *overlay.Policy:
 		if !w.gone {

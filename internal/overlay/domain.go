@@ -5,6 +5,7 @@ package overlay
 const (
 	MaxDomains        = 100  // of a tenant
 	MaxDomainNetworks = 1000 // of a domain
+	MaxDomainTenants  = 1    // besides its own, whose networks may be in a domain
 	MaxPolicies       = 1000 // of a domain, and so of the networks in Network.Reach and From
 	MaxNextHops       = 256  // of a network, see Network.Routes
 )

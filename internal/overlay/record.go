@@ -172,9 +172,11 @@ type Network struct {
 	Distribution Distribution
 }
 
-// Domain is networks of a tenant between which hosts route.
+// Domain is networks between which hosts route: of its own tenant, and of others
+// that it names and whose networks name it.
 type Domain struct {
 	Meta
+	Tenants []UID // others whose networks may be in it; sorted, at most MaxDomainTenants
 }
 
 // Policy opens the way from one network of a domain to another. What no policy

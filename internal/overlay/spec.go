@@ -14,6 +14,7 @@ type Doc struct {
 	Seen    Rev
 	Quotas  TenantSpec
 	Network NetworkSpec
+	Domain  DomainSpec
 	Port    PortSpec
 	Policy  PolicySpec
 }
@@ -35,7 +36,7 @@ type NetworkSpec struct {
 	Admission Admission
 	Tell      Tell
 	Foreign   []netip.Addr // sorted; see Network
-	Domain    string       // name within the tenant; empty: none
+	Domain    string       // name within the tenant, or TENANT/NAME; empty: none
 
 	Distribution Distribution
 }
@@ -52,10 +53,15 @@ type PortSpec struct {
 	AddressCheck bool // see Port
 }
 
+// DomainSpec is what a user may say of a domain.
+type DomainSpec struct {
+	Tenants []string // names of others whose networks may be in it, sorted
+}
+
 // PolicySpec is what a user may say of a policy.
 type PolicySpec struct {
 	Domain   string // name within the tenant
-	From, To string // names of networks of the domain
+	From, To string // names of networks of the domain, or TENANT/NAME
 	Both     bool
 	Bridged  bool // see Policy; with Both
 }

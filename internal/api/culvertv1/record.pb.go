@@ -693,6 +693,7 @@ func (x *RouteRecord) GetVia() []byte {
 type DomainRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	Tenants       [][]byte               `protobuf:"bytes,2,rep,name=tenants,proto3" json:"tenants,omitempty"` // others whose networks may be in it, sorted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -730,6 +731,13 @@ func (*DomainRecord) Descriptor() ([]byte, []int) {
 func (x *DomainRecord) GetMeta() *MetaRecord {
 	if x != nil {
 		return x.Meta
+	}
+	return nil
+}
+
+func (x *DomainRecord) GetTenants() [][]byte {
+	if x != nil {
+		return x.Tenants
 	}
 	return nil
 }
@@ -1720,9 +1728,10 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\vRouteRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
-	"\x03via\x18\x03 \x01(\fR\x03via\"A\n" +
+	"\x03via\x18\x03 \x01(\fR\x03via\"[\n" +
 	"\fDomainRecord\x121\n" +
-	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\"\xab\x01\n" +
+	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +
+	"\atenants\x18\x02 \x03(\fR\atenants\"\xab\x01\n" +
 	"\fPolicyRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\fR\x06domain\x12\x12\n" +

@@ -425,7 +425,7 @@ type NetworkSpec struct {
 	Lease         uint32                 `protobuf:"varint,11,opt,name=lease,proto3" json:"lease,omitempty"` // seconds; 0: 3600
 	Routes        []*Route               `protobuf:"bytes,12,rep,name=routes,proto3" json:"routes,omitempty"`
 	ForeignVteps  []string               `protobuf:"bytes,13,rep,name=foreign_vteps,json=foreignVteps,proto3" json:"foreign_vteps,omitempty"` // addresses of tunnel end points that no agent owns
-	Domain        string                 `protobuf:"bytes,14,opt,name=domain,proto3" json:"domain,omitempty"`                                 // of the same tenant; empty: it is routed to nowhere
+	Domain        string                 `protobuf:"bytes,14,opt,name=domain,proto3" json:"domain,omitempty"`                                 // name, or TENANT/NAME of another tenant's; empty: it is routed to nowhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -881,6 +881,7 @@ func (x *Domain) GetStatus() *DomainStatus {
 
 type DomainSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenants       []string               `protobuf:"bytes,1,rep,name=tenants,proto3" json:"tenants,omitempty"` // others whose networks may be in it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,6 +914,13 @@ func (x *DomainSpec) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DomainSpec.ProtoReflect.Descriptor instead.
 func (*DomainSpec) Descriptor() ([]byte, []int) {
 	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DomainSpec) GetTenants() []string {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
 }
 
 type DomainStatus struct {
@@ -1048,7 +1056,7 @@ func (x *NetworkPolicy) GetStatus() *NetworkPolicyStatus {
 type NetworkPolicySpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
-	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`           // network of the domain
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`           // network of the domain; TENANT/NAME if it is another tenant's
 	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`               // ditto
 	Direction     string                 `protobuf:"bytes,4,opt,name=direction,proto3" json:"direction,omitempty"` // both (default), forward
 	Mode          string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`           // routed (default), bridged
@@ -2251,9 +2259,10 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x120\n" +
 	"\x04spec\x18\x04 \x01(\v2\x1c.culvert.v1alpha1.DomainSpecR\x04spec\x126\n" +
-	"\x06status\x18\x05 \x01(\v2\x1e.culvert.v1alpha1.DomainStatusR\x06status\"\f\n" +
+	"\x06status\x18\x05 \x01(\v2\x1e.culvert.v1alpha1.DomainStatusR\x06status\"&\n" +
 	"\n" +
-	"DomainSpec\"F\n" +
+	"DomainSpec\x12\x18\n" +
+	"\atenants\x18\x01 \x03(\tR\atenants\"F\n" +
 	"\fDomainStatus\x12\x1a\n" +
 	"\bnetworks\x18\x01 \x03(\tR\bnetworks\x12\x1a\n" +
 	"\bpolicies\x18\x02 \x03(\tR\bpolicies\"\xf4\x01\n" +
