@@ -20,6 +20,7 @@ type path struct {
 	v        *managercore.View
 	r        *renderer
 	from, to end
+	viewer   overlay.UID // tenant default
 	service  string
 	steps    []*culvertv1.PathStep
 	why      string // what is missing first; empty while nothing is
@@ -69,6 +70,9 @@ const notExplained = "The path was not explained"
 func (s *Server) ExplainPath(ctx context.Context, req *culvertv1.ExplainPathRequest) (*culvertv1.ExplainPathResponse, error) {
 	p := &path{v: s.b.View(), service: req.GetService()}
 	p.r = s.rendererOf(p.v)
+	if t := p.v.Named(overlay.KindTenant, overlay.UID{}, api.DefaultTenant); t != nil {
+		p.viewer = t.Key.UID
+	}
 	if err := checkService(p.service); err != nil {
 		return nil, refuseValue(notExplained, err)
 	}
@@ -147,6 +151,11 @@ func (p *path) find(field, tenant, arg string) (end, error) {
 	return end{}, api.Refuse(api.CodeAmbiguous, notExplained, fmt.Sprintf("%s may be %d ports", arg, len(found)), "name one of them: TENANT/PORT", names...)
 }
 
+// net and domain are names as somebody types them: with the tenant, if that is
+// not the default one.
+func (p *path) net(n *overlay.Network) string    { return p.r.networkName(p.viewer, n.UID) }
+func (p *path) domain(n *overlay.Network) string { return p.r.domain(p.viewer, n.Domain) }
+
 func (p *path) endOf(port *overlay.Port) end {
 	e := end{name: port.Name, port: port, net: p.r.network(port.Network)}
 	if it := p.v.Endpoint(port.Network, port.MAC); it != nil {
@@ -214,7 +223,7 @@ func (p *path) place(e *end) {
 	case e.host.Dead:
 		p.fails("", aboutPlace, fmt.Sprintf("%s is on %s, which is dead", e.name, e.host.Name), "culvert status host "+e.host.Name)
 	default:
-		p.step(e.host.Name, aboutPlace, stepOK, fmt.Sprintf("%s is here (%s): MAC %s, network %s, known by its %s", e.name, e.host.VTEP, e.ep.MAC, e.net.Name, e.ep.Evidence))
+		p.step(e.host.Name, aboutPlace, stepOK, fmt.Sprintf("%s is here (%s): MAC %s, network %s, known by its %s", e.name, e.host.VTEP, e.ep.MAC, p.net(e.net), e.ep.Evidence))
 	}
 }
 
@@ -248,27 +257,27 @@ func (p *path) policy() {
 	n, m := p.from.net, p.to.net
 	switch {
 	case n.UID == m.UID:
-		p.step("", aboutPolicy, stepOK, "both are in network "+n.Name+", within which everything is open")
+		p.step("", aboutPolicy, stepOK, "both are in network "+p.net(n)+", within which everything is open")
 	case contains(n.Bridge, m.UID):
-		p.step("", aboutPolicy, stepOK, fmt.Sprintf("networks %s and %s are joined by layer 2%s", n.Name, m.Name, p.policies(n, m)))
+		p.step("", aboutPolicy, stepOK, fmt.Sprintf("networks %s and %s are joined by layer 2%s", p.net(n), p.net(m), p.policies(n, m)))
 	case contains(n.Reach, m.UID):
-		p.step("", aboutPolicy, stepOK, fmt.Sprintf("network %s reaches network %s by way of its gateway%s", n.Name, m.Name, p.policies(n, m)))
+		p.step("", aboutPolicy, stepOK, fmt.Sprintf("network %s reaches network %s by way of its gateway%s", p.net(n), p.net(m), p.policies(n, m)))
 		if !contains(m.Reach, n.UID) {
 			p.oneWay(n, m)
 		}
 	case n.Domain.IsZero() || n.Domain != m.Domain:
-		p.fails("", aboutPolicy, fmt.Sprintf("networks %s and %s are in no domain together", n.Name, m.Name),
-			fmt.Sprintf("culvert network set %s --domain DOMAIN, the same for %s, and then a policy: culvert policy create --help", n.Name, m.Name))
+		p.fails("", aboutPolicy, fmt.Sprintf("networks %s and %s are in no domain together", p.net(n), p.net(m)),
+			fmt.Sprintf("culvert network set %s --domain DOMAIN, the same for %s, and then a policy: culvert policy create --help", p.net(n), p.net(m)))
 	default:
-		domain := p.r.domain(n.Domain)
-		p.fails("", aboutPolicy, fmt.Sprintf("no policy of domain %s opens the way from network %s to network %s", domain, n.Name, m.Name),
-			fmt.Sprintf("culvert policy create %s-%s --domain %s --from %s --to %s", n.Name, m.Name, domain, n.Name, m.Name))
+		domain := p.domain(n)
+		p.fails("", aboutPolicy, fmt.Sprintf("no policy of domain %s opens the way from network %s to network %s", domain, p.net(n), p.net(m)),
+			fmt.Sprintf("culvert policy create %s-%s --domain %s --from %s --to %s", n.Name, m.Name, domain, p.net(n), p.net(m)))
 	}
 }
 
 // oneWay says what a policy of one direction means for the service.
 func (p *path) oneWay(n, m *overlay.Network) {
-	text := fmt.Sprintf("nothing opens the way back from network %s to network %s, so that no answer arrives", m.Name, n.Name)
+	text := fmt.Sprintf("nothing opens the way back from network %s to network %s, so that no answer arrives", p.net(m), p.net(n))
 	if strings.HasPrefix(p.service, "udp/") {
 		p.step("", aboutPolicy, stepNote, text)
 		return
@@ -302,10 +311,10 @@ func (p *path) beyond() {
 	for _, s := range n.Subnets {
 		switch {
 		case s.Gateway == a && !n.Domain.IsZero():
-			p.step("", aboutPolicy, stepOK, fmt.Sprintf("%s is network %s's gateway, which each host is for its own guests", a, n.Name))
+			p.step("", aboutPolicy, stepOK, fmt.Sprintf("%s is network %s's gateway, which each host is for its own guests", a, p.net(n)))
 			return
 		case s.Prefix.Contains(a):
-			p.fails("", aboutPlace, fmt.Sprintf("nobody in network %s has %s", n.Name, a), "see who is there: culvert endpoint list --network "+n.Name)
+			p.fails("", aboutPlace, fmt.Sprintf("nobody in network %s has %s", p.net(n), a), "see who is there: culvert endpoint list --network "+p.net(n))
 			return
 		}
 	}
@@ -316,11 +325,11 @@ func (p *path) beyond() {
 		}
 	}
 	if n.Domain.IsZero() {
-		p.fails("", aboutPolicy, "network "+n.Name+" is in no domain, so that nothing is routed out of it", "culvert network set "+n.Name+" --domain DOMAIN")
+		p.fails("", aboutPolicy, "network "+p.net(n)+" is in no domain, so that nothing is routed out of it", "culvert network set "+p.net(n)+" --domain DOMAIN")
 		return
 	}
 	if !best.Prefix.IsValid() {
-		p.fails("", aboutPolicy, fmt.Sprintf("%s is nobody's that network %s reaches, and no route of domain %s leads there", a, n.Name, p.r.domain(n.Domain)), "culvert domain set "+p.r.domain(n.Domain)+" --route PREFIX=VIA")
+		p.fails("", aboutPolicy, fmt.Sprintf("%s is nobody's that network %s reaches, and no route of domain %s leads there", a, p.net(n), p.domain(n)), "culvert domain set "+p.domain(n)+" --route PREFIX=VIA")
 		return
 	}
 	it := p.v.Endpoint(best.Network, best.MAC)

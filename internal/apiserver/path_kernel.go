@@ -78,7 +78,7 @@ func (p *path) device(e *end, v api.LookView) {
 	h := e.host.Name
 	switch {
 	case !v.Served:
-		p.fails(h, aboutPort, "network "+e.net.Name+" has no tables", "culvert status host "+h)
+		p.fails(h, aboutPort, "network "+p.net(e.net)+" has no tables", "culvert status host "+h)
 		return
 	case v.Device == "":
 		p.fails(h, aboutPort, e.name+" has no device", "on "+h+": culvert attach "+e.name+" --dev DEVICE")
