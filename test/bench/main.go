@@ -2,8 +2,9 @@
 // labs of real processes and real kernels: how long an endpoint takes to
 // appear in all other hosts' tables and to go, how an agent comes back, what
 // daemons weigh, how fast tables follow a guest that moves, and a host that
-// dies; what the programs on every port cost, and routing between networks; and
-// what forged frames come to.
+// dies; what the programs on every port cost, and routing between networks; how
+// long a first packet waits that nobody knew the way of; and what forged frames
+// and floods of questions come to.
 // It prints a JSON line a figure and a table at the end.
 //
 // Arrival is taken by a netlink listener of its own in each host's namespace,
@@ -13,7 +14,7 @@
 //
 // It needs root: `make bench`, or
 //
-//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,boot,snoop,routed,forged,death,migrate]
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,boot,snoop,routed,demand,forged,death,migrate]
 package main
 
 import (
@@ -45,6 +46,8 @@ type options struct {
 	small     bool
 	hosts     int
 	admission string // of the network; empty: as declared
+	// distribution of the network; empty: push
+	distribution string
 }
 
 func (o options) wants(what string) bool {
@@ -81,7 +84,7 @@ func main() {
 	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
 	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
-	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,routed,forged,death,migrate; empty: all")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,routed,demand,forged,death,migrate; empty: all")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
 	flag.IntVar(&o.moves, "moves", 50, "live migrations of each of two guests, and on a plain network")
 	flag.IntVar(&o.silent, "silent", 5, "moves of the silent guest on the plain network, up to 90 s each")
@@ -152,7 +155,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, f := range []struct {
 		name    string
 		measure func(context.Context, options, *printer) error
-	}{{"share", share}, {"boot", boot}, {"snoop", snoop}, {"routed", routed}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
+	}{{"share", share}, {"boot", boot}, {"snoop", snoop}, {"routed", routed}, {"demand", demand}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
 		if !o.wants(f.name) {
 			continue
 		}

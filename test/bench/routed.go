@@ -12,10 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"culvert/internal/api"
-	"culvert/internal/api/client"
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/hoststate"
-	"culvert/internal/lab"
 	"culvert/internal/overlay"
 )
 
@@ -46,27 +44,10 @@ var routedNetworks = []struct {
 // host.
 func routed(ctx context.Context, o options, out *printer) (err error) {
 	fmt.Fprintln(os.Stderr, "building a lab of 2 hosts with networks that are routed to each other")
-	w := &world{hosts: 2}
+	w, err := emptyWorld(ctx, o, "benchrouted", 2)
 	defer func() { err = errors.Join(err, w.close(context.WithoutCancel(ctx))) }()
-	if w.lab, err = lab.New("benchrouted", lab.Config{Culvert: []string{o.culvert}}); err != nil {
-		return err
-	}
-	if _, err := w.lab.Up(ctx, lab.Topology{Name: "benchrouted", Hosts: 2}, true); err != nil {
-		return err
-	}
-	cfg, err := client.Load(w.lab.ClientConfig())
 	if err != nil {
 		return err
-	}
-	if w.api, err = client.New(cfg); err != nil {
-		return err
-	}
-	for i := range 2 {
-		p, err := openPlace("benchrouted", lab.HostName(i+1))
-		if err != nil {
-			return err
-		}
-		w.places = append(w.places, p)
 	}
 	var guests []*machine // in the order of routedNetworks
 	var streams []*stream

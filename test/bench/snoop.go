@@ -37,7 +37,7 @@ func snoop(ctx context.Context, o options, out *printer) (err error) {
 	if err := w.compare(ctx, o.rounds, out); err != nil {
 		return fmt.Errorf("with and without programs: %w", err)
 	}
-	if err := w.flooded(ctx, out); err != nil {
+	if err := w.flooded(ctx, out, "hostile", floodRate); err != nil {
 		return fmt.Errorf("hostile guest: %w", err)
 	}
 	return nil
@@ -330,9 +330,10 @@ func bareStream(ctx context.Context, mtu int) (s *stream, closeAll func(), err e
 // for another address.
 const floodRate = 10_000
 
-// flooded measures what a hostile guest costs its host's agent, and a ping
-// between others: the same for as long with it and without, in turns.
-func (w *world) flooded(ctx context.Context, out *printer) error {
+// flooded measures what a hostile guest costs its host's agent that asks so often
+// a second, and a ping between others: the same for as long with it and without,
+// in turns.
+func (w *world) flooded(ctx context.Context, out *printer, what string, rate int) error {
 	const turns, turn = 6, 5 * time.Second
 	target := netip.Addr{}
 	for _, v := range []lab.VMSpec{{Name: "hostile", Host: "h1"}, {Name: "calm", Host: "h1"}, {Name: "far", Host: "h2"}} {
@@ -364,7 +365,7 @@ func (w *world) flooded(ctx context.Context, out *printer) error {
 		flooding, stop := context.WithCancel(ctx)
 		done := make(chan error, 1)
 		if hostile == 1 {
-			go func() { n, err := w.flood(flooding); asked += n; done <- err }()
+			go func() { n, err := w.flood(flooding, rate); asked += n; done <- err }()
 		} else {
 			done <- nil
 		}
@@ -387,14 +388,14 @@ func (w *world) flooded(ctx context.Context, out *printer) error {
 		}
 	}
 	share := func(d time.Duration) float64 { return 100 * d.Seconds() / (turn.Seconds() * turns / 2) }
-	figures := []figure{untouched(newFigure("hostile, others lose", "1", 2, 0, sample{float64(lost[1])}, bound{}), sample{float64(lost[1])})}
+	figures := []figure{untouched(newFigure(what+", others lose", "1", 2, 0, sample{float64(lost[1])}, bound{}), sample{float64(lost[1])})}
 	figures[0].Note = fmt.Sprintf("of %d pings while %d were asked; %d of %d without", sent[1], asked, lost[0], sent[0])
 	for _, n := range []string{"h1", "h2", "m1"} {
-		f := newFigure("hostile, CPU of "+n, "%", 2, 0, sample{share(used[n][1])}, bound{})
+		f := newFigure(what+", CPU of "+n, "%", 2, 0, sample{share(used[n][1])}, bound{})
 		f.Note = fmt.Sprintf("of one processor; %.1f without", share(used[n][0]))
 		figures = append(figures, f)
 	}
-	figures = append(figures, newFigure("hostile, others' RTT", "us", 2, 0, rtt[1], bound{}), newFigure("calm, others' RTT", "us", 2, 0, rtt[0], bound{}))
+	figures = append(figures, newFigure(what+", others' RTT", "us", 2, 0, rtt[1], bound{}), newFigure(what+", others' RTT without", "us", 2, 0, rtt[0], bound{}))
 	for _, f := range figures {
 		if err := out.figure(f); err != nil {
 			return err
@@ -404,7 +405,7 @@ func (w *world) flooded(ctx context.Context, out *printer) error {
 }
 
 // flood asks for addresses that nobody has until ctx ends, and says how often.
-func (w *world) flood(ctx context.Context) (asked int, err error) {
+func (w *world) flood(ctx context.Context, rate int) (asked int, err error) {
 	vm, err := w.lab.VM("hostile")
 	if err != nil {
 		return 0, err
@@ -438,8 +439,8 @@ func (w *world) flood(ctx context.Context) (asked int, err error) {
 			return asked, nil
 		case <-tick.C:
 		}
-		for due := int(time.Since(start).Seconds() * floodRate); asked < due; asked++ {
-			target := netip.AddrFrom4([4]byte{10, 70, byte(asked >> 8), byte(asked)})
+		for due := int(time.Since(start).Seconds() * float64(rate)); asked < due; asked++ {
+			target := netip.AddrFrom4([4]byte{10, 70 + byte(asked>>16)%9, byte(asked >> 8), byte(asked)})
 			if _, err := unix.Write(s, packet.AskARP(packet.Broadcast, mac, own, target)); err != nil && !errors.Is(err, unix.ENOBUFS) {
 				return asked, fmt.Errorf("ask: %w", err)
 			}

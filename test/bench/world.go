@@ -62,7 +62,28 @@ func (e endpoint) entries(into entries, vtep netip.Addr, vxlan int) {
 
 func newWorld(ctx context.Context, o options, hosts, endpoints int) (w *world, err error) {
 	name := fmt.Sprintf("benchn%de%d", hosts, endpoints)
-	w = &world{hosts: hosts, endpoints: endpoints}
+	if w, err = emptyWorld(ctx, o, name, hosts); err != nil {
+		return w, err
+	}
+	w.endpoints = endpoints
+	if err := w.makeNetwork(ctx, o); err != nil {
+		return w, err
+	}
+	if err := w.keep(ctx); err != nil {
+		return w, fmt.Errorf("serve the network everywhere: %w", err)
+	}
+	if endpoints > 0 {
+		if err := w.fill(ctx, o, name); err != nil {
+			return w, fmt.Errorf("make %d endpoints: %w", endpoints, err)
+		}
+	}
+	return w, w.listen(ctx)
+}
+
+// emptyWorld is a lab without networks. What it has come to is returned with an
+// error, too, to be closed.
+func emptyWorld(ctx context.Context, o options, name string, hosts int) (w *world, err error) {
+	w = &world{hosts: hosts}
 	if w.lab, err = lab.New(name, lab.Config{Culvert: []string{o.culvert}}); err != nil {
 		return nil, err
 	}
@@ -83,18 +104,7 @@ func newWorld(ctx context.Context, o options, hosts, endpoints int) (w *world, e
 		}
 		w.places = append(w.places, p)
 	}
-	if err := w.makeNetwork(ctx, o.admission); err != nil {
-		return w, err
-	}
-	if err := w.keep(ctx); err != nil {
-		return w, fmt.Errorf("serve the network everywhere: %w", err)
-	}
-	if endpoints > 0 {
-		if err := w.fill(ctx, o, name); err != nil {
-			return w, fmt.Errorf("make %d endpoints: %w", endpoints, err)
-		}
-	}
-	return w, w.listen(ctx)
+	return w, nil
 }
 
 func (w *world) close(ctx context.Context) error {
@@ -121,10 +131,10 @@ func (w *world) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (w *world) makeNetwork(ctx context.Context, admission string) error {
+func (w *world) makeNetwork(ctx context.Context, o options) error {
 	res, err := w.api.Put(ctx, &culvertv1.PutRequest{Mode: culvertv1.PutMode_PUT_MODE_CREATE, Resources: []*culvertv1.Resource{api.Wrap(&culvertv1.Network{
 		ApiVersion: api.Version, Kind: "Network", Metadata: &culvertv1.Metadata{Name: networkName, Tenant: api.DefaultTenant},
-		Spec: &culvertv1.NetworkSpec{Subnets: []*culvertv1.Subnet{{Prefix: "10.64.0.0/12"}, {Prefix: "fd00:64::/64"}}, Admission: admission},
+		Spec: &culvertv1.NetworkSpec{Subnets: []*culvertv1.Subnet{{Prefix: "10.64.0.0/12"}, {Prefix: "fd00:64::/64"}}, Admission: o.admission, Distribution: o.distribution},
 	})}})
 	if err != nil {
 		return fmt.Errorf("make network: %w", err)
