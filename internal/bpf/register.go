@@ -35,17 +35,19 @@ func (s *Set) AddPort(port int32, at Place) error {
 }
 
 // DropPort forgets a port with its rows and counters, the registration last:
-// rows are never without one.
+// rows are never without one. What it owns goes after the entry that repeats it.
 func (s *Set) DropPort(port int32) error {
 	s.portMu.Lock()
 	defer s.portMu.Unlock()
-	err := ignoreAbsent(s.objects.CvPorts.Delete(uint32(port)))
+	if err := ignoreAbsent(s.objects.CvPorts.Delete(uint32(port))); err != nil {
+		return fmt.Errorf("forget port %d: %w", port, err)
+	}
 	var own []ownKey
-	err = errors.Join(err, each(s.objects.CvOwn, func(o ownKey, _ uint8) {
+	err := each(s.objects.CvOwn, func(o ownKey, _ uint8) {
 		if o.Port == uint32(port) {
 			own = append(own, o)
 		}
-	}))
+	})
 	remove(s.objects.CvOwn, own, func(_ int, e error) { err = errors.Join(err, ignoreAbsent(e)) })
 	if err == nil {
 		err = ignoreAbsent(s.objects.CvState.Delete(uint32(port)))
