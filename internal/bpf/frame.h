@@ -105,36 +105,55 @@ static __always_inline bool is_linklocal(const struct in6 *a)
 	return a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80;
 }
 
+static __always_inline bool is_extension(__u32 proto)
+{
+	return proto == NEXT_HOP || proto == NEXT_ROUTING || proto == NEXT_FRAGMENT || proto == NEXT_AUTH || proto == NEXT_DEST;
+}
+
+// What walk_extensions returns: where it ended, 40 and more, beside these.
+enum { AT = 0x7fff, FIRST_FRAGMENT = 1 << 16, LATER_FRAGMENT = 1 << 17, CUT = 1 << 18, UNKNOWN = 1 << 19, PROTO_SHIFT = 24 };
+
+// walk_extensions is a function of its own, and global, so that the verifier
+// looks at it once and not again for every way that leads to it.
+__noinline __u32 walk_extensions(struct __sk_buff *skb, __u32 base, __u32 proto, __u32 start)
+{
+	__u32 at = 40, found = 0;
+	__u8 h[4] ALIGNED;
+
+	for (int i = 0; i < MAX_EXTENSIONS && is_extension(proto); i++) {
+		if (bpf_skb_load_bytes_relative(skb, base + at, h, sizeof(h), start))
+			return at | found | proto << PROTO_SHIFT | CUT;
+		if (proto == NEXT_FRAGMENT) {
+			if ((h[2] << 8 | h[3]) & 0xfff8)
+				return at | found | proto << PROTO_SHIFT | LATER_FRAGMENT;
+			if (h[3] & 1)
+				found |= FIRST_FRAGMENT;
+			at += 8;
+		} else if (proto == NEXT_AUTH) {
+			at += (h[1] + 2) * 4; // RFC 4302 section 2.2
+		} else {
+			at += (h[1] + 1) * 8;
+		}
+		proto = h[0];
+	}
+	return at | found | proto << PROTO_SHIFT | (is_extension(proto) ? UNKNOWN : 0);
+}
+
 // walk6 finds the upper layer of an IPv6 packet. base and start say from where
-// offsets count; w->proto is the header's next header at the beginning.
+// offsets count; w->at is 40 at the beginning, and w->proto the next header there.
 static __always_inline void walk6(struct __sk_buff *skb, __u32 base, __u32 start, struct walk *w)
 {
-	__u8 h[4];
+	__u32 found;
 
-	for (int i = 0; i < MAX_EXTENSIONS; i++) {
-		if (w->proto != NEXT_HOP && w->proto != NEXT_ROUTING && w->proto != NEXT_FRAGMENT && w->proto != NEXT_AUTH &&
-		    w->proto != NEXT_DEST)
-			return;
-		if (bpf_skb_load_bytes_relative(skb, base + w->at, h, sizeof(h), start)) {
-			w->cut = true;
-			return;
-		}
-		if (w->proto == NEXT_FRAGMENT) {
-			if ((h[2] << 8 | h[3]) & 0xfff8) {
-				w->later_fragment = true;
-				return;
-			}
-			w->first_fragment = w->first_fragment || (h[3] & 1);
-			w->at += 8;
-		} else if (w->proto == NEXT_AUTH) {
-			w->at += (h[1] + 2) * 4; // RFC 4302 section 2.2
-		} else {
-			w->at += (h[1] + 1) * 8;
-		}
-		w->proto = h[0];
-	}
-	w->unknown = w->proto == NEXT_HOP || w->proto == NEXT_ROUTING || w->proto == NEXT_FRAGMENT || w->proto == NEXT_AUTH ||
-		     w->proto == NEXT_DEST;
+	if (!is_extension(w->proto))
+		return;
+	found = walk_extensions(skb, base, w->proto, start);
+	w->at = found & AT;
+	w->proto = found >> PROTO_SHIFT;
+	w->first_fragment = found & FIRST_FRAGMENT;
+	w->later_fragment = found & LATER_FRAGMENT;
+	w->cut = found & CUT;
+	w->unknown = found & UNKNOWN;
 }
 
 // parse_ethernet reads addresses and type. Tags are looked through, for a
