@@ -25,6 +25,7 @@ const (
 	CodeBridgeMTU    Code = "CV0137" // bridged networks have different MTUs
 	CodeTwoModes     Code = "CV0138" // two networks are routed to each other and bridged
 	CodeConsent      Code = "CV0139" // the domain does not let networks of the tenant in
+	CodeNextHop      Code = "CV0140" // no port has the address by way of which a route goes
 	CodeHasPorts     Code = "CV0142" // a network with ports is not deleted
 	CodeHasNetworks  Code = "CV0143" // a tenant that owns something is not deleted
 	CodeNoHost       Code = "CV0144" // a host that is named does not exist
@@ -32,6 +33,7 @@ const (
 	CodeNotInDomain  Code = "CV0146" // a policy names a network that is not in its domain
 	CodeHasPolicies  Code = "CV0147" // policies name the network
 	CodeDomainInUse  Code = "CV0148" // a domain with networks or policies is not deleted
+	CodeHasRoutes    Code = "CV0149" // routes go by way of the port
 	CodeUnknown      Code = "CV0150" // whether it was done is not known: ask again
 	CodeNotDecider   Code = "CV0151" // no manager decides just now
 	CodeNotAllowed   Code = "CV0160" // the caller may not

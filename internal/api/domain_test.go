@@ -2,6 +2,7 @@ package api
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -88,12 +89,23 @@ func TestDomainsAreRefused(t *testing.T) {
 		"metadata.tenant":   {func(d *culvertv1.Domain) { d.Metadata.Tenant = "T" }},
 		"metadata.labels":   {func(d *culvertv1.Domain) { d.Metadata.Labels = map[string]string{"": ""} }},
 		"metadata.revision": {func(d *culvertv1.Domain) { d.Metadata.Revision = "0" }},
-		"spec.tenants":      {func(d *culvertv1.Domain) { d.Spec.Tenants = []string{"far", "near"} }},
-		"spec.tenants[0]":   {func(d *culvertv1.Domain) { d.Spec.Tenants = []string{"Far"} }, func(d *culvertv1.Domain) { d.Spec.Tenants = []string{DefaultTenant} }},
+		"spec.routes":       {func(d *culvertv1.Domain) { d.Spec.Routes = make([]*culvertv1.Route, overlay.MaxNextHops+1) }},
+		"spec.routes[1].prefix": {
+			func(d *culvertv1.Domain) { d.Spec.Routes[1].Prefix = "10.9.0.1/16" }, func(d *culvertv1.Domain) { d.Spec.Routes[1].Prefix = "10.9.0.0" },
+			func(d *culvertv1.Domain) { d.Spec.Routes[1].Prefix = "0.0.0.0/0" }, func(d *culvertv1.Domain) { d.Spec.Routes[1].Prefix = "224.0.0.0/4" },
+			func(d *culvertv1.Domain) { d.Spec.Routes[1].Prefix = "fe80::/64" }, func(d *culvertv1.Domain) { d.Spec.Routes[1].Prefix = "::ffff:10.0.0.0/104" },
+		},
+		"spec.routes[1].via": {func(d *culvertv1.Domain) { d.Spec.Routes[1].Via = "fd00::9" }, func(d *culvertv1.Domain) { d.Spec.Routes[1].Via = "" }},
+		"spec.tenants":       {func(d *culvertv1.Domain) { d.Spec.Tenants = []string{"far", "near"} }},
+		"spec.tenants[0]":    {func(d *culvertv1.Domain) { d.Spec.Tenants = []string{"Far"} }, func(d *culvertv1.Domain) { d.Spec.Tenants = []string{DefaultTenant} }},
 	} {
 		covered[field] = true
 		for _, edit := range edits {
-			d := &culvertv1.Domain{ApiVersion: Version, Kind: "Domain", Metadata: &culvertv1.Metadata{Name: "shop"}, Spec: &culvertv1.DomainSpec{}}
+			d := &culvertv1.Domain{ApiVersion: Version, Kind: "Domain", Metadata: &culvertv1.Metadata{Name: "shop"}, Spec: &culvertv1.DomainSpec{
+				Routes: []*culvertv1.Route{{Prefix: "0.0.0.0/0", Via: "10.1.0.9"}, {Prefix: "10.9.0.0/16", Via: "10.1.0.9"}}}}
+			if _, err := ParseResource(Wrap(d)); err != nil {
+				t.Fatal(err)
+			}
 			edit(d)
 			if _, err := ParseResource(Wrap(d)); refusedField(t, err) != field {
 				t.Errorf("%v: %v, want a refusal of %s", d, err, field)
@@ -106,12 +118,17 @@ func TestDomainsAreRefused(t *testing.T) {
 // TestDomainRenderReadsBack: what is shown can be applied.
 func TestDomainRenderReadsBack(t *testing.T) {
 	rev := overlay.Rev{Epoch: 1, N: 7}
-	docs, err := DecodeDocuments("f", EncodeYAML(Wrap(RenderDomain(&overlay.Domain{Meta: overlay.Meta{Name: "shop"}}, "acme", []string{"far"}, rev))))
+	routes := []overlay.Route{
+		{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.1.0.9")},
+		{Prefix: netip.MustParsePrefix("10.9.0.0/16"), Via: netip.MustParseAddr("10.1.0.8")},
+		{Prefix: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fd00::9")},
+	}
+	docs, err := DecodeDocuments("f", EncodeYAML(Wrap(RenderDomain(&overlay.Domain{Meta: overlay.Meta{Name: "shop"}, Routes: routes}, "acme", []string{"far"}, rev))))
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := ParseResource(docs[0].Resource)
-	want := overlay.Doc{Kind: overlay.KindDomain, Tenant: "acme", Name: "shop", Seen: rev, Domain: overlay.DomainSpec{Tenants: []string{"far"}}}
+	want := overlay.Doc{Kind: overlay.KindDomain, Tenant: "acme", Name: "shop", Seen: rev, Domain: overlay.DomainSpec{Tenants: []string{"far"}, Routes: routes}}
 	if diff := cmp.Diff(want, got, sameValues); err != nil || diff != "" {
 		t.Errorf("%v\n%s", err, diff)
 	}
@@ -161,6 +178,11 @@ func TestDomainRecords(t *testing.T) {
 		if u := genUID(t, "other tenant"); u != meta.Tenant && rapid.Bool().Draw(t, "lets in") {
 			dom.Tenants = []overlay.UID{u}
 		}
+		for _, p := range []string{"0.0.0.0/0", "10.9.0.0/16"} {
+			if rapid.Bool().Draw(t, p) {
+				dom.Routes = append(dom.Routes, overlay.Route{Prefix: netip.MustParsePrefix(p), Via: netip.AddrFrom4([4]byte{10, 1, 0, rapid.Byte().Draw(t, "via")})})
+			}
+		}
 		var rec overlay.Record = dom
 		if rapid.Bool().Draw(t, "policy") {
 			p := &overlay.Policy{Meta: meta, Domain: genUID(t, "domain"), From: genUID(t, "from"), To: genUID(t, "to"), Both: rapid.Bool().Draw(t, "both")}
@@ -169,7 +191,7 @@ func TestDomainRecords(t *testing.T) {
 		}
 		gone := rapid.Bool().Draw(t, "gone")
 		got, isGone, err := UnmarshalStore(MarshalStore(rec, gone))
-		if diff := cmp.Diff(rec, got); err != nil || isGone != gone || diff != "" {
+		if diff := cmp.Diff(rec, got, sameValues); err != nil || isGone != gone || diff != "" {
 			t.Fatalf("%v, gone %t\n%s", err, isGone, diff)
 		}
 		if k := overlay.KeyOf(rec); k.Kind != rec.Kind() || k.UID != meta.UID {
@@ -191,12 +213,23 @@ func TestTornDomainRecords(t *testing.T) {
 		edit(r.GetPolicy())
 		return r
 	}
+	routed := func(routes ...*culvertv1.RouteRecord) *culvertv1.Record {
+		r := RecordPB(&overlay.Domain{Meta: overlay.Meta{UID: overlay.UID(uid(9)), Name: "n", Tenant: overlay.UID(uid(1))}}, false)
+		r.GetDomain().Routes = routes
+		return r
+	}
+	v4, v6 := []byte{10, 9, 0, 0}, make([]byte, 16)
 	tenants := func(uids ...[]byte) *culvertv1.Record {
 		r := RecordPB(&overlay.Domain{Meta: overlay.Meta{UID: overlay.UID(uid(9)), Name: "n", Tenant: overlay.UID(uid(1))}}, false)
 		r.GetDomain().Tenants = uids
 		return r
 	}
 	bad := map[string]*culvertv1.Record{
+		"two families":         routed(&culvertv1.RouteRecord{Address: v6, Via: v4}),
+		"host bits":            routed(&culvertv1.RouteRecord{Address: v4, Bits: 8, Via: v4}),
+		"too long":             routed(&culvertv1.RouteRecord{Address: v4, Bits: 33, Via: v4}),
+		"routed twice":         routed(&culvertv1.RouteRecord{Address: v4, Bits: 16, Via: v4}, &culvertv1.RouteRecord{Address: v4, Bits: 16, Via: v4}),
+		"too many routes":      routed(make([]*culvertv1.RouteRecord, overlay.MaxNextHops+1)...),
 		"lets itself in":       tenants(uid(1)),
 		"lets many in":         tenants(uid(2), uid(3)),
 		"reach without domain": network(func(n *culvertv1.NetworkRecord) { n.Domain, n.Reach = nil, [][]byte{uid(2)} }),

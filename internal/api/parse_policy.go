@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -24,7 +25,36 @@ func parseDomain(p *culvertv1.Domain) (overlay.Doc, error) {
 	if n := len(d.Domain.Tenants); n > overlay.MaxDomainTenants {
 		return overlay.Doc{}, &overlay.FieldError{Field: tenants, Value: fmt.Sprintf("%d tenants", n), Allowed: fmt.Sprintf("at most %d: a domain is of two tenants at most", overlay.MaxDomainTenants)}
 	}
-	return d, nil
+	d.Domain.Routes, err = parseWays(p.GetSpec().GetRoutes())
+	return d, err
+}
+
+// parseWays reads the routes of a domain.
+func parseWays(list []*culvertv1.Route) ([]overlay.Route, error) {
+	if len(list) > overlay.MaxNextHops {
+		return nil, &overlay.FieldError{Field: "spec.routes", Value: fmt.Sprintf("%d routes", len(list)), Allowed: fmt.Sprintf("at most %d", overlay.MaxNextHops)}
+	}
+	var routes []overlay.Route
+	for i, r := range list {
+		at := fmt.Sprintf("spec.routes[%d]", i)
+		p, err := netip.ParsePrefix(r.GetPrefix())
+		if a := p.Addr(); err != nil || a.Is4In6() || p != p.Masked() || p.Bits() > 0 && (a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast()) {
+			return nil, &overlay.FieldError{Field: at + ".prefix", Value: r.GetPrefix(), Allowed: "a prefix without host bits that is routed, like 10.30.0.0/16, fd00:30::/64 or 0.0.0.0/0"}
+		}
+		if slices.ContainsFunc(routes, func(o overlay.Route) bool { return o.Prefix == p }) {
+			return nil, &overlay.FieldError{Field: at + ".prefix", Value: r.GetPrefix(), Allowed: "each prefix once"}
+		}
+		via, err := overlay.ParseAddr(at+".via", r.GetVia())
+		if err != nil {
+			return nil, err
+		}
+		if via.Is4() != p.Addr().Is4() {
+			return nil, &overlay.FieldError{Field: at + ".via", Value: r.GetVia(), Allowed: "an address of the prefix's family"}
+		}
+		routes = append(routes, overlay.Route{Prefix: p, Via: via})
+	}
+	slices.SortFunc(routes, func(a, b overlay.Route) int { return a.Prefix.Compare(b.Prefix) })
+	return routes, nil
 }
 
 // CheckRef accepts a name, or TENANT/NAME.

@@ -109,7 +109,7 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts, Shared: addrsBytes(r.Shared), AddressCheck: r.AddressCheck,
 		}}
 	case *overlay.Domain:
-		pb.Body = &culvertv1.Record_Domain{Domain: &culvertv1.DomainRecord{Meta: metaPB(&r.Meta), Tenants: uidsBytes(r.Tenants)}}
+		pb.Body = &culvertv1.Record_Domain{Domain: &culvertv1.DomainRecord{Meta: metaPB(&r.Meta), Tenants: uidsBytes(r.Tenants), Routes: routesPB(r.Routes)}}
 	case *overlay.Policy:
 		pb.Body = &culvertv1.Record_Policy{Policy: &culvertv1.PolicyRecord{
 			Meta: metaPB(&r.Meta), Domain: uidBytes(r.Domain), From: uidBytes(r.From), To: uidBytes(r.To), Both: r.Both, Bridged: r.Bridged,
@@ -134,9 +134,14 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 
 func tellPB(n *culvertv1.NetworkRecord, t *overlay.Tell) {
 	n.Dhcp, n.Dns, n.WantLease = uint32(t.DHCP), addrsBytes(t.DNS), t.Lease
-	for _, r := range t.Routes {
-		n.Routes = append(n.Routes, &culvertv1.RouteRecord{Address: r.Prefix.Addr().AsSlice(), Bits: uint32(r.Prefix.Bits()), Via: r.Via.AsSlice()})
+	n.Routes = routesPB(t.Routes)
+}
+
+func routesPB(routes []overlay.Route) (out []*culvertv1.RouteRecord) {
+	for _, r := range routes {
+		out = append(out, &culvertv1.RouteRecord{Address: r.Prefix.Addr().AsSlice(), Bits: uint32(r.Prefix.Bits()), Via: r.Via.AsSlice()})
 	}
+	return out
 }
 
 func metaPB(m *overlay.Meta) *culvertv1.MetaRecord {
@@ -425,6 +430,16 @@ func (d *decoder) domain(p *culvertv1.DomainRecord) *overlay.Domain {
 	out := &overlay.Domain{Meta: d.meta(p.GetMeta()), Tenants: d.uids(p.GetTenants(), overlay.MaxDomainTenants, "domain's tenants")}
 	if !slices.IsSortedFunc(out.Tenants, overlay.UID.Compare) || slices.Contains(out.Tenants, out.Tenant) {
 		d.refuse("domain's tenants")
+	}
+	if len(p.GetRoutes()) > overlay.MaxNextHops {
+		d.refuse("domain's routes")
+		return out
+	}
+	out.Routes = d.routes(p.GetRoutes())
+	for i := 1; i < len(out.Routes); i++ {
+		if out.Routes[i-1].Prefix.Compare(out.Routes[i].Prefix) >= 0 {
+			d.refuse("domain's routes")
+		}
 	}
 	return out
 }

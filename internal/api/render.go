@@ -67,15 +67,20 @@ func RenderNetwork(n *overlay.Network, tenant, domain string, rev overlay.Rev) *
 
 func renderTell(spec *culvertv1.NetworkSpec, status *culvertv1.NetworkStatus, t *overlay.Tell) {
 	spec.Dns, spec.Lease = addrStrings(t.DNS), t.Lease
-	for _, r := range t.Routes {
-		spec.Routes = append(spec.Routes, &culvertv1.Route{Prefix: r.Prefix.String(), Via: r.Via.String()})
-	}
+	spec.Routes = renderRoutes(t.Routes)
 	status.Dhcp = t.DHCP.String()
 	if t.DHCP == overlay.DHCPOwn {
 		spec.Dhcp = "own"
 		return
 	}
 	status.Lease = t.Seconds()
+}
+
+func renderRoutes(routes []overlay.Route) (out []*culvertv1.Route) {
+	for _, r := range routes {
+		out = append(out, &culvertv1.Route{Prefix: r.Prefix.String(), Via: r.Via.String()})
+	}
+	return out
 }
 
 // RenderPort shows a port. Status has MAC and addresses in force and the state
@@ -93,7 +98,7 @@ func RenderPort(p *overlay.Port, tenant, network string, rev overlay.Rev) *culve
 // in; its networks and policies are the caller's to add.
 func RenderDomain(d *overlay.Domain, tenant string, tenants []string, rev overlay.Rev) *culvertv1.Domain {
 	return &culvertv1.Domain{ApiVersion: Version, Kind: "Domain", Metadata: renderMeta(&d.Meta, tenant, rev),
-		Spec: &culvertv1.DomainSpec{Tenants: tenants}, Status: &culvertv1.DomainStatus{}}
+		Spec: &culvertv1.DomainSpec{Tenants: tenants, Routes: renderRoutes(d.Routes)}, Status: &culvertv1.DomainStatus{}}
 }
 
 // PolicyNames are the names behind the UIDs of a policy, From and To with the

@@ -39,6 +39,8 @@ var meanings = map[string]string{
 	"Network.spec.foreignVteps[]":         "tunnel end points that no agent owns, with any MACs behind them; at most 32",
 	"Network.spec.domain":                 "domain of the same tenant, or TENANT/NAME of one that lets it in; default none",
 	"Domain.spec.tenants[]":               "another tenant, whose networks may be in it; at most 1",
+	"Domain.spec.routes[].prefix":         "beyond its networks, like 10.30.0.0/16, fd00:30::/64 or 0.0.0.0/0",
+	"Domain.spec.routes[].via":            "address of a declared port in a network of the domain",
 	"NetworkPolicy.spec.domain":           "domain of the same tenant",
 	"NetworkPolicy.spec.from":             "network of the domain; TENANT/NAME if it is another tenant's",
 	"NetworkPolicy.spec.to":               "another network of the domain, ditto",

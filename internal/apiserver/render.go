@@ -154,6 +154,9 @@ func (r *renderer) countPorts() {
 func (r *renderer) networkOf(n *overlay.Network, rev overlay.Rev) *culvertv1.Network {
 	out := api.RenderNetwork(n, r.tenant(n.Tenant), r.domain(n.Tenant, n.Domain), rev)
 	out.Status.Reach, out.Status.From, out.Status.Bridged = r.networkNames(n.Tenant, n.Reach), r.networkNames(n.Tenant, n.From), r.networkNames(n.Tenant, n.Bridge)
+	for _, h := range n.Routes {
+		out.Status.NextHops = append(out.Status.NextHops, &culvertv1.NextHop{Prefix: h.Prefix.String(), Network: r.networkName(n.Tenant, h.Network), Mac: h.MAC.String()})
+	}
 	r.countPorts()
 	out.Status.Ports = r.ports[n.UID]
 	at := map[overlay.UID]bool{}

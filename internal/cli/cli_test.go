@@ -282,14 +282,14 @@ func TestJSON(t *testing.T) {
   "changes": [{"action": "created", "resource": {"apiVersion": "culvert/v1alpha1", "kind": "Network",
     "metadata": {"name": "blue", "tenant": "default", "uid": "UID", "revision": "5"},
     "spec": {"subnets": [{"prefix": "10.20.0.0/24"}]},
-    "status": {"vni": 10001, "bridge": "cvb10001", "mtu": 1450, "gateways": ["10.20.0.1"], "ports": 0, "endpoints": 0, "servingHosts": [], "dhcp": "host", "lease": 3600, "domain": "", "reach": [], "from": [], "bridged": []}}}],
+    "status": {"vni": 10001, "bridge": "cvb10001", "mtu": 1450, "gateways": ["10.20.0.1"], "ports": 0, "endpoints": 0, "servingHosts": [], "dhcp": "host", "lease": 3600, "domain": "", "reach": [], "from": [], "bridged": [], "nextHops": []}}}],
   "wait": {"done": true, "hosts": [{"host": "a", "state": "exact", "seconds": 0.25, "appliedRevision": "5"}]}}`},
 		{"network create blue --subnet 10.20.0.0/24 -o json --no-wait", `{
   "apiVersion": "culvert/v1alpha1", "kind": "Changes", "revision": "0",
   "changes": [{"action": "unchanged", "resource": {"apiVersion": "culvert/v1alpha1", "kind": "Network",
     "metadata": {"name": "blue", "tenant": "default", "uid": "UID", "revision": "5"},
     "spec": {"subnets": [{"prefix": "10.20.0.0/24"}]},
-    "status": {"vni": 10001, "bridge": "cvb10001", "mtu": 1450, "gateways": ["10.20.0.1"], "ports": 0, "endpoints": 0, "servingHosts": [], "dhcp": "host", "lease": 3600, "domain": "", "reach": [], "from": [], "bridged": []}}}]}`},
+    "status": {"vni": 10001, "bridge": "cvb10001", "mtu": 1450, "gateways": ["10.20.0.1"], "ports": 0, "endpoints": 0, "servingHosts": [], "dhcp": "host", "lease": 3600, "domain": "", "reach": [], "from": [], "bridged": [], "nextHops": []}}}]}`},
 		{"port list -o json", `{"apiVersion": "culvert/v1alpha1", "kind": "PortList", "revision": "5", "items": []}`},
 		{"host list -o json", `{"apiVersion": "culvert/v1alpha1", "kind": "HostList", "revision": "5", "items": [
   {"apiVersion": "culvert/v1alpha1", "kind": "Host", "metadata": {"name": "a", "uid": "UID", "revision": "4"}, "spec": {},

@@ -202,6 +202,42 @@ Delete what is listed first:  culvert policy delete x/web-db
 	m.ok("domain set x/shop --no-admit-tenant")
 }
 
+// TestDomainRoutes: ways out of a domain, from one verb or a file, and what is in
+// the way of who leads there.
+func TestDomainRoutes(t *testing.T) {
+	m := newMachine(t)
+	for _, line := range []string{"domain create shop", "network create web --subnet 10.30.1.0/24 --domain shop", "network create db --subnet 10.30.2.0/24 --domain shop",
+		"policy create db-web --domain shop --from db --to web --direction forward", "port create edge --network web --ip 10.30.1.9 --mac 52:54:00:00:00:09"} {
+		m.ok(line)
+	}
+	m.want("domain set shop --route 0.0.0.0/0=10.30.1.8", 5, "", `
+Domain shop was not changed: no declared port of a network of the domain has the address by way of which what is listed goes as its own.
+  0.0.0.0/0 via 10.30.1.8
+Declare the port first, or put its network in:  culvert port create PORT --network NETWORK --ip ADDRESS
+(CV0140)
+`)
+	m.ok("domain set shop --route 0.0.0.0/0=10.30.1.9 --route 10.9.0.0/16=10.30.1.9")
+	if o := m.ok("network show db"); !strings.Contains(o, "  nextHops:\n  - prefix: \"0.0.0.0/0\"\n    network: web\n    mac: \"52:54:00:00:00:09\"\n  - prefix: \"10.9.0.0/16\"\n") {
+		t.Errorf("network show:\n%s", o)
+	}
+	m.stdin = m.ok("domain show shop")
+	m.want("apply -f -", 0, "domain shop unchanged\n", "")
+	m.want("port delete edge", 5, "", `
+Port edge was not deleted: 2 routes of domain shop go by way of it.
+  0.0.0.0/0 via 10.30.1.9
+  10.9.0.0/16 via 10.30.1.9
+Give them another way, or take them out, first:  culvert domain set shop --no-route
+(CV0149)
+`)
+	for line, words := range map[string]string{"--route 0.0.0.0/0": "PREFIX=ADDRESS", "--route 10.9.0.0/16=x": "spec.routes[0].via", "--no-route --route 0.0.0.0/0=10.30.1.9": "no --route beside it"} {
+		if _, e, code := m.run("domain set shop " + line); code != int(api.ExitUsage) || !strings.Contains(e, words) {
+			t.Errorf("%s: exit code %d\n%s", line, code, e)
+		}
+	}
+	m.ok("domain set shop --no-route")
+	m.ok("port delete edge")
+}
+
 // TestBridgedNetworks: two networks of one subnet become one segment, as a file
 // says, and are shown so; what is in the way is said.
 func TestBridgedNetworks(t *testing.T) {

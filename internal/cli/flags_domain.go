@@ -26,20 +26,22 @@ func (n *networkFlags) routed(f *pflag.FlagSet, spec *culvertv1.NetworkSpec) err
 
 type domainFlags struct {
 	labelFlag
-	admit   []string
-	noAdmit bool
+	admit, routes    []string
+	noAdmit, noRoute bool
 }
 
 func (d *domainFlags) define(f *pflag.FlagSet, set bool) {
 	d.labelFlag.define(f)
 	f.StringArrayVar(&d.admit, "admit-tenant", nil, "other tenant, whose networks may be in it")
+	f.StringArrayVar(&d.routes, "route", nil, "route to what is in none of its networks, by way of a port in one, like 0.0.0.0/0=10.20.0.9 (repeatable)")
 	if set {
+		f.BoolVar(&d.noRoute, "no-route", false, "have no route")
 		f.BoolVar(&d.noAdmit, "no-admit-tenant", false, "let networks of its own tenant in only")
 	}
 }
 
 func (d *domainFlags) any(f *pflag.FlagSet) bool {
-	return given(f, "label", "admit-tenant", "no-admit-tenant")
+	return given(f, "label", "admit-tenant", "no-admit-tenant", "route", "no-route")
 }
 
 func (d *domainFlags) home() (overlay.Kind, string, string) { return 0, "", "" }
@@ -59,6 +61,9 @@ func (d *domainFlags) apply(f *pflag.FlagSet, r *culvertv1.Resource) error {
 	}
 	if d.noAdmit || f.Changed("admit-tenant") {
 		body.Spec.Tenants = d.admit
+	}
+	if err := routes(f, d.routes, d.noRoute, &body.Spec.Routes); err != nil {
+		return err
 	}
 	return d.labelFlag.apply(body.Metadata)
 }

@@ -22,13 +22,8 @@ func (n *networkFlags) tell(f *pflag.FlagSet, spec *culvertv1.NetworkSpec) error
 		}
 		spec.Lease = v
 	}
-	for _, x := range []struct {
-		list, none string
-		not        bool
-	}{{"dns", "no-dns", n.noDNS}, {"route", "no-route", n.noRoute}} {
-		if x.not && f.Changed(x.list) {
-			return &overlay.FieldError{Field: "--" + x.none, Value: "true", Allowed: "no --" + x.list + " beside it"}
-		}
+	if n.noDNS && f.Changed("dns") {
+		return &overlay.FieldError{Field: "--no-dns", Value: "true", Allowed: "no --dns beside it"}
 	}
 	if n.noDNS {
 		spec.Dns = nil
@@ -36,15 +31,23 @@ func (n *networkFlags) tell(f *pflag.FlagSet, spec *culvertv1.NetworkSpec) error
 	if f.Changed("dns") {
 		spec.Dns = n.dns
 	}
-	if n.noRoute || f.Changed("route") {
-		spec.Routes = nil
+	return routes(f, n.routes, n.noRoute, &spec.Routes)
+}
+
+// routes reads --route PREFIX=ADDRESS and --no-route.
+func routes(f *pflag.FlagSet, list []string, none bool, into *[]*culvertv1.Route) error {
+	if none && f.Changed("route") {
+		return &overlay.FieldError{Field: "--no-route", Value: "true", Allowed: "no --route beside it"}
 	}
-	for _, r := range n.routes {
+	if none || f.Changed("route") {
+		*into = nil
+	}
+	for _, r := range list {
 		prefix, via, ok := strings.Cut(r, "=")
 		if !ok {
 			return &overlay.FieldError{Field: "--route", Value: r, Allowed: "PREFIX=ADDRESS like 10.30.0.0/16=10.20.0.9"}
 		}
-		spec.Routes = append(spec.Routes, &culvertv1.Route{Prefix: prefix, Via: via})
+		*into = append(*into, &culvertv1.Route{Prefix: prefix, Via: via})
 	}
 	return nil
 }

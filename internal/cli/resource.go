@@ -58,7 +58,7 @@ func (s *session) domainCommand() *cobra.Command {
 routes is what policies open: culvert policy create --help`
 	c.AddCommand(
 		s.createCommand(overlay.KindDomain, "  culvert domain create shop"),
-		s.setCommand(overlay.KindDomain, "  culvert domain set shop --label stage=live\n  culvert domain set shop --admit-tenant acme"),
+		s.setCommand(overlay.KindDomain, "  culvert domain set shop --label stage=live\n  culvert domain set shop --admit-tenant acme\n  culvert domain set shop --route 0.0.0.0/0=10.30.1.9"),
 		s.listCommand(overlay.KindDomain), s.showCommand(overlay.KindDomain, "shop"),
 		s.deleteCommand(overlay.KindDomain, "shop"), s.watchCommand(overlay.KindDomain),
 	)

@@ -77,7 +77,9 @@ type admission struct {
 	changes []Changed
 	routed  map[overlay.UID]string // networks whose policies change, with the cause
 	wider   map[overlay.UID]bool   // networks that more hosts may serve
-	freed   []Key                  // ports whose MAC and addresses were taken out of the indexes
+
+	rerouted map[overlay.UID]rerouted // domains whose next hops may change
+	freed    []Key                    // ports whose MAC and addresses were taken out of the indexes
 }
 
 func (c *Core) ask(e Asked) {
@@ -85,7 +87,7 @@ func (c *Core) ask(e Asked) {
 		c.reply(Reply{ID: e.ID, Refusal: refuseLost()})
 		return
 	}
-	a := &admission{tx: c.begin(), req: e, routed: map[overlay.UID]string{}, wider: map[overlay.UID]bool{}}
+	a := &admission{tx: c.begin(), req: e, routed: map[overlay.UID]string{}, wider: map[overlay.UID]bool{}, rerouted: map[overlay.UID]rerouted{}}
 	var no *api.Refusal
 	switch {
 	case e.Put != nil:
@@ -109,6 +111,9 @@ func (c *Core) ask(e Asked) {
 // finish answers now if nothing is to be written, else when it is committed.
 func (a *admission) finish(no *api.Refusal) {
 	c, id, changes := a.c, a.req.ID, a.changes
+	if no == nil {
+		no = a.checkRoutes()
+	}
 	if no == nil {
 		a.deriveWays()
 		a.spread()

@@ -17,7 +17,7 @@ func (a *admission) putDomain(d *overlay.Doc) *api.Refusal {
 	if no != nil {
 		return no
 	}
-	var want overlay.Domain
+	want := overlay.Domain{Routes: d.Domain.Routes}
 	if want.Tenants, no = a.admitted(d); no != nil {
 		return no
 	}
@@ -27,15 +27,22 @@ func (a *admission) putDomain(d *overlay.Doc) *api.Refusal {
 			return api.Refuse(api.CodeQuota, title(d)+" was not created", fmt.Sprintf("tenant %s has %d domains, which is the most", t.Name, n), "delete one that is not needed: culvert domain list")
 		}
 		want.Meta = a.newMeta(d, t.UID)
+		if len(want.Routes) > 0 {
+			a.reroute(want.UID, rerouted{what: title(d) + " was not created", code: api.CodeNextHop, cause: want.Cause})
+		}
 		a.tx.put(&want)
 		a.did("created", &want)
 		return nil
 	}
-	same := slices.Equal(d.Labels, old.Labels) && slices.Equal(want.Tenants, old.Tenants)
+	sameRoutes := slices.Equal(want.Routes, old.Routes)
+	same := sameRoutes && slices.Equal(d.Labels, old.Labels) && slices.Equal(want.Tenants, old.Tenants)
 	if no := a.sameOrSet(d, same, old); no != nil || same {
 		return no
 	}
 	want.Meta = a.again(old.Meta, d)
+	if !sameRoutes {
+		a.reroute(want.UID, rerouted{what: title(d) + " was not changed", code: api.CodeNextHop, cause: want.Cause})
+	}
 	a.tx.put(&want)
 	a.did("changed", &want)
 	return nil
@@ -89,12 +96,17 @@ func (a *admission) domainName(n *overlay.Network) string {
 	return a.named(n.Tenant, dom.Tenant, dom.Name)
 }
 
-// keepsTenants refuses to take back what lets networks in that are in the domain.
-func (a *admission) keepsTenants(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {
+// fitsNetworks refuses a domain that takes back what lets networks in that are
+// in it, or has routes to what is theirs.
+func (a *admission) fitsNetworks(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {
 	var items []string
 	var first *overlay.Network
 	for _, k := range sorted(a.c.ix.members[dom.UID]) {
-		if n := a.network(k.UID); n.Tenant != dom.Tenant && !slices.Contains(dom.Tenants, n.Tenant) {
+		n := a.network(k.UID)
+		if no := a.besides(title(d)+" was not written", dom, n); no != nil {
+			return no
+		}
+		if n.Tenant != dom.Tenant && !slices.Contains(dom.Tenants, n.Tenant) {
 			if first = n; len(items) < maxListed {
 				items = append(items, "network "+typed(n))
 			}
@@ -123,7 +135,7 @@ func (a *admission) checkDomains(docs []overlay.Doc) *api.Refusal {
 		case *overlay.Network:
 			no = a.fitsDomain(&docs[i], r)
 		case *overlay.Domain:
-			no = a.keepsTenants(&docs[i], r)
+			no = a.fitsNetworks(&docs[i], r)
 		case *overlay.Port:
 			no = a.ownInSegment(&docs[i], r)
 		case *overlay.Policy:
@@ -146,9 +158,13 @@ func (a *admission) fitsDomain(d *overlay.Doc, n *overlay.Network) *api.Refusal 
 		return api.Refuse(api.CodeQuota, what, fmt.Sprintf("domain %s has %d networks, which is the most", a.domainName(n), have-1), "put it into another domain")
 	}
 	const apart = "give subnets that share no address with others of the domain, or bridge the two in one file with their networks: culvert network list"
-	if dom := a.domain(n.Domain); dom.Tenant != n.Tenant && !slices.Contains(dom.Tenants, n.Tenant) {
+	dom := a.domain(n.Domain)
+	if dom.Tenant != n.Tenant && !slices.Contains(dom.Tenants, n.Tenant) {
 		return api.Refuse(api.CodeConsent, what, fmt.Sprintf("domain %s does not let networks of tenant %s in", a.domainName(n), n.TenantName),
 			"let them in first: culvert domain set "+a.domainName(n)+" --admit-tenant "+n.TenantName)
+	}
+	if no := a.besides(what, dom, n); no != nil {
+		return no
 	}
 	bridge := a.bridgeOf(n)
 	var no *api.Refusal

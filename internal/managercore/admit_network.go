@@ -66,6 +66,9 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	want.Meta = a.again(old.Meta, d)
 	a.tx.put(&want)
 	a.did("changed", &want)
+	if want.Domain != old.Domain {
+		a.routed[want.UID] = want.Cause
+	}
 	if !slices.Equal(want.Hosts, old.Hosts) {
 		a.wider[want.UID] = true
 	}
@@ -258,6 +261,7 @@ func (a *admission) delete(q Delete) *api.Refusal {
 		return a.deleteNetwork(d, r, q.WithPorts)
 	case *overlay.Port:
 		a.deletePort(d, r)
+		a.losing(title(d)+" was not deleted", a.cause("delete", d), a.network(r.Network), func(ad netip.Addr) bool { return slices.Contains(r.Addresses, ad) })
 		return nil
 	case *overlay.Domain:
 		return a.deleteDomain(d, r)
@@ -287,6 +291,9 @@ func (a *admission) deletePort(d *overlay.Doc, p *overlay.Port) {
 
 func (a *admission) deleteNetwork(d *overlay.Doc, n *overlay.Network, withPorts bool) *api.Refusal {
 	if no := a.hasPolicies(d, n, "deleted"); no != nil {
+		return no
+	}
+	if no := a.hasRoutes(title(d)+" was not deleted", n); no != nil {
 		return no
 	}
 	ports := a.sortedPorts(n.UID)

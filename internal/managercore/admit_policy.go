@@ -3,6 +3,7 @@ package managercore
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -93,10 +94,13 @@ func (a *admission) deriveWays() {
 		rec, _ := a.get(k)
 		n := *rec.(*overlay.Network)
 		w := a.c.ways(uid)
-		if slices.Equal(w.reach, n.Reach) && slices.Equal(w.from, n.From) && slices.Equal(w.bridge, n.Bridge) {
+		same := slices.Equal(w.reach, n.Reach) && slices.Equal(w.from, n.From) && slices.Equal(w.bridge, n.Bridge)
+		n.Reach, n.From, n.Bridge = w.reach, w.from, w.bridge
+		hops := a.c.nextHops(&n)
+		if same && slices.Equal(hops, n.Routes) {
 			continue
 		}
-		n.Reach, n.From, n.Bridge = w.reach, w.from, w.bridge
+		n.Routes = hops
 		if _, written := a.seen[k]; !written { // else its own change is the better cause
 			n.Cause, n.Changed = a.routed[uid], int64(a.c.now)
 		}
@@ -146,7 +150,11 @@ func (a *admission) keepsPolicies(d *overlay.Doc, old, want *overlay.Network) *a
 	if want.Domain == old.Domain {
 		return nil
 	}
-	return a.hasPolicies(d, old, "changed")
+	if no := a.hasPolicies(d, old, "changed"); no != nil {
+		return no
+	}
+	a.losing(title(d)+" was not changed", a.cause("set", d), old, func(ad netip.Addr) bool { return a.c.portWith(old.UID, ad) != nil })
+	return nil
 }
 
 // hasPolicies refuses what takes a network out of its domain while policies name

@@ -149,6 +149,9 @@ func (a *admission) setPort(d *overlay.Doc, n *overlay.Network, old *overlay.Por
 	a.takeFromLearned(&want)
 	a.tx.put(&want)
 	a.did("changed", &want)
+	if !slices.Equal(want.Addresses, old.Addresses) {
+		a.losing(title(d)+" was not changed", want.Cause, n, func(ad netip.Addr) bool { return slices.Contains(old.Addresses, ad) })
+	}
 	if rec, ok := a.get(Key{Kind: overlay.KindEndpoint, UID: n.UID, MAC: old.MAC}); ok {
 		ep := *rec.(*overlay.Endpoint)
 		ep.Addresses, ep.Cause, ep.Since = withShared(&want, both(ep.Addresses, want.Shared)), want.Cause, int64(a.c.now)

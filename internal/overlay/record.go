@@ -177,6 +177,9 @@ type Network struct {
 type Domain struct {
 	Meta
 	Tenants []UID // others whose networks may be in it; sorted, at most MaxDomainTenants
+	// Routes are ways to what is in no network of it, by way of declared ports of
+	// its networks; sorted by prefix, each once, at most MaxNextHops.
+	Routes []Route
 }
 
 // Policy opens the way from one network of a domain to another. What no policy

@@ -56,6 +56,7 @@ type PortSpec struct {
 // DomainSpec is what a user may say of a domain.
 type DomainSpec struct {
 	Tenants []string // names of others whose networks may be in it, sorted
+	Routes  []Route  // sorted by prefix; see Domain
 }
 
 // PolicySpec is what a user may say of a policy.

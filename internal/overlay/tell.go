@@ -37,12 +37,12 @@ type Tell struct {
 	Routes []Route
 }
 
-// Route is a way to an IPv4 prefix by way of a guest (RFC 3442). There are none
-// of IPv6: a router advertisement names only ways through who sends it (RFC
-// 4191 section 2.3).
+// Route is a way to a prefix by way of a guest. Those that guests are told are of
+// IPv4 (RFC 3442): a router advertisement names only ways through who sends it
+// (RFC 4191 section 2.3).
 type Route struct {
 	Prefix netip.Prefix // masked
-	Via    netip.Addr   // in a subnet of the network
+	Via    netip.Addr   // of the same family, in a subnet of the network, or of one of the domain
 }
 
 // DefaultLease is the time of a lease in seconds. A guest asks again after half

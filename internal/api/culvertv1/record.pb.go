@@ -694,6 +694,7 @@ type DomainRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
 	Tenants       [][]byte               `protobuf:"bytes,2,rep,name=tenants,proto3" json:"tenants,omitempty"` // others whose networks may be in it, sorted
+	Routes        []*RouteRecord         `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`   // sorted by prefix, each once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -738,6 +739,13 @@ func (x *DomainRecord) GetMeta() *MetaRecord {
 func (x *DomainRecord) GetTenants() [][]byte {
 	if x != nil {
 		return x.Tenants
+	}
+	return nil
+}
+
+func (x *DomainRecord) GetRoutes() []*RouteRecord {
+	if x != nil {
+		return x.Routes
 	}
 	return nil
 }
@@ -1728,10 +1736,11 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\vRouteRecord\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x10\n" +
-	"\x03via\x18\x03 \x01(\fR\x03via\"[\n" +
+	"\x03via\x18\x03 \x01(\fR\x03via\"\x93\x01\n" +
 	"\fDomainRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +
-	"\atenants\x18\x02 \x03(\fR\atenants\"\xab\x01\n" +
+	"\atenants\x18\x02 \x03(\fR\atenants\x126\n" +
+	"\x06routes\x18\x03 \x03(\v2\x1e.culvert.record.v1.RouteRecordR\x06routes\"\xab\x01\n" +
 	"\fPolicyRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\fR\x06domain\x12\x12\n" +
@@ -1851,26 +1860,27 @@ var file_culvertv1_record_proto_depIdxs = []int32{
 	7,  // 4: culvert.record.v1.NetworkRecord.routes:type_name -> culvert.record.v1.RouteRecord
 	6,  // 5: culvert.record.v1.NetworkRecord.next_hops:type_name -> culvert.record.v1.NextHopRecord
 	1,  // 6: culvert.record.v1.DomainRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 7: culvert.record.v1.PolicyRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 8: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 9: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	0,  // 10: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
-	3,  // 11: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
-	4,  // 12: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
-	10, // 13: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
-	11, // 14: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
-	16, // 15: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
-	14, // 16: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
-	15, // 17: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
-	8,  // 18: culvert.record.v1.Record.domain:type_name -> culvert.record.v1.DomainRecord
-	9,  // 19: culvert.record.v1.Record.policy:type_name -> culvert.record.v1.PolicyRecord
-	0,  // 20: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
-	17, // 21: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	7,  // 7: culvert.record.v1.DomainRecord.routes:type_name -> culvert.record.v1.RouteRecord
+	1,  // 8: culvert.record.v1.PolicyRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 9: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	1,  // 10: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	0,  // 11: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
+	3,  // 12: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
+	4,  // 13: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
+	10, // 14: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
+	11, // 15: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
+	16, // 16: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
+	14, // 17: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
+	15, // 18: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
+	8,  // 19: culvert.record.v1.Record.domain:type_name -> culvert.record.v1.DomainRecord
+	9,  // 20: culvert.record.v1.Record.policy:type_name -> culvert.record.v1.PolicyRecord
+	0,  // 21: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
+	17, // 22: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_record_proto_init() }

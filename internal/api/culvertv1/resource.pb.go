@@ -674,9 +674,10 @@ type NetworkStatus struct {
 	Dhcp          string                 `protobuf:"bytes,8,opt,name=dhcp,proto3" json:"dhcp,omitempty"`    // who tells the guests: host, own
 	Lease         uint32                 `protobuf:"varint,9,opt,name=lease,proto3" json:"lease,omitempty"` // seconds in force; 0 if hosts give none
 	Domain        string                 `protobuf:"bytes,10,opt,name=domain,proto3" json:"domain,omitempty"`
-	Reach         []string               `protobuf:"bytes,11,rep,name=reach,proto3" json:"reach,omitempty"`     // networks that its guests may send to by way of the gateway
-	From          []string               `protobuf:"bytes,12,rep,name=from,proto3" json:"from,omitempty"`       // networks whose guests may send to it so
-	Bridged       []string               `protobuf:"bytes,13,rep,name=bridged,proto3" json:"bridged,omitempty"` // networks that a policy joins to it by layer 2
+	Reach         []string               `protobuf:"bytes,11,rep,name=reach,proto3" json:"reach,omitempty"`                       // networks that its guests may send to by way of the gateway
+	From          []string               `protobuf:"bytes,12,rep,name=from,proto3" json:"from,omitempty"`                         // networks whose guests may send to it so
+	Bridged       []string               `protobuf:"bytes,13,rep,name=bridged,proto3" json:"bridged,omitempty"`                   // networks that a policy joins to it by layer 2
+	NextHops      []*NextHop             `protobuf:"bytes,14,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // where packets for none of its domain's networks go
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -802,6 +803,73 @@ func (x *NetworkStatus) GetBridged() []string {
 	return nil
 }
 
+func (x *NetworkStatus) GetNextHops() []*NextHop {
+	if x != nil {
+		return x.NextHops
+	}
+	return nil
+}
+
+type NextHop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"` // in which the port is
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`         // of the port
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NextHop) Reset() {
+	*x = NextHop{}
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NextHop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NextHop) ProtoMessage() {}
+
+func (x *NextHop) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
+func (*NextHop) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NextHop) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *NextHop) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *NextHop) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
 // Domain is networks between which hosts route as policies say.
 type Domain struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -816,7 +884,7 @@ type Domain struct {
 
 func (x *Domain) Reset() {
 	*x = Domain{}
-	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +896,7 @@ func (x *Domain) String() string {
 func (*Domain) ProtoMessage() {}
 
 func (x *Domain) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[10]
+	mi := &file_culvertv1_resource_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +909,7 @@ func (x *Domain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Domain.ProtoReflect.Descriptor instead.
 func (*Domain) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{10}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Domain) GetApiVersion() string {
@@ -882,13 +950,14 @@ func (x *Domain) GetStatus() *DomainStatus {
 type DomainSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenants       []string               `protobuf:"bytes,1,rep,name=tenants,proto3" json:"tenants,omitempty"` // others whose networks may be in it
+	Routes        []*Route               `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`   // by way of ports of its networks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DomainSpec) Reset() {
 	*x = DomainSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +969,7 @@ func (x *DomainSpec) String() string {
 func (*DomainSpec) ProtoMessage() {}
 
 func (x *DomainSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[11]
+	mi := &file_culvertv1_resource_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,12 +982,19 @@ func (x *DomainSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainSpec.ProtoReflect.Descriptor instead.
 func (*DomainSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DomainSpec) GetTenants() []string {
 	if x != nil {
 		return x.Tenants
+	}
+	return nil
+}
+
+func (x *DomainSpec) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
 	}
 	return nil
 }
@@ -933,7 +1009,7 @@ type DomainStatus struct {
 
 func (x *DomainStatus) Reset() {
 	*x = DomainStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1021,7 @@ func (x *DomainStatus) String() string {
 func (*DomainStatus) ProtoMessage() {}
 
 func (x *DomainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[12]
+	mi := &file_culvertv1_resource_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1034,7 @@ func (x *DomainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainStatus.ProtoReflect.Descriptor instead.
 func (*DomainStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DomainStatus) GetNetworks() []string {
@@ -990,7 +1066,7 @@ type NetworkPolicy struct {
 
 func (x *NetworkPolicy) Reset() {
 	*x = NetworkPolicy{}
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1078,7 @@ func (x *NetworkPolicy) String() string {
 func (*NetworkPolicy) ProtoMessage() {}
 
 func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[13]
+	mi := &file_culvertv1_resource_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1091,7 @@ func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
 func (*NetworkPolicy) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NetworkPolicy) GetApiVersion() string {
@@ -1067,7 +1143,7 @@ type NetworkPolicySpec struct {
 
 func (x *NetworkPolicySpec) Reset() {
 	*x = NetworkPolicySpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1155,7 @@ func (x *NetworkPolicySpec) String() string {
 func (*NetworkPolicySpec) ProtoMessage() {}
 
 func (x *NetworkPolicySpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[14]
+	mi := &file_culvertv1_resource_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1168,7 @@ func (x *NetworkPolicySpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicySpec.ProtoReflect.Descriptor instead.
 func (*NetworkPolicySpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NetworkPolicySpec) GetDomain() string {
@@ -1146,7 +1222,7 @@ type NetworkPolicyStatus struct {
 
 func (x *NetworkPolicyStatus) Reset() {
 	*x = NetworkPolicyStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1234,7 @@ func (x *NetworkPolicyStatus) String() string {
 func (*NetworkPolicyStatus) ProtoMessage() {}
 
 func (x *NetworkPolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[15]
+	mi := &file_culvertv1_resource_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1247,7 @@ func (x *NetworkPolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicyStatus.ProtoReflect.Descriptor instead.
 func (*NetworkPolicyStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NetworkPolicyStatus) GetDirection() string {
@@ -1194,7 +1270,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1282,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[16]
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1295,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Port) GetApiVersion() string {
@@ -1272,7 +1348,7 @@ type PortSpec struct {
 
 func (x *PortSpec) Reset() {
 	*x = PortSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1360,7 @@ func (x *PortSpec) String() string {
 func (*PortSpec) ProtoMessage() {}
 
 func (x *PortSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1373,7 @@ func (x *PortSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSpec.ProtoReflect.Descriptor instead.
 func (*PortSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PortSpec) GetNetwork() string {
@@ -1368,7 +1444,7 @@ type PortStatus struct {
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1456,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1469,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PortStatus) GetMac() string {
@@ -1485,7 +1561,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1573,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1586,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Drop) GetReason() string {
@@ -1538,7 +1614,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	mi := &file_culvertv1_resource_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1626,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	mi := &file_culvertv1_resource_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1639,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Traffic) GetReceivedBytes() uint64 {
@@ -1593,7 +1669,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_culvertv1_resource_proto_msgTypes[21]
+	mi := &file_culvertv1_resource_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1681,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[21]
+	mi := &file_culvertv1_resource_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1694,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Host) GetApiVersion() string {
@@ -1664,7 +1740,7 @@ type HostSpec struct {
 
 func (x *HostSpec) Reset() {
 	*x = HostSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[22]
+	mi := &file_culvertv1_resource_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1752,7 @@ func (x *HostSpec) String() string {
 func (*HostSpec) ProtoMessage() {}
 
 func (x *HostSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[22]
+	mi := &file_culvertv1_resource_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1765,7 @@ func (x *HostSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostSpec.ProtoReflect.Descriptor instead.
 func (*HostSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{23}
 }
 
 type HostStatus struct {
@@ -1712,7 +1788,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[23]
+	mi := &file_culvertv1_resource_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1800,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[23]
+	mi := &file_culvertv1_resource_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1813,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HostStatus) GetVtep() string {
@@ -1836,7 +1912,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_culvertv1_resource_proto_msgTypes[24]
+	mi := &file_culvertv1_resource_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1924,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[24]
+	mi := &file_culvertv1_resource_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1937,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Endpoint) GetApiVersion() string {
@@ -1911,7 +1987,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[25]
+	mi := &file_culvertv1_resource_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +1999,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[25]
+	mi := &file_culvertv1_resource_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2012,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EndpointStatus) GetNetwork() string {
@@ -2034,7 +2110,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_culvertv1_resource_proto_msgTypes[26]
+	mi := &file_culvertv1_resource_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2122,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[26]
+	mi := &file_culvertv1_resource_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2135,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Resource) GetBody() isResource_Body {
@@ -2237,7 +2313,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x03via\x18\x02 \x01(\tR\x03via\":\n" +
 	"\x06Subnet\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\"\xc6\x02\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\"\xfe\x02\n" +
 	"\rNetworkStatus\x12\x10\n" +
 	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x10\n" +
@@ -2252,17 +2328,23 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	" \x01(\tR\x06domain\x12\x14\n" +
 	"\x05reach\x18\v \x03(\tR\x05reach\x12\x12\n" +
 	"\x04from\x18\f \x03(\tR\x04from\x12\x18\n" +
-	"\abridged\x18\r \x03(\tR\abridged\"\xdf\x01\n" +
+	"\abridged\x18\r \x03(\tR\abridged\x126\n" +
+	"\tnext_hops\x18\x0e \x03(\v2\x19.culvert.v1alpha1.NextHopR\bnextHops\"M\n" +
+	"\aNextHop\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\"\xdf\x01\n" +
 	"\x06Domain\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
 	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x120\n" +
 	"\x04spec\x18\x04 \x01(\v2\x1c.culvert.v1alpha1.DomainSpecR\x04spec\x126\n" +
-	"\x06status\x18\x05 \x01(\v2\x1e.culvert.v1alpha1.DomainStatusR\x06status\"&\n" +
+	"\x06status\x18\x05 \x01(\v2\x1e.culvert.v1alpha1.DomainStatusR\x06status\"W\n" +
 	"\n" +
 	"DomainSpec\x12\x18\n" +
-	"\atenants\x18\x01 \x03(\tR\atenants\"F\n" +
+	"\atenants\x18\x01 \x03(\tR\atenants\x12/\n" +
+	"\x06routes\x18\x02 \x03(\v2\x17.culvert.v1alpha1.RouteR\x06routes\"F\n" +
 	"\fDomainStatus\x12\x1a\n" +
 	"\bnetworks\x18\x01 \x03(\tR\bnetworks\x12\x1a\n" +
 	"\bpolicies\x18\x02 \x03(\tR\bpolicies\"\xf4\x01\n" +
@@ -2384,7 +2466,7 @@ func file_culvertv1_resource_proto_rawDescGZIP() []byte {
 	return file_culvertv1_resource_proto_rawDescData
 }
 
-var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_culvertv1_resource_proto_goTypes = []any{
 	(*Metadata)(nil),            // 0: culvert.v1alpha1.Metadata
 	(*Tenant)(nil),              // 1: culvert.v1alpha1.Tenant
@@ -2396,27 +2478,28 @@ var file_culvertv1_resource_proto_goTypes = []any{
 	(*Route)(nil),               // 7: culvert.v1alpha1.Route
 	(*Subnet)(nil),              // 8: culvert.v1alpha1.Subnet
 	(*NetworkStatus)(nil),       // 9: culvert.v1alpha1.NetworkStatus
-	(*Domain)(nil),              // 10: culvert.v1alpha1.Domain
-	(*DomainSpec)(nil),          // 11: culvert.v1alpha1.DomainSpec
-	(*DomainStatus)(nil),        // 12: culvert.v1alpha1.DomainStatus
-	(*NetworkPolicy)(nil),       // 13: culvert.v1alpha1.NetworkPolicy
-	(*NetworkPolicySpec)(nil),   // 14: culvert.v1alpha1.NetworkPolicySpec
-	(*NetworkPolicyStatus)(nil), // 15: culvert.v1alpha1.NetworkPolicyStatus
-	(*Port)(nil),                // 16: culvert.v1alpha1.Port
-	(*PortSpec)(nil),            // 17: culvert.v1alpha1.PortSpec
-	(*PortStatus)(nil),          // 18: culvert.v1alpha1.PortStatus
-	(*Drop)(nil),                // 19: culvert.v1alpha1.Drop
-	(*Traffic)(nil),             // 20: culvert.v1alpha1.Traffic
-	(*Host)(nil),                // 21: culvert.v1alpha1.Host
-	(*HostSpec)(nil),            // 22: culvert.v1alpha1.HostSpec
-	(*HostStatus)(nil),          // 23: culvert.v1alpha1.HostStatus
-	(*Endpoint)(nil),            // 24: culvert.v1alpha1.Endpoint
-	(*EndpointStatus)(nil),      // 25: culvert.v1alpha1.EndpointStatus
-	(*Resource)(nil),            // 26: culvert.v1alpha1.Resource
-	nil,                         // 27: culvert.v1alpha1.Metadata.LabelsEntry
+	(*NextHop)(nil),             // 10: culvert.v1alpha1.NextHop
+	(*Domain)(nil),              // 11: culvert.v1alpha1.Domain
+	(*DomainSpec)(nil),          // 12: culvert.v1alpha1.DomainSpec
+	(*DomainStatus)(nil),        // 13: culvert.v1alpha1.DomainStatus
+	(*NetworkPolicy)(nil),       // 14: culvert.v1alpha1.NetworkPolicy
+	(*NetworkPolicySpec)(nil),   // 15: culvert.v1alpha1.NetworkPolicySpec
+	(*NetworkPolicyStatus)(nil), // 16: culvert.v1alpha1.NetworkPolicyStatus
+	(*Port)(nil),                // 17: culvert.v1alpha1.Port
+	(*PortSpec)(nil),            // 18: culvert.v1alpha1.PortSpec
+	(*PortStatus)(nil),          // 19: culvert.v1alpha1.PortStatus
+	(*Drop)(nil),                // 20: culvert.v1alpha1.Drop
+	(*Traffic)(nil),             // 21: culvert.v1alpha1.Traffic
+	(*Host)(nil),                // 22: culvert.v1alpha1.Host
+	(*HostSpec)(nil),            // 23: culvert.v1alpha1.HostSpec
+	(*HostStatus)(nil),          // 24: culvert.v1alpha1.HostStatus
+	(*Endpoint)(nil),            // 25: culvert.v1alpha1.Endpoint
+	(*EndpointStatus)(nil),      // 26: culvert.v1alpha1.EndpointStatus
+	(*Resource)(nil),            // 27: culvert.v1alpha1.Resource
+	nil,                         // 28: culvert.v1alpha1.Metadata.LabelsEntry
 }
 var file_culvertv1_resource_proto_depIdxs = []int32{
-	27, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
+	28, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
 	0,  // 1: culvert.v1alpha1.Tenant.metadata:type_name -> culvert.v1alpha1.Metadata
 	2,  // 2: culvert.v1alpha1.Tenant.spec:type_name -> culvert.v1alpha1.TenantSpec
 	4,  // 3: culvert.v1alpha1.Tenant.status:type_name -> culvert.v1alpha1.TenantStatus
@@ -2426,36 +2509,38 @@ var file_culvertv1_resource_proto_depIdxs = []int32{
 	9,  // 7: culvert.v1alpha1.Network.status:type_name -> culvert.v1alpha1.NetworkStatus
 	8,  // 8: culvert.v1alpha1.NetworkSpec.subnets:type_name -> culvert.v1alpha1.Subnet
 	7,  // 9: culvert.v1alpha1.NetworkSpec.routes:type_name -> culvert.v1alpha1.Route
-	0,  // 10: culvert.v1alpha1.Domain.metadata:type_name -> culvert.v1alpha1.Metadata
-	11, // 11: culvert.v1alpha1.Domain.spec:type_name -> culvert.v1alpha1.DomainSpec
-	12, // 12: culvert.v1alpha1.Domain.status:type_name -> culvert.v1alpha1.DomainStatus
-	0,  // 13: culvert.v1alpha1.NetworkPolicy.metadata:type_name -> culvert.v1alpha1.Metadata
-	14, // 14: culvert.v1alpha1.NetworkPolicy.spec:type_name -> culvert.v1alpha1.NetworkPolicySpec
-	15, // 15: culvert.v1alpha1.NetworkPolicy.status:type_name -> culvert.v1alpha1.NetworkPolicyStatus
-	0,  // 16: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
-	17, // 17: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
-	18, // 18: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
-	20, // 19: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
-	19, // 20: culvert.v1alpha1.PortStatus.drops:type_name -> culvert.v1alpha1.Drop
-	0,  // 21: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
-	22, // 22: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
-	23, // 23: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
-	19, // 24: culvert.v1alpha1.HostStatus.drops:type_name -> culvert.v1alpha1.Drop
-	19, // 25: culvert.v1alpha1.HostStatus.unread:type_name -> culvert.v1alpha1.Drop
-	0,  // 26: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
-	25, // 27: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
-	1,  // 28: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
-	5,  // 29: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
-	16, // 30: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
-	21, // 31: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
-	24, // 32: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
-	10, // 33: culvert.v1alpha1.Resource.domain:type_name -> culvert.v1alpha1.Domain
-	13, // 34: culvert.v1alpha1.Resource.policy:type_name -> culvert.v1alpha1.NetworkPolicy
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	10, // 10: culvert.v1alpha1.NetworkStatus.next_hops:type_name -> culvert.v1alpha1.NextHop
+	0,  // 11: culvert.v1alpha1.Domain.metadata:type_name -> culvert.v1alpha1.Metadata
+	12, // 12: culvert.v1alpha1.Domain.spec:type_name -> culvert.v1alpha1.DomainSpec
+	13, // 13: culvert.v1alpha1.Domain.status:type_name -> culvert.v1alpha1.DomainStatus
+	7,  // 14: culvert.v1alpha1.DomainSpec.routes:type_name -> culvert.v1alpha1.Route
+	0,  // 15: culvert.v1alpha1.NetworkPolicy.metadata:type_name -> culvert.v1alpha1.Metadata
+	15, // 16: culvert.v1alpha1.NetworkPolicy.spec:type_name -> culvert.v1alpha1.NetworkPolicySpec
+	16, // 17: culvert.v1alpha1.NetworkPolicy.status:type_name -> culvert.v1alpha1.NetworkPolicyStatus
+	0,  // 18: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
+	18, // 19: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
+	19, // 20: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
+	21, // 21: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
+	20, // 22: culvert.v1alpha1.PortStatus.drops:type_name -> culvert.v1alpha1.Drop
+	0,  // 23: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
+	23, // 24: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
+	24, // 25: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
+	20, // 26: culvert.v1alpha1.HostStatus.drops:type_name -> culvert.v1alpha1.Drop
+	20, // 27: culvert.v1alpha1.HostStatus.unread:type_name -> culvert.v1alpha1.Drop
+	0,  // 28: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
+	26, // 29: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
+	1,  // 30: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
+	5,  // 31: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
+	17, // 32: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
+	22, // 33: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
+	25, // 34: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
+	11, // 35: culvert.v1alpha1.Resource.domain:type_name -> culvert.v1alpha1.Domain
+	14, // 36: culvert.v1alpha1.Resource.policy:type_name -> culvert.v1alpha1.NetworkPolicy
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_resource_proto_init() }
@@ -2463,7 +2548,7 @@ func file_culvertv1_resource_proto_init() {
 	if File_culvertv1_resource_proto != nil {
 		return
 	}
-	file_culvertv1_resource_proto_msgTypes[26].OneofWrappers = []any{
+	file_culvertv1_resource_proto_msgTypes[27].OneofWrappers = []any{
 		(*Resource_Tenant)(nil),
 		(*Resource_Network)(nil),
 		(*Resource_Port)(nil),
@@ -2478,7 +2563,7 @@ func file_culvertv1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_resource_proto_rawDesc), len(file_culvertv1_resource_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
