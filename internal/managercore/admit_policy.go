@@ -153,7 +153,10 @@ func (a *admission) keepsPolicies(d *overlay.Doc, old, want *overlay.Network) *a
 	if no := a.hasPolicies(d, old, "changed"); no != nil {
 		return no
 	}
-	a.losing(title(d)+" was not changed", a.cause("set", d), old, func(ad netip.Addr) bool { return a.c.portWith(old.UID, ad) != nil })
+	a.losing(title(d)+" was not changed", a.cause("set", d), old, func(ad netip.Addr) bool {
+		// By the subnets, since ports of the same request are out of the indexes.
+		return slices.ContainsFunc(old.Subnets, func(s overlay.Subnet) bool { return s.Prefix.Contains(ad) })
+	})
 	return nil
 }
 
