@@ -55,7 +55,11 @@ func (s *session) domainCommand() *cobra.Command {
 	c := &cobra.Command{Use: "domain", Short: "Domains: networks that may be routed to each other", RunE: group,
 		Example: "  culvert domain create shop\n  culvert network create web --subnet 10.30.1.0/24 --domain shop\n  culvert domain show shop"}
 	c.Long = c.Short + ".\n\n" + `Each network of a domain has a gateway that answers on every host. What it
-routes is what policies open: culvert policy create --help`
+routes is what policies open: culvert policy create --help
+
+Its own routes lead to what is in none of its networks, by way of a declared port
+in one of them; they open nothing. A network of another tenant is in it when both
+say so: the domain by --admit-tenant, the network by --domain TENANT/DOMAIN.`
 	c.AddCommand(
 		s.createCommand(overlay.KindDomain, "  culvert domain create shop"),
 		s.setCommand(overlay.KindDomain, "  culvert domain set shop --label stage=live\n  culvert domain set shop --admit-tenant acme\n  culvert domain set shop --route 0.0.0.0/0=10.30.1.9"),
@@ -68,6 +72,9 @@ routes is what policies open: culvert policy create --help`
 func (s *session) policyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "policy", Short: "Policies: the ways between networks of a domain", RunE: group,
 		Example: "  culvert policy create web-db --domain shop --from web --to db\n  culvert policy list"}
+	c.Long = c.Short + ".\n\n" + `A routed policy lets guests of one network send to the other by way of the
+gateway. A bridged one makes one segment of the two, both ways: they have one MTU,
+declared ports, and no MAC and no address in common; their subnets may be equal.`
 	c.AddCommand(
 		s.createCommand(overlay.KindPolicy, "  culvert policy create web-db --domain shop --from web --to db\n  culvert policy create logs --domain shop --from web --to log --direction forward\n  culvert policy create move --domain shop --from old --to new --mode bridged"),
 		s.setCommand(overlay.KindPolicy, "  culvert policy set web-db --direction forward"),

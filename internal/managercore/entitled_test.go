@@ -85,7 +85,8 @@ func TestWhoIsToldOfANetwork(t *testing.T) {
 			case 3, 4:
 				to := rapid.SampledFrom(nets).Draw(rt, "to")
 				if d := policy(fmt.Sprintf("p-%s-%s", name, to), name, to); name != to {
-					d.Policy.Both = rapid.Bool().Draw(rt, "both")
+					d.Policy.Bridged = rapid.IntRange(0, 3).Draw(rt, "bridged") == 0
+					d.Policy.Both = d.Policy.Bridged || rapid.Bool().Draw(rt, "both")
 					r.put(ModeApply, d)
 				}
 			case 5:
