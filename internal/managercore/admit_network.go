@@ -65,6 +65,7 @@ func (a *admission) putNetwork(d *overlay.Doc) *api.Refusal {
 	}
 	want.Meta = a.again(old.Meta, d)
 	a.tx.put(&want)
+	a.confine(old.UID, want.Subnets)
 	a.did("changed", &want)
 	if want.Domain != old.Domain {
 		a.routed[want.UID] = want.Cause

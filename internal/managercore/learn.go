@@ -93,13 +93,33 @@ func (c *Core) addressRefused(n *overlay.Network, a netip.Addr, k Key) string {
 	if c.ix.shared[netIP{n.UID, a}] != nil {
 		return "declared ports share it"
 	}
-	if slices.ContainsFunc(n.Subnets, func(s overlay.Subnet) bool { return s.Gateway == a }) {
+	return misplaced(n.Subnets, a)
+}
+
+// misplaced says why subnets keep an address from an undeclared endpoint; empty if
+// they do not.
+func misplaced(subnets []overlay.Subnet, a netip.Addr) string {
+	if slices.ContainsFunc(subnets, func(s overlay.Subnet) bool { return s.Gateway == a }) {
 		return because(api.CodeAddressInUse, "it is the gateway's")
 	}
-	if len(n.Subnets) > 0 && !a.IsLinkLocalUnicast() && subnetOf(n.Subnets, a) < 0 {
+	if len(subnets) > 0 && !a.IsLinkLocalUnicast() && subnetOf(subnets, a) < 0 {
 		return because(api.CodeOutside, "it is in no subnet of the network")
 	}
 	return ""
+}
+
+// confine takes from a network's undeclared endpoints what its new subnets keep
+// from them.
+func (a *admission) confine(network overlay.UID, subnets []overlay.Subnet) {
+	for _, k := range sorted(a.c.ix.learned[network]) {
+		rec, _ := a.get(k)
+		ep := *rec.(*overlay.Endpoint)
+		kept := slices.DeleteFunc(slices.Clone(ep.Addresses), func(ad netip.Addr) bool { return misplaced(subnets, ad) != "" })
+		if len(kept) != len(ep.Addresses) {
+			ep.Addresses, ep.Cause = kept, "manager: the subnets of the network changed"
+			a.tx.put(&ep)
+		}
+	}
 }
 
 // ownerName names who has an address.

@@ -163,3 +163,21 @@ func TestAScanCostsTheOtherHostsLittle(t *testing.T) {
 		t.Errorf("counted %+v", s)
 	}
 }
+
+// What an undeclared endpoint has in a subnet that its network loses, or that
+// becomes a gateway's, it has no more; what else it has stays.
+func TestUndeclaredEndpointsFollowTheSubnets(t *testing.T) {
+	t.Parallel()
+	r := newLearning(t)
+	r.hears(0, 1, "10.0.0.9", "10.9.0.9")
+	r.hears(1, 2, "10.0.0.8", "fe80::8")
+	blue := network("blue", "10.0.0.0/16")
+	blue.Network.Admission, blue.Network.Subnets[0].Gateway = overlay.AdmitLearn, netip.MustParseAddr("10.0.0.8")
+	r.must(ModeSet, blue)
+	if !r.has(1, "10.0.0.9") || r.has(1, "10.9.0.9") || r.has(2, "10.0.0.8") || !r.has(2, "fe80::8") {
+		t.Error("want of 10.0.0.9, 10.9.0.9, 10.0.0.8 and fe80::8 the first and the last alone")
+	}
+	if a := r.hears(0, 1, "10.0.0.9", "10.9.0.9"); len(a.Refused) != 1 || r.has(1, "10.9.0.9") {
+		t.Errorf("claimed again: %+v, want that address refused", a)
+	}
+}
