@@ -20,6 +20,12 @@ type vm struct {
 	managed bool  // a hypervisor tells of it
 	chatty  bool  // it speaks by itself, not only when it is moved
 	dead    bool
+
+	// Of a guest that nobody declared: what it speaks with in which network, and
+	// whether it says what is not true. Of others ids is empty.
+	network overlay.UID
+	ids     []identity
+	liar    bool
 }
 
 func (w *world) newVM() *vm {
@@ -39,11 +45,15 @@ func (v *vm) devices() (out []*nic) {
 // hadDevice reports whether an endpoint has a device there that may be its
 // port, or had one within the last age.
 func (h *host) hadDevice(e *overlay.Endpoint, age int64) bool {
-	name := ""
+	p := &overlay.Port{}
 	if v, ok := h.w.store.values[overlay.Key{Kind: overlay.KindPort, UID: e.Port}]; ok {
-		name = v.rec.(*overlay.Port).Name
+		p = v.rec.(*overlay.Port)
 	}
-	is := func(x *nic) bool { return x.host == h && (x.mac == e.MAC || x.port == name) }
+	is := func(x *nic) bool {
+		nobodys := e.MAC.IsVirtual() && e.Port.IsZero() // a virtual router's, behind a device that is no port
+		ofPort := p.Name != "" && (x.port == p.Name || x.mac == p.MAC)
+		return x.host == h && (x.speaksAs(e.MAC) || ofPort || nobodys)
+	}
 	return slices.ContainsFunc(h.w.nics, is) ||
 		slices.ContainsFunc(h.left, func(d departure) bool { return is(d.nic) && d.at+age >= h.w.now })
 }
@@ -54,6 +64,7 @@ func (v *vm) start(x *nic, s hoststate.NICState) {
 	v.runs, v.since = x, v.w.now
 	x.ran = v.w.now
 	x.says(s)
+	v.w.after(v.w.between(0, second), v.masterAll) // as it does every second (RFC 9568)
 }
 
 // halt stops it where it runs.

@@ -255,6 +255,9 @@ func (h *host) applyOne(op hoststate.Op, alive bool) hoststate.Result {
 	}
 	r := h.kernel.Apply(context.Background(), []hoststate.Op{op})[0]
 	h.w.log("%s applies %v: %v", h.name, op, r.Class)
+	if op.Kind == hoststate.OpSend && r.Class == hoststate.ClassOK && h.w.open {
+		h.asked(op.Index, op.Frame)
+	}
 	return r
 }
 

@@ -20,6 +20,10 @@ type history struct {
 	goneAt   map[overlay.UID]uint64 // networks
 	bound    map[netMAC][]written   // endpoints, oldest first
 	ways     map[way]bool           // that policies opened
+	foreign  map[netAddr]bool       // tunnel end points without an agent
+	learns   map[overlay.UID]bool   // networks that took a guest's own word
+	said     map[netAddr]bool       // what guests said to have
+	gates    map[netAddr]bool       // gateways
 }
 
 // written is one change of a record.
@@ -48,6 +52,13 @@ type netAddr struct {
 	addr    netip.Addr
 }
 
+// had reports whether an address was ever a port's in a network, or leased, or
+// said by a guest to be its own where that counts.
+func (x *history) had(network overlay.UID, a netip.Addr) bool {
+	at := netAddr{network, a}
+	return x.addrs[at] || x.learns[network] && x.said[at] && !x.gates[at]
+}
+
 func (x *history) note(v value) {
 	switch r := v.rec.(type) {
 	case *overlay.Network:
@@ -58,6 +69,15 @@ func (x *history) note(v value) {
 		}
 		for _, to := range r.Reach {
 			x.ways[way{r.UID, to}] = true
+		}
+		if r.Admission == overlay.AdmitLearn {
+			x.learns[r.UID] = true
+		}
+		for _, s := range r.Subnets {
+			x.gates[netAddr{r.UID, s.Gateway}] = true
+		}
+		for _, a := range r.Foreign {
+			x.foreign[netAddr{r.UID, a}], x.foreign[netAddr{addr: a}] = true, true
 		}
 	case *overlay.Port:
 		x.macs[netMAC{r.Network, r.MAC}] = true
@@ -213,8 +233,8 @@ func (h *host) checkSet(op hoststate.Op) {
 	w, k, v := h.w, op.Row.Key, op.Row.Val
 	switch k.Table {
 	case hoststate.TableVTEP:
-		if k.IP == h.vtep || !w.ever.vteps[k.IP] {
-			w.fail("%s: %v is no VTEP of another host", h.name, op)
+		if k.IP == h.vtep || !w.ever.vteps[k.IP] && !w.ever.foreign[netAddr{addr: k.IP}] {
+			w.fail("%s: %v is no VTEP of another host, nor one that a network names", h.name, op)
 		}
 		return
 	case hoststate.TablePort, hoststate.TableMember:
@@ -229,14 +249,17 @@ func (h *host) checkSet(op hoststate.Op) {
 	if !ok {
 		return // the devices went meanwhile: the kernel refuses
 	}
-	if h.isAcross(uid, op.Row) {
+	if !h.w.open && h.isAcross(uid, op.Row) {
 		h.checkAcross(uid, op)
+		return
+	}
+	if h.isForeign(uid, op) {
 		return
 	}
 	mac := k.MAC
 	if k.Table == hoststate.TableNeigh {
 		mac = v.MAC
-		if !w.ever.addrs[netAddr{uid, k.IP}] {
+		if !w.ever.had(uid, k.IP) {
 			w.fail("%s: %v: the address was never a port's in that network", h.name, op)
 		}
 	}
@@ -314,7 +337,7 @@ func (h *host) checkDel(op hoststate.Op) {
 	if !h.seen.complete[uid] && !gone {
 		w.fail("%s: %v before a full pass over the network's log has ended", h.name, op)
 	}
-	if h.isAcross(uid, op.Row) {
+	if !h.w.open && h.isAcross(uid, op.Row) {
 		h.checkAcrossDel(w.store.network(uid), op)
 	}
 	if h.troubled > w.now || gone || !h.served(uid, 20*second) {

@@ -33,6 +33,9 @@ func (w *world) operate() {
 	if w.routed {
 		all = slices.Concat(operations, domainOperations)
 	}
+	if w.open {
+		all = slices.Concat(operations, guestOperations)
+	}
 	for _, o := range all {
 		total += o.weight
 	}
@@ -116,6 +119,9 @@ func (w *world) networkSpec() overlay.NetworkSpec {
 	if w.chance(0.2) {
 		s.DF = overlay.DFInherit
 	}
+	if w.open {
+		w.openSpec(&s)
+	}
 	return s
 }
 
@@ -185,6 +191,9 @@ func (w *world) portDoc(n *overlay.Network, i int) overlay.Doc {
 	if w.chance(0.6) {
 		d.Port.Addresses = w.addresses(n)
 	}
+	if w.open {
+		w.openPort(&d, i)
+	}
 	return d
 }
 
@@ -232,6 +241,9 @@ func (w *world) setPort() {
 	}
 	if p, ok := one(w, w.portsOf(n.UID)); ok {
 		d := overlay.Doc{Kind: overlay.KindPort, Tenant: n.TenantName, Name: p.Name, Port: overlay.PortSpec{Network: n.Name, Addresses: w.addresses(n)}}
+		if w.open {
+			w.keepShared(&d, p)
+		}
 		w.ask(w.put(d), "port set %s/%s", n.TenantName, p.Name)
 	}
 }

@@ -117,7 +117,7 @@ func (h *host) served(network overlay.UID, age int64) bool {
 			}
 		}
 	}
-	return false
+	return h.servesStranger(network, age)
 }
 
 // expect is the rows that bindings not newer than revision r call for on a
@@ -143,7 +143,7 @@ func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]
 		}
 		e := v.rec.(*overlay.Endpoint)
 		hv, ok := w.store.values[overlay.Key{Kind: overlay.KindHost, UID: e.Host}]
-		if !ok || hv.n > r || e.Host == h.uid || here[e.MAC] || hv.rec.(*overlay.Host).Dead {
+		if !ok || hv.n > r || e.Host == h.uid || here[e.MAC] || h.hears(n.UID, e.MAC) || hv.rec.(*overlay.Host).Dead {
 			continue
 		}
 		var sure []netip.Addr
@@ -187,6 +187,7 @@ func portRows(out map[hoststate.Key]hoststate.Val, index int32, p *overlay.Port,
 	for _, a := range p.Addresses {
 		out[hoststate.Key{Table: hoststate.TableOwn, Port: index, IP: a}] = hoststate.Val{}
 	}
+	checkedRows(out, index, p)
 }
 
 // placed is one endpoint where it really is.
@@ -240,6 +241,9 @@ func (w *world) expected(h *host, all []placed) (lines []string, rows map[hostst
 		mtu := max(int(n.MTU), 1500)
 		alias := "culvert cluster=" + cluster + " network=" + n.UID.String() + fmt.Sprintf(" rev=1.%d", w.store.values[overlay.KeyOf(n)].n)
 		lines = append(lines, fmt.Sprintf("bridge cvb%d up mtu %d isolated alias %s altname %s.%s", n.VNI, mtu, alias, n.TenantName, n.Name))
+		for _, a := range w.foreign(h, n) {
+			rows[hoststate.Key{Table: hoststate.TableVTEP, IP: a}] = hoststate.Val{}
+		}
 		if !w.expectedRows(h, n, all, rows) {
 			continue
 		}
@@ -256,7 +260,8 @@ func (w *world) expected(h *host, all []placed) (lines []string, rows map[hostst
 func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map[hoststate.Key]hoststate.Val) bool {
 	if !slices.ContainsFunc(w.nics, func(x *nic) bool {
 		of, p := w.portOf(x)
-		return x.host == h && p != nil && of.UID == n.UID
+		_, admitted := w.isAdmitted(x)
+		return x.host == h && (p != nil && of.UID == n.UID || admitted && x.vm.network == n.UID)
 	}) {
 		return false
 	}
@@ -271,7 +276,7 @@ func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map
 			}
 		}
 		if p.nic.host != h {
-			remoteRows(rows, n, p.port.MAC, p.nic.host.vtep, p.port.Addresses)
+			remoteRows(rows, n, p.port.MAC, p.nic.host.vtep, p.addresses(w))
 			if slices.Contains(pre, h) {
 				w.expectedPre(h, p, rows)
 			}
@@ -283,6 +288,7 @@ func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map
 		}
 	}
 	w.expectedAcross(h, n, all, rows)
+	w.openRows(h, n, all, rows)
 	return true
 }
 
@@ -351,7 +357,7 @@ func (w *world) compare(h *host, all []placed) []string {
 			diff = append(diff, "has "+r.String())
 		}
 	}
-	return append(diff, w.comparePorts(h, all)...)
+	return append(append(diff, w.comparePorts(h, all)...), w.compareStrangers(h)...)
 }
 
 // comparePorts looks at what every VM's own device must be like.
@@ -408,7 +414,7 @@ func (w *world) compareStore(all []placed) (diff []string) {
 			continue
 		}
 		e := v.rec.(*overlay.Endpoint)
-		if e.Host != p.nic.host.uid || e.Port != p.port.UID || !slices.Equal(e.Addresses, p.port.Addresses) {
+		if e.Host != p.nic.host.uid || e.Port != p.port.UID || !slices.Equal(e.Addresses, p.addresses(w)) {
 			diff = append(diff, fmt.Sprintf("binding of port %s on %s is %+v", p.port.Name, p.nic.host.name, *e))
 		}
 		for _, h := range w.preOf(p.net, p.port) {
@@ -417,6 +423,7 @@ func (w *world) compareStore(all []placed) (diff []string) {
 			}
 		}
 	}
+	diff = append(diff, w.compareGuises(all, bound)...)
 	for _, k := range w.store.keys() {
 		if v := w.store.values[k]; k.Kind == overlay.KindEndpoint && !v.gone && !bound[k] {
 			diff = append(diff, fmt.Sprintf("binding of %s in %s, which is nowhere", k.MAC, k.UID))

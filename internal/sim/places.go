@@ -58,7 +58,7 @@ func (w *world) checkPlace(was, is value) {
 	old, had := was.rec.(*overlay.Endpoint)
 	stays := had && !was.gone && old.Host == e.Host // what else of it changes says nothing of its place
 	if !stays && !h.hadDevice(e, 20*second) {
-		w.fail("endpoint %s is bound to %s, where its guest has no device: %s", e.MAC, h.name, e.Cause)
+		w.fail("endpoint %s is bound to %s, where its guest has no device: %s; %+v", e.MAC, h.name, e.Cause, *e)
 	}
 	v := w.only(e.Network, e.Port)
 	if !had || was.gone || v == nil || stays || old.Port != e.Port {
@@ -95,6 +95,7 @@ func (h *host) checkClaim(c agentcore.Claim) {
 	if _, relays := h.kernel.Row(hoststate.Key{Table: hoststate.TableRelay, VNI: n.VNI, MAC: c.MAC}); relays {
 		return
 	}
+	h.checkStrangerClaim(c, n)
 	for _, x := range w.nics { // one that came a moment ago explains it
 		if on, _ := w.portOf(x); x.host == h && x.mac == c.MAC && x.since+second < w.now && on != nil && on.UID == c.Network {
 			w.fail("%s claims %s, and its kernel has %v and %v", h.name, c.MAC, row, pass)

@@ -31,12 +31,15 @@ type Options struct {
 	Migrations bool
 	// Domains makes a world in which networks are routed to each other.
 	Domains bool
+	// Guests makes a world in which networks admit undeclared endpoints and name
+	// foreign tunnel end points, and ports share addresses and are checked.
+	Guests bool
 }
 
 // Run simulates one seed from beginning to end.
 func Run(seed uint64, o Options) (res Result) {
 	w := newWorld(seed)
-	w.narrow, w.routed = o.Migrations, o.Domains
+	w.narrow, w.routed, w.open = o.Migrations, o.Domains, o.Guests
 	w.trace.echo, w.trace.deep = o.Echo, o.Deep
 	defer func() {
 		res.Trace, res.Hash, res.Hits, res.Events = w.trace.String(), w.trace.hash, w.hits, w.done
@@ -61,8 +64,8 @@ func Run(seed uint64, o Options) (res Result) {
 }
 
 func newWorld(seed uint64) *world {
-	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x43756c76657274)), vnis: map[overlay.VNI]overlay.UID{}}
-	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}, bound: map[netMAC][]written{}, ways: map[way]bool{}}
+	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x43756c76657274)), vnis: map[overlay.VNI]overlay.UID{}, masters: map[netAddr]*vm{}}
+	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}, bound: map[netMAC][]written{}, ways: map[way]bool{}, foreign: map[netAddr]bool{}, learns: map[overlay.UID]bool{}, said: map[netAddr]bool{}, gates: map[netAddr]bool{}}
 	w.store = &store{
 		w: w, rev: 1, values: map[overlay.Key]value{}, bound: map[overlay.UID][]overlay.Key{}, declared: map[overlay.UID][]overlay.Key{},
 		tell: func(managercore.Stored) {},
@@ -194,6 +197,7 @@ func (w *world) finish() {
 			seen[p.UID] = true
 		}
 	}
+	w.finishGuests()
 }
 
 // judge compares everything with the oracle.

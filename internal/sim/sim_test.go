@@ -47,6 +47,14 @@ func TestDomainSeeds(t *testing.T) {
 	simulate(t, "TestDomainSeeds", seeds, Options{Domains: true}, func(Fault) bool { return false })
 }
 
+// TestGuestSeeds does the same with worlds in which guests are undeclared, share
+// addresses and are checked, and networks name foreign tunnel end points,
+// CULVERT_GUEST_SEEDS of them.
+func TestGuestSeeds(t *testing.T) {
+	seeds, _ := number(t, "CULVERT_GUEST_SEEDS", 100)
+	simulate(t, "TestGuestSeeds", seeds, Options{Guests: true}, func(Fault) bool { return false })
+}
+
 // processorTime is what this process has used so far: how fast the simulation
 // is does not depend on what else runs here.
 func processorTime(t *testing.T) time.Duration {

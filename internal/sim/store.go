@@ -90,6 +90,7 @@ func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
 		s.w.ever.note(v)
 		e.Puts = append(e.Puts, managercore.StoredRecord{Rec: v.rec, Gone: v.gone, N: v.n})
 	}
+	s.w.checkHolders(ws)
 	if len(e.Puts)+len(e.Deletes) == 0 {
 		return s.rev, true
 	}

@@ -110,6 +110,7 @@ func (w *world) vandaliseDevice(h *host) {
 
 // rejoin puts devices that are on no bridge onto their network's.
 func (w *world) rejoin() {
+	w.rejoinStrangers()
 	for _, x := range w.nics {
 		l, ok := x.host.kernel.Link(x.name)
 		if !ok || l.Master != 0 {

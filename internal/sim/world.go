@@ -77,6 +77,7 @@ type world struct {
 
 	narrow  bool // see Options.Migrations
 	routed  bool // see Options.Domains
+	open    bool // see Options.Guests
 	calm    bool // faults are over
 	enabled [faults]bool
 	hits    [faults]int
@@ -91,6 +92,9 @@ type world struct {
 	names int // of devices, ever
 	vteps int // given, ever
 	vnis  map[overlay.VNI]overlay.UID
+
+	strangers int             // MACs of undeclared guests, ever
+	masters   map[netAddr]*vm // who holds a shared address, as the guests see it
 
 	trace traceRing
 }
