@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -117,8 +118,8 @@ func (f *fleet) across(to string, flags ...string) (done chan error) {
 }
 
 // hurry lets a move that goes slowly come to its end. stops, if it is not nil,
-// is called as soon as the guest stands still.
-func (f *fleet) hurry(to string, done chan error, stops func()) {
+// is called as soon as the guest stands still; since when is returned then.
+func (f *fleet) hurry(to string, done chan error, stops func()) (stopped time.Time) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), settle)
 	defer cancel()
@@ -138,15 +139,18 @@ func (f *fleet) hurry(to string, done chan error, stops func()) {
 		f.t.Fatal(err)
 	}
 	if stops != nil {
-		if _, err := m.Await(ctx, func(e qemu.Event) bool { return e.Name == "STOP" }); err != nil {
+		stop, err := m.Await(ctx, func(e qemu.Event) bool { return e.Name == "STOP" })
+		if err != nil {
 			f.t.Fatalf("the stop of web: %v", err)
 		}
+		stopped = stop.At
 		stops()
 	}
 	if err := <-done; err != nil {
 		f.t.Fatal(err)
 	}
 	f.moved("web", to)
+	return stopped
 }
 
 // stays: a move that failed leaves the guest where it was.

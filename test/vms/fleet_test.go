@@ -343,6 +343,12 @@ const pingEvery = 3 * time.Millisecond
 // hosts, and returns when that has gone for a while.
 func (f *fleet) ping(name string, v6 bool) []*pings {
 	f.t.Helper()
+	return f.pingFor(name, v6, 500*time.Millisecond)
+}
+
+// pingFor is ping with how long an answer may take.
+func (f *fleet) pingFor(name string, v6 bool, wait time.Duration) []*pings {
+	f.t.Helper()
 	var all []*pings
 	for _, h := range f.hosts() {
 		for _, a := range f.vms[name].Addresses {
@@ -354,7 +360,7 @@ func (f *fleet) ping(name string, v6 bool) []*pings {
 			ns := lab.NSOfVM(f.l.Name(), "n"+h[1:])
 			go func() {
 				defer close(p.done)
-				p.res, p.err = lab.Ping(ctx, ns, lab.PingOptions{Target: a.Addr(), Interval: pingEvery, Wait: 500 * time.Millisecond,
+				p.res, p.err = lab.Ping(ctx, ns, lab.PingOptions{Target: a.Addr(), Interval: pingEvery, Wait: wait,
 					At: map[int]func(){100: func() { close(p.warm) }}})
 			}()
 			f.t.Cleanup(func() { stop(); <-p.done })
@@ -441,8 +447,14 @@ func (p *pings) lostAt(zero time.Time) string {
 // burst of replies finds the send buffer of its kernel full.
 func (f *fleet) unanswered(name string) int {
 	f.t.Helper()
-	sum := 0
-	snmp := f.in(name, "cat /proc/net/snmp /proc/net/snmp6")
+	return f.unansweredIn(f.in(name, snmp))
+}
+
+// snmp lists what unansweredIn reads.
+const snmp = "cat /proc/net/snmp /proc/net/snmp6"
+
+func (f *fleet) unansweredIn(snmp string) (sum int) {
+	f.t.Helper()
 	var titles []string
 	for line := range strings.Lines(snmp) {
 		w := strings.Fields(line)

@@ -129,12 +129,14 @@ func macOf(t *testing.T, v lab.VM) overlay.MAC {
 }
 
 // pair makes the parent of a macvtap: one end of a pair whose other end is a
-// port of a network's bridge.
-func pair(t *testing.T, l *lab.Lab, parent, port string) {
+// port of a network's bridge. It has no address, or the bridge would learn what
+// the host itself says on it.
+func pair(t *testing.T, l *lab.Lab, host, parent, port string) {
 	t.Helper()
-	mustInHost(t, l, "h1", "ip", "link", "add", parent, "mtu", "1450", "type", "veth", "peer", "name", port, "mtu", "1450")
-	mustInHost(t, l, "h1", "ip", "link", "set", parent, "up")
-	mustInHost(t, l, "h1", "ip", "link", "set", port, "up")
+	mustInHost(t, l, host, "ip", "link", "add", parent, "mtu", "1450", "type", "veth", "peer", "name", port, "mtu", "1450")
+	mustInHost(t, l, host, "ip", "link", "set", parent, "addrgenmode", "none")
+	mustInHost(t, l, host, "ip", "link", "set", parent, "up")
+	mustInHost(t, l, host, "ip", "link", "set", port, "up")
 }
 
 // A guest on macvtap reaches the overlay and is reached in all four modes: its
@@ -149,7 +151,7 @@ func TestMacvtapReachesTheOverlay(t *testing.T) {
 			ApiVersion: "culvert/v1alpha1", Kind: "Port", Metadata: &culvertv1.Metadata{Name: mode, Tenant: "default"},
 			Spec: &culvertv1.PortSpec{Network: "blue", Mac: mac, Addresses: []string{ip}},
 		}))
-		pair(t, l, "m0", "p0")
+		pair(t, l, "h1", "m0", "p0")
 		mustInHost(t, l, "h1", program, "attach", mode, "--dev", "p0", "--agent-socket", l.AgentSocket("h1"))
 		m, err := openMacvtap(t, l, "m0", "g0", mode, firstIndex+i, mac, ip)
 		if err != nil {
@@ -225,7 +227,7 @@ func TestMacvtapGuestsOfOneParent(t *testing.T) {
 		among bool // guests of one parent hear each other
 		alone bool // one guest a parent
 	}{{"bridge", true, false}, {"vepa", false, false}, {"private", false, false}, {"passthru", false, true}} {
-		pair(t, l, "m1", "p1")
+		pair(t, l, "h1", "m1", "p1")
 		mustInHost(t, l, "h1", "ip", "link", "set", "p1", "master", "cvb77")
 		a, err := openMacvtap(t, l, "m1", "a1", c.mode, firstIndex+100+2*i, fmt.Sprintf("52:54:00:00:08:%02x", 2*i+1), fmt.Sprintf("10.21.0.%d", 201+2*i))
 		if err != nil {

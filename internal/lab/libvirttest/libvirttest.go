@@ -69,7 +69,7 @@ func NIC(mac, bridge, alias string) string {
 }
 
 func direct(mac, parent, mode, alias string) string {
-	return fmt.Sprintf("<interface type='direct'><mac address='%s'/><source dev='%s' mode='%s'/><model type='virtio'/>%s</interface>", mac, parent, mode, named(alias))
+	return fmt.Sprintf("<interface type='direct' trustGuestRxFilters='yes'><mac address='%s'/><source dev='%s' mode='%s'/><model type='virtio'/>%s</interface>", mac, parent, mode, named(alias))
 }
 
 func named(alias string) string {
