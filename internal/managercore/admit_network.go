@@ -262,7 +262,9 @@ func (a *admission) delete(q Delete) *api.Refusal {
 		return a.deleteNetwork(d, r, q.WithPorts)
 	case *overlay.Port:
 		a.deletePort(d, r)
-		a.losing(title(d)+" was not deleted", a.cause("delete", d), a.network(r.Network), func(ad netip.Addr) bool { return slices.Contains(r.Addresses, ad) })
+		if rec, live := a.get(Key{Kind: overlay.KindNetwork, UID: r.Network}); live {
+			a.losing(title(d)+" was not deleted", a.cause("delete", d), rec.(*overlay.Network), func(ad netip.Addr) bool { return slices.Contains(r.Addresses, ad) })
+		}
 		return nil
 	case *overlay.Domain:
 		return a.deleteDomain(d, r)

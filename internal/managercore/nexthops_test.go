@@ -126,6 +126,22 @@ func TestRoutesAreRefused(t *testing.T) {
 	}
 }
 
+// TestAPortOutlivesItsNetwork: by the moment until what is in a deleted network's
+// log is purged, in which it may be deleted itself.
+func TestAPortOutlivesItsNetwork(t *testing.T) {
+	t.Parallel()
+	r := shop(t)
+	r.must(ModeCreate, port("a", "web"))
+	r.c.Step(r.now, Asked{ID: 999, Delete: &Delete{Kind: overlay.KindNetwork, Tenant: DefaultTenant, Name: "web", WithPorts: true}})
+	r.commit() // the first half; the second is asked for with it
+	if x := r.remove(overlay.KindPort, "a"); x.Refusal != nil {
+		t.Errorf("the port's deletion: %v", x.Refusal)
+	}
+	if it := r.c.View().Named(overlay.KindPort, overlay.UID{0xd}, "a"); it != nil {
+		t.Errorf("the port is still there: %+v", it.Rec)
+	}
+}
+
 // TestNextHopsAreWhatRoutesSay: after any sequence of changes, each route of a
 // domain leads to a port, and each network has those that it may use.
 func TestNextHopsAreWhatRoutesSay(t *testing.T) {
