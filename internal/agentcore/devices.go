@@ -267,6 +267,8 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	c.solved(conflict)
 	c.serve(n)
 	switch {
+	case !hasBridge && !n.rec.SelectsHost(c.cfg.Name): // guests here may reach it, and are none of it
+		return
 	case !hasBridge:
 		emit(hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: d})
 		return

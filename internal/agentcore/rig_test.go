@@ -127,7 +127,7 @@ func (r *rig) wants(lines ...string) {
 // item makes one entry from a line. A leading "-" makes a tombstone.
 //
 //	host h2 192.0.2.2 [dead]
-//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [foreign=192.0.2.9] [domain] [reach=n2,n3] [from=n2] [10.0.0.0/24 ...]
+//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [foreign=192.0.2.9] [domain] [reach=n2,n3] [from=n2] [hosts=h1,h2] [10.0.0.0/24 ...]
 //	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [share=10.0.0.9] [checked] [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
 func (r *rig) item(network, line string) Item {
@@ -164,6 +164,9 @@ func (r *rig) item(network, line string) Item {
 		for _, x := range f[3:] {
 			if list, ok := strings.CutPrefix(x, "foreign="); ok {
 				n.Foreign = addresses(list)
+			}
+			if list, ok := strings.CutPrefix(x, "hosts="); ok {
+				n.Hosts = strings.Split(list, ",")
 			}
 			if list, ok := strings.CutPrefix(x, "reach="); ok {
 				n.Reach = networks(list)

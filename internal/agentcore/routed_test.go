@@ -96,6 +96,29 @@ func TestRoutesToAnotherNetwork(t *testing.T) {
 	}
 }
 
+// TestRoutesToWhatDoesNotSelectThisHost: its endpoints are reached, and no bridge
+// of it stands here for guests, until it selects this host, too.
+func TestRoutesToWhatDoesNotSelectThisHost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet(both1, both2+" hosts=h2,h3")
+	r.plug("n1", "p1")
+	r.connect()
+	r.log("n1", "port p1 "+mac1)
+	r.log("n2", "port p2 "+mac2, far)
+	if have := r.crossing(); !strings.Contains(have, "fdb 10 "+mac2+" dst 192.0.2.202 vni 20 ") || !strings.Contains(have, "reach 10 10.2.0.2") {
+		t.Errorf("what is reached is not in the tables:\n%s", have)
+	}
+	if strings.Contains(r.dump(), "cvb20") {
+		t.Errorf("a bridge of a network that does not select this host:\n%s", r.dump())
+	}
+	r.says("add n1 from 7", "add n2 from 9", "claim 1 "+mac1+" base 7 device", "inventory ends", "ack 9")
+	r.news("", "network "+both2+" hosts=h1,h2,h3")
+	if !strings.Contains(r.dump(), "cvb20") {
+		t.Errorf("no bridge of a network that selects this host:\n%s", r.dump())
+	}
+}
+
 // TestRoutedEndpointsFollow: whatever becomes of an endpoint of another network,
 // or of its host.
 func TestRoutedEndpointsFollow(t *testing.T) {

@@ -106,12 +106,20 @@ func (w *world) sameNetwork(n *overlay.Network) overlay.Doc {
 }
 
 // intoDomain gives a new network, the number'th of its tenant, subnets that no
-// other of the domain has, and all hosts, as all of a domain have; mostly.
+// other of the domain has, mostly, and hosts of its own.
 func (w *world) intoDomain(s *overlay.NetworkSpec, number int) {
 	if w.chance(0.1) {
 		return // not to be routed; to be refused when it joins
 	}
 	s.Hosts = nil
+	if w.chance(0.5) {
+		for _, h := range w.hosts {
+			if h.joined && w.chance(0.6) {
+				s.Hosts = append(s.Hosts, h.name)
+			}
+		}
+		slices.Sort(s.Hosts)
+	}
 	for i, sn := range s.Subnets {
 		move := func(a netip.Addr) netip.Addr {
 			if a.Is4() {
