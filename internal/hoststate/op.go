@@ -28,8 +28,9 @@ const (
 	// ClassExists if a device of that name is there.
 	OpMakeBridge OpKind = 4
 	// OpMakeVXLAN creates Dev's VXLAN device, makes it a port of the bridge
-	// with flood and learning off, and leaves it down: rows are written first
-	// (kernel-facts 2: "fill first, then up"). ClassExists if it is there.
+	// with learning off, flood as Misses says, and leaves it down: rows are
+	// written first (kernel-facts 2: "fill first, then up"). ClassExists if it
+	// is there.
 	OpMakeVXLAN OpKind = 5
 	// OpUp sets the link Index up.
 	OpUp OpKind = 6

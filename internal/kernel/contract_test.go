@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"culvert/internal/kernel/kerneltest"
 	"culvert/internal/netnstest"
 	"culvert/internal/overlay"
+	"culvert/internal/packet"
 )
 
 // realSubject is a kernel in a private namespace; foreign hands are those of
@@ -22,11 +24,15 @@ type realSubject struct {
 	ns    *netnstest.NS
 	guest *netnstest.NS
 	bells chan hoststate.Doorbell
+
+	misses chan hoststate.Miss
+	ports  map[string]*netnstest.Port
 }
 
 func newSubject(t *testing.T, filters bool) *realSubject {
 	t.Helper()
-	s := &realSubject{t: t, ns: netnstest.New(t), guest: netnstest.New(t), bells: make(chan hoststate.Doorbell, 1<<20)}
+	s := &realSubject{t: t, ns: netnstest.New(t), guest: netnstest.New(t), bells: make(chan hoststate.Doorbell, 1<<20),
+		misses: make(chan hoststate.Miss, 1<<16), ports: map[string]*netnstest.Port{}}
 	s.guest.Sysctl("net/ipv6/conf/default/disable_ipv6", "1") // silent: nothing is learned
 	k, err := Open(int(s.ns.Handle), Config{})
 	if err != nil {
@@ -35,12 +41,15 @@ func newSubject(t *testing.T, filters bool) *realSubject {
 	s.Kernel = k
 	k.guard.filters = filters
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- k.Watch(ctx, func(d hoststate.Doorbell) { s.bells <- d }) }()
+	go func() { done <- k.Misses(ctx, func(m hoststate.Miss) { s.misses <- m }) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("watch: %v", err)
+		for range 2 {
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				t.Errorf("watch or misses: %v", err)
+			}
 		}
 		if err := k.Close(); err != nil {
 			t.Errorf("close: %v", err)
@@ -81,6 +90,53 @@ func (s *realSubject) Quiet() []hoststate.Doorbell {
 func (s *realSubject) Plug(name string) int32 {
 	netnstest.Veth(s.ns, name, s.guest, name)
 	return int32(s.ns.Index(name))
+}
+
+// guestMAC is mac1 of the contract.
+var guestMAC = overlay.MAC{0x52, 0x54, 0, 0, 0, 1}
+
+// say sends a frame of the guest behind a device.
+func (s *realSubject) say(name string, frame []byte) {
+	s.t.Helper()
+	if s.ports[name] == nil {
+		s.ports[name] = netnstest.OpenPort(s.t, s.guest, name)
+	}
+	s.ports[name].Send(frame)
+}
+
+func (s *realSubject) Ask(name string, ip netip.Addr) {
+	s.t.Helper()
+	if ip.Is4() {
+		s.say(name, packet.AskARP(packet.Broadcast, guestMAC, netip.IPv4Unspecified(), ip))
+		return
+	}
+	s.say(name, packet.AskND(overlay.MAC{0x33, 0x33, 0xff, 0, 0, 1}, guestMAC, netip.MustParseAddr("fe80::1"), ip))
+}
+
+func (s *realSubject) Frame(name string, to overlay.MAC, ip netip.Addr) {
+	s.t.Helper()
+	switch {
+	case !ip.IsValid():
+		s.say(name, netnstest.Ethernet(to, guestMAC, testEthertype, []byte("culvert")))
+	case ip.Is4():
+		s.say(name, netnstest.Ethernet(to, guestMAC, packet.TypeIPv4, udp4(netip.MustParseAddr("10.1.0.1"), ip, 7777)))
+	default:
+		s.say(name, netnstest.Ethernet(to, guestMAC, packet.TypeIPv6, udp6(netip.MustParseAddr("fd00:1::1"), ip, 7777)))
+	}
+}
+
+func (s *realSubject) Missed(x hoststate.Miss) (before []hoststate.Miss, ok bool) {
+	for end := time.After(2 * time.Second); ; {
+		select {
+		case m := <-s.misses:
+			if m == x {
+				return before, true
+			}
+			before = append(before, m)
+		case <-end:
+			return before, false
+		}
+	}
 }
 
 func (s *realSubject) Join(name, bridge string) {
@@ -148,7 +204,7 @@ func (s *realSubject) SetRow(r hoststate.Row) {
 	case hoststate.TableMaster:
 		args = []string{"bridge", "fdb", "replace", k.MAC.String(), "dev", s.dev(r), "master", state(v.Flags)}
 	case hoststate.TableRepl:
-		args = []string{"bridge", "fdb", "append", "00:00:00:00:00:00", "dev", s.dev(r), "dst", k.IP.String()}
+		args = []string{"bridge", "fdb", "append", k.MAC.String(), "dev", s.dev(r), "dst", k.IP.String()}
 	case hoststate.TableNeigh:
 		args = []string{"ip", "neigh", "replace", k.IP.String(), "lladdr", v.MAC.String(), "dev", s.dev(r), "nud", state(v.Flags)}
 	case hoststate.TableVTEP:
@@ -186,7 +242,7 @@ func (s *realSubject) DeleteRow(r hoststate.Row) {
 	case hoststate.TableMaster:
 		args = []string{"bridge", "fdb", "del", k.MAC.String(), "dev", s.dev(r), "master"}
 	case hoststate.TableRepl:
-		args = []string{"bridge", "fdb", "del", "00:00:00:00:00:00", "dev", s.dev(r), "dst", k.IP.String()}
+		args = []string{"bridge", "fdb", "del", k.MAC.String(), "dev", s.dev(r), "dst", k.IP.String()}
 	case hoststate.TableNeigh:
 		args = []string{"ip", "neigh", "del", k.IP.String(), "dev", s.dev(r)}
 	case hoststate.TableVTEP:

@@ -117,7 +117,7 @@ func (k *Kernel) makeVXLAN(d hoststate.Device) error {
 		err = k.enslave(l.Index, devs.bridge)
 	}
 	if err == nil {
-		err = k.brport(l.Index, portFlags{})
+		err = k.brport(l.Index, portFlags{flood: d.Misses})
 	}
 	if err == nil {
 		err = k.guardVXLAN(l)
@@ -182,7 +182,7 @@ func (k *Kernel) enslave(index, master int32) error {
 }
 
 // portFlags are a bridge port's flags that we set; false is what every port
-// of ours wants.
+// of ours wants but the VXLAN device's of a network with Misses.
 type portFlags struct{ flood, learning, isolated bool }
 
 // brport writes the flags of a bridge port. errAbsent if it is none.
@@ -329,10 +329,10 @@ func (k *Kernel) tuneVXLAN(x, b link, d hoststate.Device) error {
 	}
 	if b.Kind == hoststate.LinkBridge && x.Master != b.Index {
 		err = errors.Join(err, k.enslave(x.Index, b.Index))
-		x.Flood = true
+		x.Learns = true
 	}
-	if b.Kind == hoststate.LinkBridge && (x.Flood || x.Learns || x.isoPort) {
-		err = errors.Join(err, k.brport(x.Index, portFlags{}))
+	if b.Kind == hoststate.LinkBridge && (x.Flood != d.Misses || x.Learns || x.isoPort) {
+		err = errors.Join(err, k.brport(x.Index, portFlags{flood: d.Misses}))
 	}
 	return errors.Join(err, k.guardVXLAN(x))
 }

@@ -9,7 +9,8 @@
 // block and need no poller; a batch of rows is one send of up to 128 messages
 // of which only the last asks for an acknowledgement (kernel-facts 3: 30 to
 // 100 times faster than one message a send). Events come over a socket of
-// their own, in Watch.
+// their own, in Watch, and misses over another, in Misses: each has a filter
+// that leaves out what is the other's.
 //
 // No program is run and no thread stays in a foreign namespace: the few things
 // that /proc or a socket call ties to the calling thread are done on a thread

@@ -48,6 +48,7 @@ type Kernel struct {
 	nfr   *sock // nftables, for Read
 	rules ruleReader
 	guard guard
+	lost  missLoss
 	calm  sentinel
 
 	rulesetRead atomic.Pointer[ruleset] // nil: not read yet
@@ -212,6 +213,7 @@ func (k *Kernel) applyOne(o hoststate.Op) error {
 type devices struct {
 	bridge, vxlan int32
 	vxlanMaster   int32
+	misses        bool // hoststate.Device.Misses
 }
 
 // known is what lookup has found for the runs of one Apply.
@@ -245,7 +247,7 @@ func (k *Kernel) lookup(s *sock, v overlay.VNI) (devices, error) {
 		case i == 0 && l.Kind == hoststate.LinkBridge:
 			d.bridge = l.Index
 		case i == 1 && l.Kind == hoststate.LinkVXLAN:
-			d.vxlan, d.vxlanMaster = l.Index, l.Master
+			d.vxlan, d.vxlanMaster, d.misses = l.Index, l.Master, l.Flood
 		}
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,17 +24,19 @@ type neigh struct {
 	dst     netip.Addr
 	master  int32 // NDA_MASTER: the bridge whose entry it is; 0 for a device's own
 	proto   uint8
-	vni     overlay.VNI // NDA_VNI: of an FDB entry that leads into another network
-	odd     bool        // a port, interface or next hop of its own: nothing we write
+	vni     overlay.VNI   // NDA_VNI: of an FDB entry that leads into another network
+	idle    time.Duration // ndm_used of NDA_CACHEINFO: since the device last looked it up
+	odd     bool          // a port, interface or next hop of its own: nothing we write
 }
 
 // Neighbour states and flags (linux/neighbour.h) that count here.
 const (
 	nudDead     = unix.NUD_INCOMPLETE | unix.NUD_FAILED
 	fdbStatic   = unix.NUD_NOARP
-	ndaProtocol = 12   // NDA_PROTOCOL
-	ndaNHID     = 13   // NDA_NH_ID
-	ntfSticky   = 0x40 // NTF_STICKY
+	ndaProtocol = 12                // NDA_PROTOCOL
+	ndaNHID     = 13                // NDA_NH_ID
+	ntfSticky   = 0x40              // NTF_STICKY
+	clockTick   = time.Second / 100 // USER_HZ, as jiffies_to_clock_t counts
 	sizeofNdm   = unix.SizeofNdMsg
 )
 
@@ -56,6 +59,10 @@ func parseNeigh(b []byte) (neigh, error) {
 			n.master = int32(u32Attr(d))
 		case ndaProtocol:
 			n.proto = u8Attr(d)
+		case unix.NDA_CACHEINFO: // struct nda_cacheinfo (linux/neighbour.h)
+			if len(d) >= 8 {
+				n.idle = time.Duration(native.Uint32(d[4:])) * clockTick
+			}
 		case unix.NDA_VNI:
 			// The kernel leaves out the device's own, and shows every other
 			// number that it was given.
@@ -104,8 +111,8 @@ func (n neigh) fdbRow(r hoststate.Row) (hoststate.Row, bool) {
 	if !n.hasMAC {
 		return r, false
 	}
-	if n.mac.IsZero() {
-		r.Key.Table, r.Key.IP = hoststate.TableRepl, n.dst
+	if !n.mac.IsUnicast() {
+		r.Key.Table, r.Key.MAC, r.Key.IP = hoststate.TableRepl, n.mac, n.dst
 		r.Val.Flags = n.fdbFlags()
 		return r, n.dst.IsValid()
 	}
@@ -190,13 +197,16 @@ func checkRow(r hoststate.Row, d devices, del bool) error {
 		}
 		return nil
 	case hoststate.TableFDB:
-		// The all-zero MAC is TableRepl's; lists of groups cannot be replaced.
+		// The lists of the all-zero MAC and of groups are TableRepl's.
 		if !k.MAC.IsUnicast() {
 			return fmt.Errorf("MAC %s: %w", k.MAC, unix.EINVAL)
 		}
 	case hoststate.TableRepl, hoststate.TableNeigh:
 		if !k.IP.IsValid() {
 			return fmt.Errorf("address: %w", unix.EINVAL)
+		}
+		if k.Table == hoststate.TableRepl && k.MAC.IsUnicast() {
+			return fmt.Errorf("list of MAC %s: %w", k.MAC, unix.EINVAL)
 		}
 	}
 	if d.vxlan == 0 {
@@ -259,7 +269,7 @@ func (m *batch) set(r hoststate.Row, d devices, both bool, seq uint32) {
 		// Append: a replace of the list is refused (kernel-facts 2).
 		m.begin(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_APPEND, seq)
 		m.ndmsg(unix.AF_BRIDGE, d.vxlan, fdbStatic|unix.NUD_PERMANENT, unix.NTF_SELF)
-		m.attr(unix.NDA_LLADDR, make([]byte, 6))
+		m.attr(unix.NDA_LLADDR, k.MAC[:])
 		m.addr(unix.NDA_DST, k.IP)
 	case hoststate.TableNeigh:
 		m.begin(unix.RTM_NEWNEIGH, replace, seq)
@@ -294,7 +304,7 @@ func (m *batch) del(r hoststate.Row, d devices, seq uint32) {
 		m.attr(unix.NDA_LLADDR, k.MAC[:])
 	case hoststate.TableRepl:
 		m.ndmsg(unix.AF_BRIDGE, d.vxlan, 0, unix.NTF_SELF)
-		m.attr(unix.NDA_LLADDR, make([]byte, 6))
+		m.attr(unix.NDA_LLADDR, k.MAC[:])
 		m.addr(unix.NDA_DST, k.IP)
 	case hoststate.TableNeigh:
 		m.ndmsg(family(k.IP), d.vxlan, 0, 0)
@@ -303,8 +313,8 @@ func (m *batch) del(r hoststate.Row, d devices, seq uint32) {
 	m.end()
 }
 
-// get appends the message that asks for the row under k; the list under the
-// all-zero MAC cannot be asked for member by member.
+// get appends the message that asks for the row under k; a list cannot be
+// asked for member by member.
 func (m *batch) get(k hoststate.Key, d devices, seq uint32) {
 	m.begin(unix.RTM_GETNEIGH, 0, seq)
 	switch k.Table {

@@ -116,12 +116,18 @@ func (k *Kernel) dumpRows(st *hoststate.State, v overlay.VNI, d devices) error {
 	if err != nil {
 		return err
 	}
+	if d.misses {
+		st.Idle = map[hoststate.Key]time.Duration{}
+	}
 	add := func(n neigh) {
 		r, ok := n.row(v, d)
 		if !ok || r.Key.Table == hoststate.TableMaster && r.Val.Flags == hoststate.Permanent && kernels[r.Key.MAC] {
 			return
 		}
 		st.Rows[r.Key] = r.Val
+		if d.misses && r.Key.Table == hoststate.TableFDB {
+			st.Idle[r.Key] = n.idle
+		}
 	}
 	if d.bridge != 0 {
 		if err := dumpNeigh(k.read, unix.AF_BRIDGE, 0, d.bridge, add); err != nil && !gone(err) {

@@ -48,14 +48,14 @@ func checkKey(k hoststate.Key) error {
 			return unix.EINVAL
 		}
 	case hoststate.TableRepl, hoststate.TableNeigh:
-		if !k.IP.IsValid() {
+		if !k.IP.IsValid() || k.Table == hoststate.TableRepl && k.MAC.IsUnicast() {
 			return unix.EINVAL
 		}
 	}
 	return nil
 }
 
-// listDump reads the VXLAN device's replication list. Nil if that did not
+// listDump reads the VXLAN device's replication lists. Nil if that did not
 // succeed.
 func (k *Kernel) listDump(v overlay.VNI, d devices) map[hoststate.Key]hoststate.Val {
 	for range dumpTries {

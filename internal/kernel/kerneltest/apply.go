@@ -135,7 +135,7 @@ func (m *Model) makeVXLAN(d hoststate.Device) hoststate.Class {
 	}
 	m.addLink(hoststate.Link{
 		Name: d.VNI.VXLAN(), Kind: hoststate.LinkVXLAN, VNI: d.VNI, VXVNI: d.VNI, Master: b.Index, MTU: d.MTU,
-		MAC: d.VXLANMAC(), Alias: d.Alias, IPv6: true, State: hoststate.StateDisabled,
+		MAC: d.VXLANMAC(), Alias: d.Alias, IPv6: true, State: hoststate.StateDisabled, Flood: d.Misses,
 		Local: d.Local, UDPPort: d.UDPPort, DF: d.DF, DOVE: true, Guarded: true,
 	})
 	m.ringLinks()
@@ -158,7 +158,7 @@ func (m *Model) tune(d hoststate.Device) hoststate.Class {
 		if b != nil && x.Master != b.Index {
 			m.enslave(x, b)
 		}
-		x.Flood, x.Learns, x.Guarded = false, false, true
+		x.Flood, x.Learns, x.Guarded = d.Misses, false, true
 	}
 	m.ringLinks()
 	return class

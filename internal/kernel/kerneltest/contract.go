@@ -35,6 +35,14 @@ type Subject interface {
 	FlushRuleset()             // `nft flush ruleset`
 	DropIsolation(overlay.VNI) // the chain of one bridge goes
 	Strip(name string)         // our programs are taken off a device
+
+	// The guest behind a device, whose MAC is mac1, asks for a neighbour; or
+	// sends a frame to a MAC, with a packet to an address in it if that is valid.
+	Ask(name string, ip netip.Addr)
+	Frame(name string, to overlay.MAC, packet netip.Addr)
+	// Missed waits, where waiting is needed, for a miss and returns those before
+	// it; ok is false if it did not come.
+	Missed(hoststate.Miss) (before []hoststate.Miss, ok bool)
 }
 
 // suite is a case with its subject at hand.
@@ -252,7 +260,7 @@ func (s suite) eventually(what string, ok func() bool) {
 
 // Contract runs every case on a subject of its own.
 func Contract(t *testing.T, fresh func(*testing.T) Subject) {
-	for _, group := range [][]contractCase{rowCases, routeCases, deviceCases, nftCases, programCases} {
+	for _, group := range [][]contractCase{rowCases, routeCases, missCases, deviceCases, nftCases, programCases} {
 		run(t, group, fresh)
 	}
 }

@@ -1,7 +1,10 @@
 package kerneltest
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
@@ -33,6 +36,25 @@ func (m modelSubject) DeleteRow(r hoststate.Row) { m.Model.DeleteRow(r.Key) }
 
 func (m modelSubject) DropIsolation(v overlay.VNI) { m.Model.DropIsolation(v) }
 
+func (m modelSubject) Ask(name string, ip netip.Addr) { m.Model.Ask(m.names[name], ip) }
+
+func (m modelSubject) Frame(name string, to overlay.MAC, packet netip.Addr) {
+	m.Model.Frame(m.names[name], to, packet)
+}
+
+func (m modelSubject) Missed(x hoststate.Miss) ([]hoststate.Miss, bool) {
+	all := m.Misses()
+	if i := slices.Index(all, x); i >= 0 {
+		m.misses = all[i+1:]
+		return all[:i], true
+	}
+	return all, false
+}
+
 func TestContract(t *testing.T) {
-	Contract(t, func(*testing.T) Subject { return modelSubject{New()} })
+	Contract(t, func(*testing.T) Subject {
+		m, start := New(), time.Now()
+		m.Clock = func() time.Duration { return time.Since(start) }
+		return modelSubject{m}
+	})
 }

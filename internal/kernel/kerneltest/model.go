@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
@@ -22,6 +23,9 @@ type Model struct {
 	// Lose, if not nil, is asked for each doorbell; true loses it silently,
 	// as no kernel does, but as a bug in a watcher would.
 	Lose func(hoststate.Doorbell) bool
+	// Clock, if not nil, is the time since any moment, by which State.Idle is
+	// told.
+	Clock func() time.Duration
 
 	links  map[int32]*link
 	names  map[string]int32
@@ -39,8 +43,9 @@ type Model struct {
 	Strangers uint64
 	Drops     map[hoststate.DropKey]uint64
 
-	bells []hoststate.Doorbell
-	heard []hoststate.Heard
+	bells  []hoststate.Doorbell
+	heard  []hoststate.Heard
+	misses []hoststate.Miss
 	// Writes counts row operations that changed a table, Announced the
 	// announcements that left a port, in order.
 	Writes    int
@@ -60,12 +65,14 @@ type link struct {
 type tables struct {
 	fdb    shared[overlay.MAC, hoststate.Val]
 	master shared[overlay.MAC, hoststate.Val]
-	repl   shared[netip.Addr, hoststate.Val]
+	repl   shared[peer, hoststate.Val]
 	neigh  shared[netip.Addr, hoststate.Val]
 
 	source, relayed shared[peer, struct{}]
 	relay           shared[overlay.MAC, struct{}]
 	reach           shared[reached, struct{}]
+
+	used shared[overlay.MAC, time.Duration] // of fdb: when it was last looked up
 }
 
 // shared is a map that two clones may hold: the first write copies it.
@@ -112,12 +119,12 @@ func (m *Model) Clone() *Model {
 	c.nets = map[overlay.VNI]*tables{}
 	for v, t := range m.nets {
 		c.nets[v] = &tables{fdb: t.fdb.clone(), master: t.master.clone(), repl: t.repl.clone(), neigh: t.neigh.clone(),
-			source: t.source.clone(), relayed: t.relayed.clone(), relay: t.relay.clone(), reach: t.reach.clone()}
+			source: t.source.clone(), relayed: t.relayed.clone(), relay: t.relay.clone(), reach: t.reach.clone(), used: t.used.clone()}
 	}
 	c.vteps, c.member, c.marks, c.ports, c.owned = m.vteps.clone(), m.member.clone(), m.marks.clone(), m.ports.clone(), m.owned.clone()
 	c.Drops = maps.Clone(m.Drops)
 	c.bells, c.heard, c.Announced = slices.Clone(m.bells), slices.Clone(m.heard), slices.Clone(m.Announced)
-	c.Sent = slices.Clone(m.Sent)
+	c.Sent, c.misses = slices.Clone(m.Sent), slices.Clone(m.misses)
 	return &c
 }
 
@@ -200,13 +207,14 @@ func (m *Model) rows(s *hoststate.State, v overlay.VNI) {
 	for mac, val := range t.master.m {
 		s.Rows[hoststate.Key{Table: hoststate.TableMaster, VNI: v, MAC: mac}] = val
 	}
-	for ip, val := range t.repl.m {
-		s.Rows[hoststate.Key{Table: hoststate.TableRepl, VNI: v, IP: ip}] = val
+	for p, val := range t.repl.m {
+		s.Rows[hoststate.Key{Table: hoststate.TableRepl, VNI: v, MAC: p.mac, IP: p.vtep}] = val
 	}
 	for ip, val := range t.neigh.m {
 		s.Rows[hoststate.Key{Table: hoststate.TableNeigh, VNI: v, IP: ip}] = val
 	}
 	t.programRows(s, v)
+	m.idle(s, v, t)
 }
 
 // reported says whether a link is ours or a port of one of our bridges.

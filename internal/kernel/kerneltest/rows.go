@@ -59,15 +59,18 @@ func (m *Model) setRow(r hoststate.Row) hoststate.Class {
 		v = hoststate.Val{Dst: v.Dst, VNI: v.VNI, Flags: v.Flags & (hoststate.Static | hoststate.Extern | hoststate.Permanent | hoststate.Router)}
 		if old, ok := t.fdb.m[k.MAC]; !ok || old != v {
 			put(m, &t.fdb, k.MAC, v)
+			if !ok {
+				m.Use(k.VNI, k.MAC)
+			}
 			m.ring(hoststate.Doorbell{VNI: k.VNI, Row: hoststate.Row{Key: k, Val: v}})
 		}
 	case hoststate.TableRepl:
-		if !k.IP.IsValid() || k.IP.Is4() != x.Local.Is4() {
+		if !k.IP.IsValid() || k.IP.Is4() != x.Local.Is4() || k.MAC.IsUnicast() {
 			return hoststate.ClassRefused
 		}
-		if _, ok := t.repl.m[k.IP]; !ok { // append: one that is there already stays
+		if _, ok := t.repl.m[peerOf(k)]; !ok { // append: one that is there already stays
 			v = hoststate.Val{Flags: hoststate.Permanent}
-			put(m, &t.repl, k.IP, v)
+			put(m, &t.repl, peerOf(k), v)
 			m.ring(hoststate.Doorbell{VNI: k.VNI, Row: hoststate.Row{Key: k, Val: v}})
 		}
 	case hoststate.TableNeigh:
@@ -114,7 +117,7 @@ func (m *Model) delRow(r hoststate.Row) hoststate.Class {
 		}
 		return hoststate.ClassGone
 	}
-	if !ok && k.Table == hoststate.TableRepl && len(m.net(k.VNI).repl.m) > 0 {
+	if !ok && k.Table == hoststate.TableRepl && len(m.net(k.VNI).list(k.MAC)) > 0 {
 		return hoststate.ClassOK // deleted with a destination that the list does not have
 	}
 	if !ok {
@@ -153,10 +156,11 @@ func (m *Model) drop(k hoststate.Key, old hoststate.Val, bell bool) {
 		m.marks.del(k.IP)
 	case hoststate.TableFDB:
 		t.fdb.del(k.MAC)
+		t.used.del(k.MAC)
 	case hoststate.TableMaster:
 		t.master.del(k.MAC)
 	case hoststate.TableRepl:
-		t.repl.del(k.IP)
+		t.repl.del(peerOf(k))
 	case hoststate.TableNeigh:
 		t.neigh.del(k.IP)
 	default:
@@ -199,7 +203,7 @@ func (m *Model) lookup(k hoststate.Key) (v hoststate.Val, ok, known bool) {
 	case hoststate.TableMaster:
 		v, ok = t.master.m[k.MAC]
 	case hoststate.TableRepl:
-		v, ok = t.repl.m[k.IP]
+		v, ok = t.repl.m[peerOf(k)]
 	case hoststate.TableNeigh:
 		v, ok = t.neigh.m[k.IP]
 	}
@@ -284,8 +288,8 @@ func (m *Model) deviceRows(v overlay.VNI, t *tables) []hoststate.Row {
 	for mac, val := range t.fdb.m {
 		rows[hoststate.Key{Table: hoststate.TableFDB, VNI: v, MAC: mac}] = val
 	}
-	for ip, val := range t.repl.m {
-		rows[hoststate.Key{Table: hoststate.TableRepl, VNI: v, IP: ip}] = val
+	for p, val := range t.repl.m {
+		rows[hoststate.Key{Table: hoststate.TableRepl, VNI: v, MAC: p.mac, IP: p.vtep}] = val
 	}
 	for ip, val := range t.neigh.m {
 		rows[hoststate.Key{Table: hoststate.TableNeigh, VNI: v, IP: ip}] = val

@@ -14,11 +14,12 @@ type Shared struct {
 	model *Model
 	rung  chan struct{} // holds one token while doorbells wait
 	said  chan struct{} // holds one token while frames wait
+	asked chan struct{} // holds one token while misses wait
 }
 
 // NewShared takes ownership of m.
 func NewShared(m *Model) *Shared {
-	return &Shared{model: m, rung: make(chan struct{}, 1), said: make(chan struct{}, 1)}
+	return &Shared{model: m, rung: make(chan struct{}, 1), said: make(chan struct{}, 1), asked: make(chan struct{}, 1)}
 }
 
 // Do runs f on the model with nobody else in it.
@@ -26,37 +27,49 @@ func (s *Shared) Do(f func(*Model)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f(s.model)
-	if len(s.model.bells) > 0 {
-		select {
-		case s.rung <- struct{}{}:
-		default:
-		}
+	wake(s.rung, len(s.model.bells))
+	wake(s.said, len(s.model.heard))
+	wake(s.asked, len(s.model.misses))
+}
+
+// wake leaves a token if something waits.
+func wake(c chan struct{}, waiting int) {
+	if waiting == 0 {
+		return
 	}
-	if len(s.model.heard) > 0 {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// hand hands what comes to f, until ctx ends; then it returns ctx.Err().
+func hand[T any](ctx context.Context, s *Shared, take func(*Model) []T, token chan struct{}, f func(T)) error {
+	for {
+		var all []T
+		s.Do(func(m *Model) { all = take(m) })
+		for _, one := range all {
+			f(one)
+		}
+		if len(all) > 0 {
+			continue
+		}
 		select {
-		case s.said <- struct{}{}:
-		default:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-token:
 		}
 	}
 }
 
 // Listen implements the kernel edge.
 func (s *Shared) Listen(ctx context.Context, f func(hoststate.Heard)) error {
-	for {
-		var heard []hoststate.Heard
-		s.Do(func(m *Model) { heard = m.Heard() })
-		for _, h := range heard {
-			f(h)
-		}
-		if len(heard) > 0 {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.said:
-		}
-	}
+	return hand(ctx, s, (*Model).Heard, s.said, f)
+}
+
+// Misses implements the kernel edge.
+func (s *Shared) Misses(ctx context.Context, f func(hoststate.Miss)) error {
+	return hand(ctx, s, (*Model).Misses, s.asked, f)
 }
 
 // Read implements the kernel edge.
@@ -74,19 +87,5 @@ func (s *Shared) Apply(ctx context.Context, ops []hoststate.Op) (r []hoststate.R
 // Watch implements the kernel edge. What rang before the first call is
 // delivered too.
 func (s *Shared) Watch(ctx context.Context, f func(hoststate.Doorbell)) error {
-	for {
-		var bells []hoststate.Doorbell
-		s.Do(func(m *Model) { bells = m.Doorbells() })
-		for _, b := range bells {
-			f(b)
-		}
-		if len(bells) > 0 {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.rung:
-		}
-	}
+	return hand(ctx, s, (*Model).Doorbells, s.rung, f)
 }
