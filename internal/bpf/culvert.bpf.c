@@ -173,6 +173,24 @@ static __always_inline bool serves(const struct facts *f)
 	return f->proto == IPPROTO_UDP && f->sport == (f->type == ETH_P_IP ? 67 : 547);
 }
 
+// beyond is where packets to an address beyond all networks go, or from such a
+// one come from; NULL if nowhere. An IPv4 address is in no prefix of IPv6, though
+// the table holds it as one that is.
+static __always_inline const struct network_val *beyond(__u32 vni, const struct in6 *ip, bool v4)
+{
+	struct route_key k = { .bits = 32 + 128, .vni = bpf_htonl(vni) };
+	const struct network_val *v;
+
+	__builtin_memcpy(&k.ip, ip, sizeof(*ip));
+	v = bpf_map_lookup_elem(&cv_routes, &k);
+	if (!v || !(v->n & HOP_V4) != !v4 || !(v->mac[0] | v->mac[1] | v->mac[2] | v->mac[3] | v->mac[4] | v->mac[5]))
+		return NULL;
+	return v;
+}
+
+// Why a frame of a guest is handed up beside those that name addresses.
+enum { UP_ROUTER = 1, UP_GROUP };
+
 #include "route.h"
 
 SEC("tc")
@@ -182,7 +200,7 @@ int cv_from_port(struct __sk_buff *skb)
 	__u32 port = skb->ifindex;
 	struct port_conf *p;
 	int verdict = NEXT;
-	bool router = false;
+	int up = 0;
 
 	if (!parse_ethernet(skb, &f))
 		return drop(port, SHORT);
@@ -203,12 +221,14 @@ int cv_from_port(struct __sk_buff *skb)
 		return drop(port, SERVER);
 	else if ((f.mac_dst[0] & 1) && !calm(port))
 		return drop(port, STORM);
-	else if (p->flags & ROUTED)
-		verdict = route(skb, port, p, &f, &router);
+	else if (p->flags & (ROUTED | DEMAND))
+		verdict = leaves(skb, port, p, &f, &up);
 	if (worth_hearing(&f))
 		hear(skb, PUNT, false, verdict != NEXT);
-	else if (router)
+	else if (up == UP_ROUTER)
 		hear(skb, PUNT_ROUTER, false, true);
+	else if (up == UP_GROUP)
+		hear(skb, PUNT, false, false);
 	else if (p->flags & WATCH)
 		hear(skb, PUNT_UNCLAIMED, false, verdict != NEXT);
 	return verdict;
@@ -270,17 +290,27 @@ int cv_to_port(struct __sk_buff *skb)
 	return NEXT;
 }
 
-// cv_from_overlay sends a frame for a MAC that has moved out again, over the
+// cv_from_overlay gives a frame that other networks' hosts sent to an alias to
+// whom it is, and sends a frame for a MAC that has moved out again, over the
 // device that it came from: a bridge never does.
 SEC("tc")
 int cv_from_overlay(struct __sk_buff *skb)
 {
 	struct relay_key k = { .device = skb->ifindex };
-	__u32 zero = 0, *relaying = bpf_map_lookup_elem(&cv_relaying, &zero);
+	__u32 zero = 0, *turning = bpf_map_lookup_elem(&cv_turning, &zero);
+	const struct network_val *is;
 
-	if (!relaying || !*relaying || !load(skb, 0, k.mac, ETH_ALEN) || (k.mac[0] & 1))
+	if (!turning || !*turning || !load(skb, 0, k.mac, ETH_ALEN) || (k.mac[0] & 1))
 		return NEXT;
-	if (!bpf_map_lookup_elem(&cv_relay, &k))
+	if (*turning & ALIASING) {
+		is = bpf_map_lookup_elem(&cv_alias, &k);
+		if (is) {
+			__builtin_memcpy(k.mac, is->mac, ETH_ALEN);
+			if (bpf_skb_store_bytes(skb, 0, k.mac, ETH_ALEN, 0))
+				return TC_ACT_SHOT; // to nobody here
+		}
+	}
+	if (!(*turning & RELAYING) || !bpf_map_lookup_elem(&cv_relay, &k))
 		return NEXT;
 	return bpf_redirect(skb->ifindex, 0);
 }

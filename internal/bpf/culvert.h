@@ -13,26 +13,30 @@
 
 // LAYOUT is raised when a map's key or value changes: programs of another
 // layout are replaced, but their maps are not adopted.
-#define LAYOUT 3
+#define LAYOUT 4
 
 #define ALIGNED __attribute__((aligned(8)))
 #define NEXT TC_ACT_UNSPEC // == TCX_NEXT: later programs, and then the stack, decide
 #define MAX_HEARD 590      // hoststate.MaxHeard
 #define MAX_REASONS 32     // slots of port_state.drops, a power of two
 
-// overlay.ServerMAC, its first four bytes and its last two.
-#define ROUTER_MAC4 bpf_htonl(0x0263756c)
+// overlay.ServerMAC, by two bytes.
+#define ROUTER_MAC0 bpf_htons(0x0263)
+#define ROUTER_MAC1 bpf_htons(0x756c)
 #define ROUTER_MAC2 bpf_htons(0x7674)
 
 enum { // hoststate.DropReason
 	UNCLAIMED = 1, SOURCE_MAC, SOURCE_IP, SERVER, STORM, SHORT, OWN_ADDRESS, NOT_FOR_PORT, PUNT_LIMIT,
-	UNKNOWN_VTEP, UNSERVED_VNI, MALFORMED, FOREIGN_SOURCE, FRAGMENT, ROUTER, OTHER_NETWORK
+	UNKNOWN_VTEP, UNSERVED_VNI, MALFORMED, FOREIGN_SOURCE, FRAGMENT, ROUTER, OTHER_NETWORK, UNKNOWN_MAC
 };
 
-enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8, CHECK_LOCAL = 16, ROUTED = 32 }; // port_conf.flags
+enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8, CHECK_LOCAL = 16, ROUTED = 32, DEMAND = 64 }; // port_conf.flags
 enum { OWN_IP = 0, OWN_MAC = 1 };                // own_key.kind
 enum { OWNED = 0, SHARED = 1 };                  // value of cv_own: whether others may claim it, too
-enum { SOURCE = 1, RELAYED, REACH_IP, REACH_MAC }; // network_key.kind
+enum { SOURCE = 1, RELAYED, REACH_IP, REACH_MAC, KNOWN, FROM, ROUTED_BY }; // network_key.kind
+enum { STRANGERS = 1 };                          // network_val.n of SOURCE and ROUTED_BY
+enum { RELAYING = 1, ALIASING = 2 };             // bits of cv_turning
+enum { HOP_V4 = 256 };                           // network_val.n of cv_routes, beside the prefix's length
 
 // bucket is a rate as the generic cell rate algorithm takes it (ITU-T I.371):
 // one word of state, which compare-and-swap changes without a lock.
@@ -46,7 +50,7 @@ struct config {
 	__u16 udp_port; // VXLAN's, host order
 	__u16 pad;
 	__u64 netns;    // cookie of the network namespace that this set is of
-	struct bucket storm, punt, unclaimed, router;
+	struct bucket storm, punt, unclaimed, router, unknown;
 };
 
 // in6 is an address of either family; an IPv4 address is ::ffff:a.b.c.d.
@@ -67,10 +71,10 @@ struct port_conf {
 
 // port_state is of each port that carries the programs.
 struct port_state {
-	__u64 storm, punt, unclaimed, router; // of the buckets: when the next frame is due
-	__u64 drops[MAX_REASONS];             // by reason
-	__u32 bridge;                         // whose port it was when it got them; the loader's alone
-	__u32 vni;                            // of that bridge
+	__u64 storm, punt, unclaimed, router, unknown; // of the buckets: when the next frame is due
+	__u64 drops[MAX_REASONS];                      // by reason
+	__u32 bridge;                                  // whose port it was when it got them; the loader's alone
+	__u32 vni;                                     // of that bridge
 };
 
 struct own_key {
@@ -80,14 +84,20 @@ struct own_key {
 };
 
 struct network_key {
-	__u8 mac[ETH_ALEN]; // zero in REACH_IP
+	__u8 mac[ETH_ALEN]; // zero in REACH_IP and FROM
 	__u16 kind;
-	__u8 ip[16]; // of the VTEP, or in REACH_IP what is reached; zero in REACH_MAC
+	__u8 ip[16]; // of the VTEP, or in REACH_IP and FROM of a packet; zero in REACH_MAC and KNOWN
 };
 
-struct network_val { // all zero
-	__u8 mac[ETH_ALEN];
-	__u16 n;
+struct network_val {
+	__u8 mac[ETH_ALEN]; // FROM, cv_routes
+	__u16 n;            // SOURCE, ROUTED_BY: STRANGERS or 0; REACH_IP: bytes that a packet may have, or 0
+};
+
+struct route_key {
+	__u32 bits; // 32 and the prefix's length
+	__be32 vni;
+	struct in6 ip;
 };
 
 struct relay_key {
@@ -128,13 +138,23 @@ HASH(cv_own, struct own_key, __u8, 65536);
 HASH(cv_vteps, struct in6, __u8, 65536);
 HASH(cv_relay, struct relay_key, __u8, 16384);
 
-// cv_relaying is not 0 as long as cv_relay may have an entry.
+HASH(cv_alias, struct relay_key, struct network_val, 65536);
+
+// cv_turning says which of cv_relay and cv_alias may have an entry.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u32);
-} cv_relaying SEC(".maps");
+} cv_turning SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct route_key);
+	__type(value, struct network_val);
+} cv_routes SEC(".maps");
 
 HASH(cv_devices, __u32, __u32, 16384); // VXLAN device -> VNI; read by the loader alone
 

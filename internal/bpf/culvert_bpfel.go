@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	culvertMapCvAlias        = "cv_alias"
 	culvertMapCvConfig       = "cv_config"
 	culvertMapCvDevices      = "cv_devices"
 	culvertMapCvHeard        = "cv_heard"
@@ -23,8 +24,9 @@ const (
 	culvertMapCvOwn          = "cv_own"
 	culvertMapCvPorts        = "cv_ports"
 	culvertMapCvRelay        = "cv_relay"
-	culvertMapCvRelaying     = "cv_relaying"
+	culvertMapCvRoutes       = "cv_routes"
 	culvertMapCvState        = "cv_state"
+	culvertMapCvTurning      = "cv_turning"
 	culvertMapCvUnderdrops   = "cv_underdrops"
 	culvertMapCvVteps        = "cv_vteps"
 	culvertProgCvFromOverlay = "cv_from_overlay"
@@ -85,6 +87,7 @@ type culvertProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type culvertMapSpecs struct {
+	CvAlias      *ebpf.MapSpec `ebpf:"cv_alias"`
 	CvConfig     *ebpf.MapSpec `ebpf:"cv_config"`
 	CvDevices    *ebpf.MapSpec `ebpf:"cv_devices"`
 	CvHeard      *ebpf.MapSpec `ebpf:"cv_heard"`
@@ -92,8 +95,9 @@ type culvertMapSpecs struct {
 	CvOwn        *ebpf.MapSpec `ebpf:"cv_own"`
 	CvPorts      *ebpf.MapSpec `ebpf:"cv_ports"`
 	CvRelay      *ebpf.MapSpec `ebpf:"cv_relay"`
-	CvRelaying   *ebpf.MapSpec `ebpf:"cv_relaying"`
+	CvRoutes     *ebpf.MapSpec `ebpf:"cv_routes"`
 	CvState      *ebpf.MapSpec `ebpf:"cv_state"`
+	CvTurning    *ebpf.MapSpec `ebpf:"cv_turning"`
 	CvUnderdrops *ebpf.MapSpec `ebpf:"cv_underdrops"`
 	CvVteps      *ebpf.MapSpec `ebpf:"cv_vteps"`
 }
@@ -124,6 +128,7 @@ func (o *culvertObjects) Close() error {
 //
 // It can be passed to loadCulvertObjects or ebpf.CollectionSpec.LoadAndAssign.
 type culvertMaps struct {
+	CvAlias      *ebpf.Map `ebpf:"cv_alias"`
 	CvConfig     *ebpf.Map `ebpf:"cv_config"`
 	CvDevices    *ebpf.Map `ebpf:"cv_devices"`
 	CvHeard      *ebpf.Map `ebpf:"cv_heard"`
@@ -131,14 +136,16 @@ type culvertMaps struct {
 	CvOwn        *ebpf.Map `ebpf:"cv_own"`
 	CvPorts      *ebpf.Map `ebpf:"cv_ports"`
 	CvRelay      *ebpf.Map `ebpf:"cv_relay"`
-	CvRelaying   *ebpf.Map `ebpf:"cv_relaying"`
+	CvRoutes     *ebpf.Map `ebpf:"cv_routes"`
 	CvState      *ebpf.Map `ebpf:"cv_state"`
+	CvTurning    *ebpf.Map `ebpf:"cv_turning"`
 	CvUnderdrops *ebpf.Map `ebpf:"cv_underdrops"`
 	CvVteps      *ebpf.Map `ebpf:"cv_vteps"`
 }
 
 func (m *culvertMaps) Close() error {
 	return _CulvertClose(
+		m.CvAlias,
 		m.CvConfig,
 		m.CvDevices,
 		m.CvHeard,
@@ -146,8 +153,9 @@ func (m *culvertMaps) Close() error {
 		m.CvOwn,
 		m.CvPorts,
 		m.CvRelay,
-		m.CvRelaying,
+		m.CvRoutes,
 		m.CvState,
+		m.CvTurning,
 		m.CvUnderdrops,
 		m.CvVteps,
 	)

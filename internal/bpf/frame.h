@@ -23,6 +23,7 @@ struct facts {
 	__u8 arp_mac[ETH_ALEN] ALIGNED; // ARP's sender
 	__u16 type;             // EtherType behind VLAN tags
 	__u32 l3;               // offset of what follows it
+	__u32 l4;               // of what follows the IP header, where proto says what
 	struct in6 src;         // of IP, or ARP's sender protocol address
 	struct in6 target;      // of neighbour discovery
 	__u16 sport, dport;     // UDP
@@ -71,9 +72,17 @@ static __always_inline bool load(struct __sk_buff *skb, __u32 at, void *to, __u3
 	return true;
 }
 
+// is_router knows the router's address on a boundary of two bytes.
 static __always_inline bool is_router(const __u8 *mac)
 {
-	return *(const __u32 *)mac == ROUTER_MAC4 && *(const __u16 *)(mac + 4) == ROUTER_MAC2;
+	const __be16 *m = (const __be16 *)mac;
+
+	return m[0] == ROUTER_MAC0 && m[1] == ROUTER_MAC1 && m[2] == ROUTER_MAC2;
+}
+
+static __always_inline bool is_broadcast(const __u8 *mac)
+{
+	return *(const __u32 *)mac == 0xffffffff && *(const __u16 *)(mac + 4) == 0xffff;
 }
 
 static __always_inline void mapped4(struct in6 *to, const __u8 *ip)
@@ -98,6 +107,13 @@ static __always_inline bool is_any6(const struct in6 *a)
 	const __u32 *w = (const __u32 *)a;
 
 	return !(w[0] | w[1] | w[2] | w[3]);
+}
+
+static __always_inline bool is_mapped(const struct in6 *a)
+{
+	const __u32 *w = (const __u32 *)a;
+
+	return !(w[0] | w[1]) && w[2] == bpf_htonl(0xffff);
 }
 
 static __always_inline bool is_linklocal(const struct in6 *a)
@@ -214,7 +230,8 @@ static __always_inline bool parse4(struct __sk_buff *skb, struct facts *f)
 	if ((ip[6] << 8 | ip[7]) & 0x1fff)
 		return true; // a later fragment
 	f->proto = ip[9];
-	return f->proto != IPPROTO_UDP || parse_udp(skb, f, f->l3 + (ip[0] & 15) * 4);
+	f->l4 = f->l3 + (ip[0] & 15) * 4;
+	return f->proto != IPPROTO_UDP || parse_udp(skb, f, f->l4);
 }
 
 static __always_inline bool parse6(struct __sk_buff *skb, struct facts *f)
@@ -233,8 +250,9 @@ static __always_inline bool parse6(struct __sk_buff *skb, struct facts *f)
 	if (w.later_fragment || w.unknown)
 		return true;
 	f->proto = w.proto;
+	f->l4 = f->l3 + w.at;
 	if (w.proto == IPPROTO_UDP)
-		return parse_udp(skb, f, f->l3 + w.at);
+		return parse_udp(skb, f, f->l4);
 	if (w.proto != PROTO_ICMPV6)
 		return true;
 	if (bpf_skb_load_bytes(skb, f->l3 + w.at, &f->icmp, 1))

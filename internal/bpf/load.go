@@ -13,7 +13,7 @@ import (
 )
 
 // layout is LAYOUT of culvert.h.
-const layout = 3
+const layout = 4
 
 // Rate is a token bucket: frames a second, and how many at once.
 type Rate struct{ PerSecond, Burst uint64 }
@@ -30,6 +30,7 @@ type Limits struct {
 	Punt      Rate // frames handed up, but for those of the next two
 	Unclaimed Rate // frames handed up of a port that passes nothing, and with a MAC that is not the port's
 	Router    Rate // packets to the router, handed up because it does not send them on
+	Unknown   Rate // frames to MACs that the tables have not, and questions to one MAC, in an on-demand network
 }
 
 // DefaultLimits suit a VM: an ARP storm of a real guest stays below them, and
@@ -39,6 +40,7 @@ var DefaultLimits = Limits{
 	Punt:      Rate{100, 200},
 	Unclaimed: Rate{10, 10},
 	Router:    Rate{100, 200},
+	Unknown:   Rate{200, 64},
 }
 
 // Config is what a Set needs.
@@ -61,7 +63,7 @@ type Set struct {
 	mu    sync.Mutex // guards known
 	known map[ebpf.ProgramID]Program
 
-	portMu sync.Mutex // guards what cv_ports says of cv_own, and cv_relaying of cv_relay
+	portMu sync.Mutex // guards what cv_ports says of cv_own, and cv_turning of cv_relay and cv_alias
 
 	netMu sync.Mutex // guards nets and the maps in it; taken before portMu
 	nets  map[overlay.VNI]*network
@@ -83,7 +85,7 @@ func Load(cfg Config, devices []int32) (*Set, error) {
 	s.config = config{
 		Layout: layout, UDPPort: cfg.UDPPort, NetNS: cookie,
 		Storm: cfg.Limits.Storm.bucket(), Punt: cfg.Limits.Punt.bucket(), Unclaimed: cfg.Limits.Unclaimed.bucket(),
-		Router: cfg.Limits.Router.bucket(),
+		Router: cfg.Limits.Router.bucket(), Unknown: cfg.Limits.Unknown.bucket(),
 	}
 	if cfg.Filters {
 		s.hook, err = openFilters()
@@ -147,7 +149,8 @@ func (s *Set) slots() map[Program]**ebpf.Program {
 // maps are all maps of the set.
 func (s *Set) maps() []*ebpf.Map {
 	o := &s.objects
-	return []*ebpf.Map{o.CvConfig, o.CvDevices, o.CvHeard, o.CvNetworks, o.CvOwn, o.CvPorts, o.CvRelay, o.CvRelaying, o.CvState, o.CvUnderdrops, o.CvVteps}
+	return []*ebpf.Map{o.CvAlias, o.CvConfig, o.CvDevices, o.CvHeard, o.CvNetworks, o.CvOwn, o.CvPorts, o.CvRelay, o.CvRoutes, o.CvState, o.CvTurning,
+		o.CvUnderdrops, o.CvVteps}
 }
 
 // adopt keeps programs that stand already and are what was just loaded, and

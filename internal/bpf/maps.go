@@ -1,8 +1,10 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -20,6 +22,7 @@ type (
 		UDPPort, _                     uint16
 		NetNS                          uint64
 		Storm, Punt, Unclaimed, Router bucket
+		Unknown                        bucket
 	}
 
 	portConf struct {
@@ -32,6 +35,7 @@ type (
 
 	portState struct {
 		Storm, Punt, Unclaimed, Router uint64
+		Unknown                        uint64
 		Drops                          [32]uint64
 		Bridge                         uint32
 		VNI                            overlay.VNI
@@ -58,9 +62,15 @@ type (
 		MAC    overlay.MAC
 		_      uint16
 	}
+
+	routeKey struct {
+		Bits uint32
+		VNI  [4]byte // network order
+		IP   [16]byte
+	}
 )
 
-const configSize = 80
+const configSize = 96
 
 const (
 	ownIP  = 0
@@ -72,13 +82,22 @@ const (
 	keyRelayed  = 2
 	keyReachIP  = 3
 	keyReachMAC = 4
+	keyKnown    = 5
+	keyFrom     = 6
+	keyRouted   = 7
+
+	asStrangers = 1   // networkVal.N
+	hopV4       = 256 // networkVal.N of a route, beside the length of its prefix
+
+	relaying = 1 // bits of cv_turning
+	aliasing = 2
 )
 
 // flags are hoststate's and the program's.
 var flags = [...]struct {
 	row  hoststate.Flags
 	prog uint16
-}{{hoststate.Open, 1}, {hoststate.CheckIP, 2}, {hoststate.NoServers, 4}, {hoststate.Watch, 8}, {hoststate.CheckLocal, 16}, {hoststate.Routed, 32}}
+}{{hoststate.Open, 1}, {hoststate.CheckIP, 2}, {hoststate.NoServers, 4}, {hoststate.Watch, 8}, {hoststate.CheckLocal, 16}, {hoststate.Routed, 32}, {hoststate.Demand, 64}}
 
 func portOf(v hoststate.Val) portConf {
 	c := portConf{MAC: v.MAC}
@@ -137,36 +156,80 @@ func (o ownKey) key() hoststate.Key {
 
 func addr(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }
 
+// tables are those that live in a network's map, by kind of key.
+var tables = [...]hoststate.Table{
+	keySource: hoststate.TableSource, keyRelayed: hoststate.TableRelayed, keyReachIP: hoststate.TableReach, keyReachMAC: hoststate.TableReach,
+	keyKnown: hoststate.TableKnown, keyFrom: hoststate.TableFrom, keyRouted: hoststate.TableRouted,
+}
+
+// kindOf is 0 if a table lives elsewhere.
+func kindOf(k hoststate.Key) uint16 {
+	if k.Table == hoststate.TableReach && !k.IP.IsValid() {
+		return keyReachMAC
+	}
+	return uint16(max(0, slices.Index(tables[:], k.Table)))
+}
+
 func networkKeyOf(k hoststate.Key) networkKey {
-	n := networkKey{MAC: k.MAC}
+	n := networkKey{MAC: k.MAC, Kind: kindOf(k)}
 	if k.IP.IsValid() {
 		n.IP = k.IP.As16()
-	}
-	switch {
-	case k.Table == hoststate.TableSource:
-		n.Kind = keySource
-	case k.Table == hoststate.TableRelayed:
-		n.Kind = keyRelayed
-	case k.IP.IsValid():
-		n.Kind = keyReachIP
-	default:
-		n.Kind = keyReachMAC
 	}
 	return n
 }
 
+// key is what networkKeyOf was given; of the zero table if there is no such kind.
 func (n networkKey) key(v overlay.VNI) hoststate.Key {
-	k := hoststate.Key{Table: hoststate.TableReach, VNI: v, MAC: n.MAC}
-	switch n.Kind {
-	case keySource:
-		k.Table = hoststate.TableSource
-	case keyRelayed:
-		k.Table = hoststate.TableRelayed
-	case keyReachMAC:
-		return k
+	k := hoststate.Key{VNI: v, MAC: n.MAC}
+	if int(n.Kind) < len(tables) {
+		k.Table = tables[n.Kind]
 	}
-	k.IP = addr(n.IP)
+	if n.Kind != keyReachMAC && n.Kind != keyKnown {
+		k.IP = addr(n.IP)
+	}
 	return k
+}
+
+func networkValOf(v hoststate.Val) networkVal {
+	n := networkVal{MAC: v.MAC, N: v.MTU}
+	if v.Flags&hoststate.Strangers != 0 {
+		n.N = asStrangers
+	}
+	return n
+}
+
+func (n networkVal) val(k networkKey) hoststate.Val {
+	v := hoststate.Val{MAC: n.MAC}
+	switch {
+	case k.Kind == keyReachIP:
+		v.MTU = n.N
+	case n.N == asStrangers:
+		v.Flags = hoststate.Strangers
+	}
+	return v
+}
+
+// routeOf is a route's key, and what tells its value from that of a shorter
+// prefix, which a look for it finds, too.
+func routeOf(k hoststate.Key) (r routeKey, n uint16) {
+	r = routeKey{IP: k.IP.As16()}
+	binary.BigEndian.PutUint32(r.VNI[:], uint32(k.VNI))
+	n = uint16(k.Bits)
+	if k.IP.Is4() {
+		n += 96 + hopV4
+	}
+	r.Bits = 32 + uint32(n&^hopV4)
+	return r, n
+}
+
+func (r routeKey) vni() overlay.VNI { return overlay.VNI(binary.BigEndian.Uint32(r.VNI[:])) }
+
+func (r routeKey) row(v networkVal) hoststate.Row {
+	k := hoststate.Key{Table: hoststate.TableRoute, VNI: r.vni(), IP: netip.AddrFrom16(r.IP), Bits: uint8(r.Bits - 32)}
+	if v.N&hopV4 != 0 {
+		k.IP, k.Bits = k.IP.Unmap(), k.Bits-96
+	}
+	return hoststate.Row{Key: k, Val: hoststate.Val{MAC: v.MAC}}
 }
 
 // Numbers of entries a call.

@@ -1,10 +1,6 @@
 package bpf
 
-import (
-	"errors"
-
-	"github.com/cilium/ebpf"
-)
+import "errors"
 
 // cv_ports repeats what the programs would otherwise look up for each good
 // frame: the port's network, and of each family one of its addresses. Such an
@@ -78,33 +74,4 @@ func (s *Set) note(ports *group[uint32, portConf], owned *group[ownKey, uint8], 
 		}
 		errs[at] = err
 	}
-}
-
-// writeRelays carries out changes of relays.
-func (s *Set) writeRelays(h *halves[relayKey, uint8], errs []error) {
-	s.portMu.Lock()
-	defer s.portMu.Unlock()
-	if len(h[0].keys) != 0 {
-		if err := s.objects.CvRelaying.Put(uint32(0), uint32(1)); err != nil {
-			for _, i := range h[0].at {
-				errs[i] = err
-			}
-			h[0] = group[relayKey, uint8]{}
-		}
-	}
-	h.write(s.objects.CvRelay, errs)
-	if len(h[1].keys) != 0 {
-		_ = s.endRelaying() // what was to be deleted is
-	}
-}
-
-// endRelaying spares the programs a look for relays, if there are none. Callers
-// hold portMu.
-func (s *Set) endRelaying() error {
-	var k relayKey
-	err := s.objects.CvRelay.NextKey(nil, &k)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return s.objects.CvRelaying.Put(uint32(0), uint32(0))
-	}
-	return err
 }

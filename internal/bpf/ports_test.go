@@ -125,7 +125,7 @@ func TestRelaysComeAndGo(t *testing.T) {
 				t.Errorf("%s: to %s: verdict %d, want %d", when, m, int32(got), int32(want))
 			}
 		}
-		if got, _, err := get[uint32, uint32](b.objects.CvRelaying, 0); got != looked || err != nil {
+		if got, _, err := get[uint32, uint32](b.objects.CvTurning, 0); got != looked || err != nil {
 			t.Errorf("%s: relays are looked for: %d, %v, want %d", when, got, err, looked)
 		}
 	}

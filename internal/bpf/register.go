@@ -165,8 +165,9 @@ func (s *Set) grow(v overlay.VNI, n *network, more int) error {
 	}
 	return s.makeNetwork(v, size, func(m *ebpf.Map) error {
 		var keys []networkKey
-		err := each(n.Map, func(k networkKey, _ networkVal) { keys = append(keys, k) })
-		put(m, keys, make([]networkVal, len(keys)), func(_ int, e error) { err = errors.Join(err, e) })
+		var vals []networkVal
+		err := each(n.Map, func(k networkKey, v networkVal) { keys, vals = append(keys, k), append(vals, v) })
+		put(m, keys, vals, func(_ int, e error) { err = errors.Join(err, e) })
 		return err
 	})
 }
@@ -234,7 +235,7 @@ func (s *Set) AddNetwork(v overlay.VNI, device int32) error {
 		err = errors.Join(err, s.dropDevice(int32(d)))
 	}
 	if err == nil {
-		err = s.dropRelays(device)
+		err = errors.Join(s.dropTurning(device), s.dropRoutes(v))
 	}
 	if err == nil {
 		err = s.makeNetwork(v, networkMin, nil)
@@ -264,7 +265,7 @@ func (s *Set) dropDevice(device int32) error {
 	if err != nil || !ok {
 		return err
 	}
-	err = s.dropRelays(device)
+	err = errors.Join(s.dropTurning(device), s.dropRoutes(overlay.VNI(v)))
 	err = errors.Join(err, ignoreAbsent(hurried(func() error { return s.objects.CvNetworks.Delete(v) })))
 	if n := s.nets[overlay.VNI(v)]; n != nil {
 		err = errors.Join(err, n.Close())
@@ -276,17 +277,16 @@ func (s *Set) dropDevice(device int32) error {
 	return ignoreAbsent(s.objects.CvDevices.Delete(uint32(device)))
 }
 
-func (s *Set) dropRelays(device int32) error {
-	s.portMu.Lock()
-	defer s.portMu.Unlock()
-	var old []relayKey
-	err := each(s.objects.CvRelay, func(r relayKey, _ uint8) {
-		if r.Device == uint32(device) {
+// dropRoutes forgets a network's routes.
+func (s *Set) dropRoutes(v overlay.VNI) error {
+	var old []routeKey
+	err := each(s.objects.CvRoutes, func(r routeKey, _ networkVal) {
+		if r.vni() == v {
 			old = append(old, r)
 		}
 	})
-	remove(s.objects.CvRelay, old, func(_ int, e error) { err = errors.Join(err, ignoreAbsent(e)) })
-	return errors.Join(err, s.endRelaying())
+	remove(s.objects.CvRoutes, old, func(_ int, e error) { err = errors.Join(err, ignoreAbsent(e)) })
+	return err
 }
 
 // Network is the network that a device was registered for.

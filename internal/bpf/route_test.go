@@ -222,11 +222,6 @@ func TestRoutedFramesReachTheGuest(t *testing.T) {
 		{"ARP of the router", eth(mine, router, 0x0806, arp(2, router, their4, own4)), 0},
 		{"for another", eth(other, router, 0x0800, ip4(far4, their4, 6)), hoststate.DropNotForPort},
 	})
-	inner := eth(mine, router, 0x0800, ip4(far4, own4, 6))
-	outer := eth(mine, other, 0x0800, ip4(known4, here4, 17, udp(5555, 4789, vxlan(8, 100, inner))))
-	b.verdicts(b.objects.CvUnderlay, 0, []frameCase{{"no guest there may send here", outer, hoststate.DropSource}})
-	b.row(hoststate.Key{Table: hoststate.TableSource, VNI: 100, MAC: router, IP: known4}, hoststate.Val{})
-	b.verdicts(b.objects.CvUnderlay, 0, []frameCase{{"one may", outer, 0}})
 }
 
 // TestWhatTheRouterHears: packets that it does not send on, those of a guest

@@ -56,6 +56,8 @@ func (s *Set) Write(changes []Change) []error {
 	var ports halves[uint32, portConf]
 	var owned halves[ownKey, uint8]
 	var relays halves[relayKey, uint8]
+	var aliases halves[relayKey, networkVal]
+	var routes halves[routeKey, networkVal]
 	nets := map[overlay.VNI]*halves[networkKey, networkVal]{}
 	for i, c := range changes {
 		switch k := c.Row.Key; k.Table {
@@ -65,17 +67,26 @@ func (s *Set) Write(changes []Change) []error {
 			owned.add(ownOf(k), ownedAs(c.Row.Val), i, c.Delete)
 		case hoststate.TableRelay:
 			relays.add(relayKey{Device: uint32(c.Device), MAC: k.MAC}, 0, i, c.Delete)
-		case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach:
+		case hoststate.TableAlias:
+			aliases.add(relayKey{Device: uint32(c.Device), MAC: k.MAC}, networkVal{MAC: c.Row.Val.MAC}, i, c.Delete)
+		case hoststate.TableRoute:
+			r, n := routeOf(k)
+			routes.add(r, networkVal{MAC: c.Row.Val.MAC, N: n}, i, c.Delete)
+		default:
+			if kindOf(k) == 0 {
+				errs[i] = fmt.Errorf("table %s: %w", k.Table, unix.EINVAL)
+				continue
+			}
 			if nets[k.VNI] == nil {
 				nets[k.VNI] = &halves[networkKey, networkVal]{}
 			}
-			nets[k.VNI].add(networkKeyOf(k), networkVal{}, i, c.Delete)
-		default:
-			errs[i] = fmt.Errorf("table %s: %w", k.Table, unix.EINVAL)
+			nets[k.VNI].add(networkKeyOf(k), networkValOf(c.Row.Val), i, c.Delete)
 		}
 	}
 	s.writePorts(&ports, &owned, errs)
-	s.writeRelays(&relays, errs)
+	writeTurning(s, relaying, s.objects.CvRelay, &relays, errs)
+	writeTurning(s, aliasing, s.objects.CvAlias, &aliases, errs)
+	routes.write(s.objects.CvRoutes, errs)
 	for v, h := range nets {
 		s.writeNetwork(v, h, errs)
 	}
@@ -124,9 +135,21 @@ func (s *Set) row(k hoststate.Key, device int32, n *network) (v hoststate.Val, o
 		return ownedVal(as), ok, err
 	case hoststate.TableRelay:
 		_, ok, err = get[relayKey, uint8](s.objects.CvRelay, relayKey{Device: uint32(device), MAC: k.MAC})
-	case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach:
+	case hoststate.TableAlias:
+		is, ok, err := get[relayKey, networkVal](s.objects.CvAlias, relayKey{Device: uint32(device), MAC: k.MAC})
+		return hoststate.Val{MAC: is.MAC}, ok, err
+	case hoststate.TableRoute:
+		r, bits := routeOf(k)
+		hop, ok, err := get[routeKey, networkVal](s.objects.CvRoutes, r)
+		if hop.N != bits {
+			return v, false, err
+		}
+		return hoststate.Val{MAC: hop.MAC}, ok, err
+	default:
 		if n != nil {
-			_, ok, err = get[networkKey, networkVal](n.Map, networkKeyOf(k))
+			key := networkKeyOf(k)
+			nv, ok, err := get[networkKey, networkVal](n.Map, key)
+			return nv.val(key), ok, err
 		}
 	}
 	return v, ok, err
@@ -140,23 +163,33 @@ func (s *Set) PortRows(f func(hoststate.Row)) error {
 	return errors.Join(err, each(s.objects.CvOwn, func(o ownKey, as uint8) { f(hoststate.Row{Key: o.key(), Val: ownedVal(as)}) }))
 }
 
-// NetworkRows hands out the rows of a network: those of TableSource,
-// TableRelayed and TableReach, and of TableRelay at its VXLAN device.
+// NetworkRows hands out the rows of a network: those of its map, those at its
+// VXLAN device, and its routes.
 func (s *Set) NetworkRows(v overlay.VNI, device int32, f func(hoststate.Row)) error {
 	s.netMu.Lock()
 	n, err := s.network(v)
 	if n != nil {
-		err = each(n.Map, func(k networkKey, _ networkVal) { f(hoststate.Row{Key: k.key(v)}) })
+		err = each(n.Map, func(k networkKey, nv networkVal) { f(hoststate.Row{Key: k.key(v), Val: nv.val(k)}) })
 	}
 	s.netMu.Unlock()
 	if err != nil {
 		return err
 	}
-	return each(s.objects.CvRelay, func(r relayKey, _ uint8) {
+	err = each(s.objects.CvRelay, func(r relayKey, _ uint8) {
 		if r.Device == uint32(device) {
 			f(hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRelay, VNI: v, MAC: r.MAC}})
 		}
 	})
+	err = errors.Join(err, each(s.objects.CvAlias, func(r relayKey, is networkVal) {
+		if r.Device == uint32(device) {
+			f(hoststate.Row{Key: hoststate.Key{Table: hoststate.TableAlias, VNI: v, MAC: r.MAC}, Val: hoststate.Val{MAC: is.MAC}})
+		}
+	}))
+	return errors.Join(err, each(s.objects.CvRoutes, func(r routeKey, hop networkVal) {
+		if r.vni() == v {
+			f(r.row(hop))
+		}
+	}))
 }
 
 // SetVTEP writes whether frames of an outer address are taken at all. Deleting

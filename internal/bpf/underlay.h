@@ -102,15 +102,60 @@ static __always_inline int find_udp(struct __sk_buff *skb, struct outer *o)
 	return !w.cut && !w.later_fragment && w.proto == IPPROTO_UDP ? FOUND : OTHER;
 }
 
+// peer is the row of a kind for a MAC at a VTEP; NULL if there is none.
+static __always_inline const struct network_val *peer(void *network, int kind, const __u8 *mac, const struct in6 *vtep)
+{
+	struct network_key k = {};
+
+	__builtin_memcpy(k.mac, mac, ETH_ALEN);
+	__builtin_memcpy(k.ip, vtep, sizeof(*vtep));
+	k.kind = kind;
+	return bpf_map_lookup_elem(network, &k);
+}
+
+// was_routed says whether a frame of the router's may come from a VTEP: it has
+// the MAC of no guest, so its inner source address says whose it is. ip is the
+// offset of what follows the inner Ethernet header.
+static __always_inline bool was_routed(struct __sk_buff *skb, const struct tunnel *t, void *network, __u32 vni, __u32 ip,
+				       const struct in6 *vtep)
+{
+	const __u8 anybody[ETH_ALEN] ALIGNED = {};
+	bool v4 = t->type[0] == 0x08 && t->type[1] == 0x00;
+	const struct network_val *of;
+	struct network_key k = {};
+	struct in6 src;
+	__u8 four[4];
+
+	if (v4) {
+		if (bpf_skb_load_bytes_relative(skb, ip + 12, four, sizeof(four), BPF_HDR_START_NET))
+			return false;
+		mapped4(&src, four);
+	} else if (t->type[0] != 0x86 || t->type[1] != 0xdd ||
+		   bpf_skb_load_bytes_relative(skb, ip + 8, &src, sizeof(src), BPF_HDR_START_NET) || is_mapped(&src)) {
+		return false;
+	}
+	__builtin_memcpy(k.ip, &src, sizeof(src));
+	k.kind = FROM;
+	of = bpf_map_lookup_elem(network, &k);
+	if (of)
+		return peer(network, ROUTED_BY, of->mac, vtep);
+	if (peer(network, ROUTED_BY, anybody, vtep))
+		return true;
+	of = beyond(vni, &src, v4);
+	return of && peer(network, ROUTED_BY, of->mac, vtep);
+}
+
 SEC("tc")
 int cv_underlay(struct __sk_buff *skb)
 {
 	struct config *c = config();
-	struct network_key k = {};
+	const __u8 any[ETH_ALEN] ALIGNED = {};
+	const struct network_val *v;
 	struct outer o;
 	struct tunnel *t = &o.t;
 	__u32 vni, mac;
 	void *network;
+	bool router;
 
 	// A VLAN's device has the program too, and only it knows whose the VLAN is.
 	if (!c || skb->vlan_present ||
@@ -138,20 +183,16 @@ int cv_underlay(struct __sk_buff *skb)
 	network = bpf_map_lookup_elem(&cv_networks, &vni);
 	if (!network)
 		return refuse(skb, &o, UNSERVED_VNI);
-	__builtin_memcpy(k.ip, &o.src, sizeof(k.ip));
-	__builtin_memcpy(k.mac, t->mac_src, ETH_ALEN);
-	k.kind = SOURCE;
-	if (bpf_map_lookup_elem(network, &k))
+	router = is_router(t->mac_src);
+	if (router ? was_routed(skb, t, network, vni, o.udp + sizeof(*t), &o.src) : !!peer(network, SOURCE, t->mac_src, &o.src))
 		return NEXT;
-	__builtin_memcpy(k.mac, t->mac_dst, ETH_ALEN);
-	k.kind = RELAYED;
-	if (bpf_map_lookup_elem(network, &k))
+	if (peer(network, RELAYED, t->mac_dst, &o.src))
 		return NEXT;
-	// A foreign VTEP of this network, with whatever stands behind it. Last, for
-	// frames of hosts are told apart sooner.
-	__builtin_memset(k.mac, 0, ETH_ALEN);
-	k.kind = SOURCE;
-	if (bpf_map_lookup_elem(network, &k))
+	// A foreign VTEP of this network, with whatever stands behind it, or a host
+	// with guests that this one has not been told of. Last, for frames of known
+	// guests are told apart sooner.
+	v = peer(network, SOURCE, any, &o.src);
+	if (v && (!(v->n & STRANGERS) || !(router || has_mac(network, KNOWN, t->mac_src))))
 		return NEXT;
 	return refuse(skb, &o, FOREIGN_SOURCE);
 }

@@ -93,11 +93,11 @@ func (r Row) text(name func(int32) string) string {
 			return strings.TrimSuffix(fmt.Sprintf("own %s %s %s", name(k.Port), k.IP, v.Flags), " ")
 		}
 		return fmt.Sprintf("own %s %s", name(k.Port), k.MAC)
-	case TableSource:
+	case TableSource, TableRouted:
 		if k.MAC == (overlay.MAC{}) {
-			return strings.TrimSuffix(fmt.Sprintf("source %d any via %s %s", k.VNI, k.IP, v.Flags), " ")
+			return strings.TrimSuffix(fmt.Sprintf("%s %d any via %s %s", k.Table, k.VNI, k.IP, v.Flags), " ")
 		}
-		return strings.TrimSuffix(fmt.Sprintf("source %d %s via %s %s", k.VNI, k.MAC, k.IP, v.Flags), " ")
+		return strings.TrimSuffix(fmt.Sprintf("%s %d %s via %s %s", k.Table, k.VNI, k.MAC, k.IP, v.Flags), " ")
 	case TableRelayed:
 		return fmt.Sprintf("relayed %d %s via %s", k.VNI, k.MAC, k.IP)
 	case TableRelay:

@@ -22,7 +22,7 @@ type Table uint8
 // come, the FDBs before the neighbours, so that the proxy never answers for a
 // MAC that cannot be sent to, and a port passes frames when all else stands.
 var WriteOrder = [...]Table{
-	TableVTEP, TableKnown, TableSource, TableFrom, TableRelayed, TableAlias, TableReach, TableFDB, TableMaster, TableRepl, TableNeigh, TableRoute, TableRelay, TableOwn, TablePort, TableMember, TableMark,
+	TableVTEP, TableKnown, TableSource, TableRouted, TableFrom, TableRelayed, TableAlias, TableReach, TableFDB, TableMaster, TableRepl, TableNeigh, TableRoute, TableRelay, TableOwn, TablePort, TableMember, TableMark,
 }
 
 // The tables.
@@ -58,7 +58,8 @@ const (
 	TableOwn Table = 9
 	// TableSource is whose frames the underlay's program takes. Key: VNI, the
 	// inner source MAC, and in IP the VTEP that may send for it. The zero MAC is
-	// any: the VTEP is a foreign one of the network.
+	// any: the VTEP is a foreign one of the network, or with the flag Strangers a
+	// host that serves it.
 	TableSource Table = 10
 	// TableRelayed is for whom else it takes frames. Key: VNI, the inner
 	// destination MAC, and in IP the VTEP that relays to it, whatever the
@@ -79,17 +80,32 @@ const (
 	// from such a MAC are taken as TableSource says and no other way; frames of a
 	// guest to any other cost its port's bucket.
 	TableKnown Table = 14
-	// TableRoute is prefixes beyond all networks. Key: VNI, IP and Bits. Val:
-	// MAC, to which the port program readdresses a packet to overlay.ServerMAC
-	// whose destination TableReach has not, the longest prefix first.
+	// TableRoute is prefixes beyond all networks. Key: VNI, IP and Bits, masked.
+	// Val: MAC, to which the port program readdresses a packet to
+	// overlay.ServerMAC whose destination TableReach has not, the longest prefix
+	// first; if TableReach has that MAC, so that the packet leaves its network,
+	// from overlay.ServerMAC and not the guest's. The zero MAC: to nobody, the
+	// packet is handed up as one without a prefix is.
 	TableRoute Table = 15
 	// TableAlias is by what other MAC an endpoint here is sent to from other
 	// networks. Key: VNI and the other MAC. Val: MAC, its own.
 	TableAlias Table = 16
-	// TableFrom is who may have sent what was routed into a network. Key: VNI and
-	// IP, an inner source address. Val: MAC, which must have a row of
-	// TableSource with the flag Routed for the VTEP that it came from.
+	// TableFrom is whose address one is that a routed frame has as its inner
+	// source. Key: VNI and IP. Val: MAC.
 	TableFrom Table = 17
+	// TableRouted is by whose hosts frames may come that were routed into a
+	// network, which all have overlay.ServerMAC as their source. Key: VNI, IP of
+	// the VTEP, and MAC; or the zero MAC, with the flag Strangers. Such a frame is
+	// taken from a VTEP if it is an IP packet and its inner source
+	//
+	//   - has a row of TableFrom, and that one's MAC has a row here; or
+	//   - has none, and there is a row of strangers here; or
+	//   - has none, and the longest prefix of TableRoute that it is in leads to a
+	//     MAC that has a row here.
+	//
+	// Or else as any frame may be that TableSource has no row for with its MAC: by
+	// TableRelayed, or from a foreign VTEP.
+	TableRouted Table = 18
 )
 
 // String is the table's name in dumps.
@@ -129,6 +145,8 @@ func (t Table) String() string {
 		return "alias"
 	case TableFrom:
 		return "from"
+	case TableRouted:
+		return "routed"
 	}
 	return "unknown"
 }
@@ -138,8 +156,8 @@ type Key struct {
 	Table Table
 	Bits  uint8 // TableRoute: length of the prefix
 	VNI   overlay.VNI
-	MAC   overlay.MAC // TableFDB, TableMaster, TableRepl, TableOwn, TableSource, TableRelayed, TableRelay, TableReach, TableKnown, TableAlias
-	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP, TableOwn, TableSource, TableRelayed, TableReach, TableRoute, TableFrom; TableMark: see MarkKey
+	MAC   overlay.MAC // TableFDB, TableMaster, TableRepl, TableOwn, TableSource, TableRelayed, TableRelay, TableReach, TableKnown, TableAlias, TableRouted
+	IP    netip.Addr  // TableNeigh, TableRepl, TableVTEP, TableOwn, TableSource, TableRelayed, TableReach, TableRoute, TableFrom, TableRouted; TableMark: see MarkKey
 	Port  int32       // TableMember, TablePort, TableOwn: ifindex
 }
 
@@ -185,14 +203,15 @@ const (
 	Shared
 	// Routed: what it sends to overlay.ServerMAC is sent on if TableReach has its
 	// destination, with one hop less to go, and handed up else. To MACs and
-	// neighbours that TableReach names it sends nothing (TablePort). In TableSource:
-	// the row is of frames from overlay.ServerMAC alone, see TableFrom.
+	// neighbours that TableReach names it sends nothing (TablePort).
 	Routed
 	// Strangers: of a row of TableSource with the zero MAC: only from MACs that
-	// TableKnown has not, and with Routed from addresses that TableFrom has not.
+	// TableKnown has not, overlay.ServerMAC not among them. Of a row of TableRouted:
+	// only from addresses that TableFrom has not.
 	Strangers
-	// Demand: what it sends to MACs that TableKnown has not costs a bucket, and
-	// the first frames to a group that it has not are handed up (TablePort).
+	// Demand: what it sends to MACs that TableKnown has not, and asks of one MAC
+	// about neighbours, costs a bucket, and frames to a group that it has not are
+	// handed up (TablePort).
 	Demand
 )
 

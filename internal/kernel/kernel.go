@@ -175,7 +175,8 @@ func runOf(o hoststate.Op) run {
 		return runRows
 	case hoststate.TableVTEP, hoststate.TableMember, hoststate.TableMark:
 		return runElements
-	case hoststate.TablePort, hoststate.TableOwn, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay, hoststate.TableReach:
+	case hoststate.TablePort, hoststate.TableOwn, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay, hoststate.TableReach,
+		hoststate.TableKnown, hoststate.TableRoute, hoststate.TableAlias, hoststate.TableFrom, hoststate.TableRouted:
 		return runPrograms
 	}
 	return runOther

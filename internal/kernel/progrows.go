@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -107,27 +108,40 @@ func (p *places) network(v overlay.VNI) (int32, error) {
 	return d.vxlan, p.set.AddNetwork(v, d.vxlan)
 }
 
+// portFlagsOfRow are those that a row of TablePort may have.
+const portFlagsOfRow = hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal | hoststate.Routed | hoststate.Demand
+
 // programRow says whether the programs' tables can hold a row, or if it is to
 // be deleted, its key.
 func programRow(r hoststate.Row, del bool) bool {
 	k, v := r.Key, r.Val
-	empty := del || v == hoststate.Val{}
-	plain := k.IP.IsValid() && !k.IP.Is4In6() && k.IP.Zone() == ""
+	empty, strangers := v == hoststate.Val{}, v == hoststate.Val{Flags: hoststate.Strangers}
+	led := v == hoststate.Val{MAC: v.MAC} && v.MAC.IsUnicast()
+	none, addressed := k.MAC == overlay.MAC{}, k.IP.IsValid() && !k.IP.Is4In6() && k.IP.Zone() == ""
+	byMAC, byIP := !k.IP.IsValid() && k.MAC.IsUnicast(), addressed && none
 	switch k.Table {
 	case hoststate.TablePort:
-		flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal | hoststate.Routed)
-		return k.MAC == overlay.MAC{} && !k.IP.IsValid() && (del || v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags})
+		return none && !k.IP.IsValid() && (del || v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: v.Flags & portFlagsOfRow})
 	case hoststate.TableOwn:
-		shared := v == hoststate.Val{Flags: hoststate.Shared}
-		return (empty || shared) && plain && k.MAC == overlay.MAC{} || empty && !k.IP.IsValid() && k.MAC.IsUnicast()
+		return byIP && (del || empty || v == hoststate.Val{Flags: hoststate.Shared}) || byMAC && (del || empty)
 	case hoststate.TableSource:
-		return empty && plain && (k.MAC.IsUnicast() || k.MAC == overlay.MAC{})
+		return addressed && (none && (del || empty || strangers) || k.MAC.IsUnicast() && (del || empty))
+	case hoststate.TableRouted:
+		return addressed && (none && (del || strangers) || k.MAC.IsUnicast() && (del || empty))
 	case hoststate.TableRelayed:
-		return empty && plain && k.MAC.IsUnicast()
+		return addressed && k.MAC.IsUnicast() && (del || empty)
 	case hoststate.TableReach:
-		return empty && (plain && k.MAC == overlay.MAC{} || !k.IP.IsValid() && k.MAC.IsUnicast())
+		return byIP && (del || v == hoststate.Val{MTU: v.MTU}) || byMAC && (del || empty)
+	case hoststate.TableKnown:
+		return !k.IP.IsValid() && !none && (del || empty)
+	case hoststate.TableFrom:
+		return byIP && (del || led)
+	case hoststate.TableAlias:
+		return byMAC && (del || led)
+	case hoststate.TableRoute:
+		return byIP && int(k.Bits) <= k.IP.BitLen() && netip.PrefixFrom(k.IP, int(k.Bits)).Masked().Addr() == k.IP && (del || empty || led)
 	}
-	return empty && !k.IP.IsValid() && k.MAC.IsUnicast() // TableRelay
+	return byMAC && (del || empty) // TableRelay
 }
 
 // readPrograms adds a network's rows of the programs' tables.

@@ -260,13 +260,16 @@ func (s suite) eventually(what string, ok func() bool) {
 
 // Contract runs every case on a subject of its own.
 func Contract(t *testing.T, fresh func(*testing.T) Subject) {
-	for _, group := range [][]contractCase{rowCases, routeCases, missCases, deviceCases, nftCases, programCases} {
+	for _, group := range [][]contractCase{rowCases, routeCases, missCases, deviceCases, nftCases, programCases, demandCases} {
 		run(t, group, fresh)
 	}
 }
 
 // ProgramContract runs the cases of the programs and their tables alone.
-func ProgramContract(t *testing.T, fresh func(*testing.T) Subject) { run(t, programCases, fresh) }
+func ProgramContract(t *testing.T, fresh func(*testing.T) Subject) {
+	run(t, programCases, fresh)
+	run(t, demandCases, fresh)
+}
 
 func run(t *testing.T, cases []contractCase, fresh func(*testing.T) Subject) {
 	for _, c := range cases {

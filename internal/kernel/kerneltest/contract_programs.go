@@ -47,7 +47,7 @@ func reachMACRow(m overlay.MAC) hoststate.Row {
 
 const (
 	open     = hoststate.Open
-	openSafe = hoststate.Open | hoststate.CheckIP | hoststate.CheckLocal | hoststate.NoServers | hoststate.Routed
+	openSafe = hoststate.Open | hoststate.CheckIP | hoststate.CheckLocal | hoststate.NoServers | hoststate.Routed | hoststate.Demand
 )
 
 func allPortRows(p int32) []hoststate.Row {
@@ -55,8 +55,8 @@ func allPortRows(p int32) []hoststate.Row {
 }
 
 func allNetworkRows() []hoststate.Row {
-	return []hoststate.Row{sourceRow(mac1, vtep2), sourceRow(mac1, vtepV6), sourceRow(overlay.MAC{}, vtep3), relayedRow(mac1, vtep2), relayedRow(mac2, vtep3), relayRow(mac2),
-		reachIPRow(guest4), reachIPRow(guest6), reachMACRow(mac1), reachMACRow(mac2)}
+	return append([]hoststate.Row{sourceRow(mac1, vtep2), sourceRow(mac1, vtepV6), sourceRow(overlay.MAC{}, vtep3), relayedRow(mac1, vtep2), relayedRow(mac2, vtep3), relayRow(mac2),
+		reachIPRow(guest4), reachIPRow(guest6), reachMACRow(mac1), reachMACRow(mac2)}, demandRows()...)
 }
 
 // again writes rows twice, deletes them, and deletes them once more.
@@ -251,6 +251,7 @@ var programCases = []contractCase{
 			s.lacks(r)
 			s.set(r)
 		}
+		s.holds(rows...)
 		s.SetRow(portRow(p, mac2, 0))
 		s.holds(portRow(p, mac2, 0))
 		s.set(portRow(p, mac1, open))

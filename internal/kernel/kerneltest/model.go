@@ -68,9 +68,7 @@ type tables struct {
 	repl   shared[peer, hoststate.Val]
 	neigh  shared[netip.Addr, hoststate.Val]
 
-	source, relayed shared[peer, struct{}]
-	relay           shared[overlay.MAC, struct{}]
-	reach           shared[reached, struct{}]
+	program shared[hoststate.Key, hoststate.Val] // the programs'
 
 	used shared[overlay.MAC, time.Duration] // of fdb: when it was last looked up
 }
@@ -119,7 +117,7 @@ func (m *Model) Clone() *Model {
 	c.nets = map[overlay.VNI]*tables{}
 	for v, t := range m.nets {
 		c.nets[v] = &tables{fdb: t.fdb.clone(), master: t.master.clone(), repl: t.repl.clone(), neigh: t.neigh.clone(),
-			source: t.source.clone(), relayed: t.relayed.clone(), relay: t.relay.clone(), reach: t.reach.clone(), used: t.used.clone()}
+			program: t.program.clone(), used: t.used.clone()}
 	}
 	c.vteps, c.member, c.marks, c.ports, c.owned = m.vteps.clone(), m.member.clone(), m.marks.clone(), m.ports.clone(), m.owned.clone()
 	c.Drops = maps.Clone(m.Drops)
@@ -213,7 +211,7 @@ func (m *Model) rows(s *hoststate.State, v overlay.VNI) {
 	for ip, val := range t.neigh.m {
 		s.Rows[hoststate.Key{Table: hoststate.TableNeigh, VNI: v, IP: ip}] = val
 	}
-	t.programRows(s, v)
+	maps.Copy(s.Rows, t.program.m)
 	m.idle(s, v, t)
 }
 

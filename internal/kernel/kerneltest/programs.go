@@ -14,24 +14,15 @@ type owned struct {
 	ip   netip.Addr
 }
 
-// peer is a MAC and the VTEP that may send for it or relays to it.
+// peer is a MAC and a VTEP in the list of destinations that it has.
 type peer struct {
 	mac  overlay.MAC
 	vtep netip.Addr
 }
 
-// reached is what of another network may be reached by way of the router: an
-// address, or the MAC behind it.
-type reached struct {
-	mac overlay.MAC
-	ip  netip.Addr
-}
-
 func ownedBy(k hoststate.Key) owned { return owned{k.Port, k.MAC, k.IP} }
 
 func peerOf(k hoststate.Key) peer { return peer{k.MAC, k.IP} }
-
-func reachedOf(k hoststate.Key) reached { return reached{k.MAC, k.IP} }
 
 // ofPrograms says whether a table is the programs', and whether its rows are
 // a port's.
@@ -39,7 +30,8 @@ func ofPrograms(t hoststate.Table) (programs, port bool) {
 	switch t {
 	case hoststate.TablePort, hoststate.TableOwn:
 		return true, true
-	case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay, hoststate.TableReach:
+	case hoststate.TableSource, hoststate.TableRelayed, hoststate.TableRelay, hoststate.TableReach,
+		hoststate.TableKnown, hoststate.TableRoute, hoststate.TableAlias, hoststate.TableFrom, hoststate.TableRouted:
 		return true, false
 	}
 	return false, false
@@ -48,26 +40,48 @@ func ofPrograms(t hoststate.Table) (programs, port bool) {
 // programKey says whether the programs' tables can hold a key.
 func programKey(k hoststate.Key) bool {
 	plain := k.IP.IsValid() && !k.IP.Is4In6() && k.IP.Zone() == ""
+	zero := k.MAC == overlay.MAC{}
 	switch k.Table {
 	case hoststate.TablePort:
-		return k.MAC == overlay.MAC{} && !k.IP.IsValid()
+		return zero && !k.IP.IsValid()
 	case hoststate.TableOwn, hoststate.TableReach:
-		return plain && k.MAC == overlay.MAC{} || !k.IP.IsValid() && k.MAC.IsUnicast()
-	case hoststate.TableSource:
-		return plain && (k.MAC.IsUnicast() || k.MAC == overlay.MAC{})
+		return plain && zero || !k.IP.IsValid() && k.MAC.IsUnicast()
+	case hoststate.TableSource, hoststate.TableRouted:
+		return plain && (k.MAC.IsUnicast() || zero)
 	case hoststate.TableRelayed:
 		return plain && k.MAC.IsUnicast()
+	case hoststate.TableFrom:
+		return plain && zero
+	case hoststate.TableRoute:
+		p := netip.PrefixFrom(k.IP, int(k.Bits))
+		return plain && zero && p.IsValid() && p == p.Masked()
+	case hoststate.TableKnown:
+		return !k.IP.IsValid() && !zero
 	}
-	return !k.IP.IsValid() && k.MAC.IsUnicast() // TableRelay
+	return !k.IP.IsValid() && k.MAC.IsUnicast() // TableRelay, TableAlias
 }
 
-// programVal says whether they can hold a value.
+// programVal says whether they can hold a value under a key that they can hold.
 func programVal(k hoststate.Key, v hoststate.Val) bool {
-	if k.Table != hoststate.TablePort {
-		return v == hoststate.Val{} || k.Table == hoststate.TableOwn && k.IP.IsValid() && v == hoststate.Val{Flags: hoststate.Shared}
+	zero := k.MAC == overlay.MAC{}
+	switch k.Table {
+	case hoststate.TablePort:
+		flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal | hoststate.Routed | hoststate.Demand)
+		return v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags}
+	case hoststate.TableOwn:
+		return v == hoststate.Val{} || k.IP.IsValid() && v == hoststate.Val{Flags: hoststate.Shared}
+	case hoststate.TableSource:
+		return v == hoststate.Val{} || zero && v == hoststate.Val{Flags: hoststate.Strangers}
+	case hoststate.TableRouted:
+		return zero && v == hoststate.Val{Flags: hoststate.Strangers} || !zero && v == hoststate.Val{}
+	case hoststate.TableReach:
+		return v == hoststate.Val{} || k.IP.IsValid() && v == hoststate.Val{MTU: v.MTU}
+	case hoststate.TableFrom, hoststate.TableAlias:
+		return v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC}
+	case hoststate.TableRoute:
+		return v == hoststate.Val{} || v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC}
 	}
-	flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal | hoststate.Routed)
-	return v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags}
+	return v == hoststate.Val{}
 }
 
 // portAt is a VM's port on a bridge of ours, nil if there is none of that
@@ -111,14 +125,8 @@ func (m *Model) setProgram(k hoststate.Key, v hoststate.Val) hoststate.Class {
 		put(m, &m.ports, k.Port, v)
 	case hoststate.TableOwn:
 		put(m, &m.owned, ownedBy(k), v)
-	case hoststate.TableSource:
-		put(m, &t.source, peerOf(k), struct{}{})
-	case hoststate.TableRelayed:
-		put(m, &t.relayed, peerOf(k), struct{}{})
-	case hoststate.TableRelay:
-		put(m, &t.relay, k.MAC, struct{}{})
-	case hoststate.TableReach:
-		put(m, &t.reach, reachedOf(k), struct{}{})
+	default:
+		put(m, &t.program, k, v)
 	}
 	return hoststate.ClassOK
 }
@@ -140,15 +148,8 @@ func (m *Model) lookupProgram(k hoststate.Key) (v hoststate.Val, ok, known bool)
 		v, ok = m.ports.m[k.Port]
 	case k.Table == hoststate.TableOwn:
 		v, ok = m.owned.m[ownedBy(k)]
-	case t == nil:
-	case k.Table == hoststate.TableSource:
-		_, ok = t.source.m[peerOf(k)]
-	case k.Table == hoststate.TableRelayed:
-		_, ok = t.relayed.m[peerOf(k)]
-	case k.Table == hoststate.TableRelay:
-		_, ok = t.relay.m[k.MAC]
-	case k.Table == hoststate.TableReach:
-		_, ok = t.reach.m[reachedOf(k)]
+	case t != nil:
+		v, ok = t.program.m[k]
 	}
 	return v, ok, true
 }
@@ -160,14 +161,8 @@ func (m *Model) dropProgram(k hoststate.Key) {
 		m.ports.del(k.Port)
 	case hoststate.TableOwn:
 		m.owned.del(ownedBy(k))
-	case hoststate.TableSource:
-		m.nets[k.VNI].source.del(peerOf(k))
-	case hoststate.TableRelayed:
-		m.nets[k.VNI].relayed.del(peerOf(k))
-	case hoststate.TableRelay:
-		m.nets[k.VNI].relay.del(k.MAC)
-	case hoststate.TableReach:
-		m.nets[k.VNI].reach.del(reachedOf(k))
+	default:
+		m.nets[k.VNI].program.del(k)
 	}
 }
 
@@ -178,22 +173,6 @@ func (m *Model) portRows(s *hoststate.State) {
 	}
 	for o, v := range m.owned.m {
 		s.Rows[hoststate.Key{Table: hoststate.TableOwn, Port: o.port, MAC: o.mac, IP: o.ip}] = v
-	}
-}
-
-// programRows adds a network's rows of the programs' tables.
-func (t *tables) programRows(s *hoststate.State, v overlay.VNI) {
-	for p := range t.source.m {
-		s.Rows[hoststate.Key{Table: hoststate.TableSource, VNI: v, MAC: p.mac, IP: p.vtep}] = hoststate.Val{}
-	}
-	for p := range t.relayed.m {
-		s.Rows[hoststate.Key{Table: hoststate.TableRelayed, VNI: v, MAC: p.mac, IP: p.vtep}] = hoststate.Val{}
-	}
-	for mac := range t.relay.m {
-		s.Rows[hoststate.Key{Table: hoststate.TableRelay, VNI: v, MAC: mac}] = hoststate.Val{}
-	}
-	for r := range t.reach.m {
-		s.Rows[hoststate.Key{Table: hoststate.TableReach, VNI: v, MAC: r.mac, IP: r.ip}] = hoststate.Val{}
 	}
 }
 
@@ -214,12 +193,6 @@ func (m *Model) unguard(l *link) {
 			m.owned.del(o)
 		}
 	}
-}
-
-// dropPrograms forgets the rows that a VXLAN device takes along.
-func (t *tables) dropPrograms() {
-	t.source, t.relayed = shared[peer, struct{}]{}, shared[peer, struct{}]{}
-	t.relay, t.reach = shared[overlay.MAC, struct{}]{}, shared[reached, struct{}]{}
 }
 
 // underlay says whether VXLAN may come in over a device.

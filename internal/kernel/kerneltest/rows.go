@@ -271,7 +271,7 @@ func (m *Model) delLink(l *link) {
 			for _, r := range m.deviceRows(l.VNI, t) {
 				m.drop(r.Key, r.Val, true)
 			}
-			t.dropPrograms()
+			t.program = shared[hoststate.Key, hoststate.Val]{}
 		}
 	}
 	delete(m.links, l.Index)
