@@ -293,7 +293,7 @@ func TestRestartKeepsProgramsRowsAndCounters(t *testing.T) {
 			t.Errorf("both hosts use map %d", id)
 		}
 	}
-	if len(m1) != 11 || len(p1) != 4 { // lo is not underlay; cvx100, vm1 twice, eth0
+	if len(m1) != 13 || len(p1) != 4 { // lo is not underlay; cvx100, vm1 twice, eth0
 		t.Errorf("%d maps, programs %v", len(m1), p1)
 	}
 	before1, before2 := h1.state(), h2.state()

@@ -53,8 +53,8 @@ func newDomain(t *testing.T, filters bool) *domain {
 		h.set(h.reaches(vni100, d.c)...)
 		h.set(h.reaches(vni200, d.a)...)
 	}
-	h2.set(h2.takes(vni200, h1))
-	h1.set(h1.takes(vni100, h2))
+	h2.set(h2.takes(vni200, d.a)...)
+	h1.set(h1.takes(vni100, d.b)...)
 	return d
 }
 
@@ -78,9 +78,10 @@ func (h *host) reaches(v overlay.VNI, g *routed) []hoststate.Row {
 	return of(v, rows...)
 }
 
-// takes is the row by which routed frames of a host come in.
-func (h *host) takes(v overlay.VNI, from *host) hoststate.Row {
-	return of(v, row(hoststate.TableSource, overlay.ServerMAC, from.vtep, 0, hoststate.Val{}))[0]
+// takes are the rows by which what was routed from a guest's host comes in.
+func (h *host) takes(v overlay.VNI, g *routed) []hoststate.Row {
+	return of(v, row(hoststate.TableRouted, g.mac, g.at.vtep, 0, hoststate.Val{}),
+		row(hoststate.TableFrom, overlay.MAC{}, g.v4, 0, hoststate.Val{MAC: g.mac}), row(hoststate.TableFrom, overlay.MAC{}, g.v6, 0, hoststate.Val{MAC: g.mac}))
 }
 
 // join plugs a VM in whose addresses end in n.
@@ -349,8 +350,8 @@ func TestLayerTwoEndsAtTheNetwork(t *testing.T) {
 // there drops routed frames of another host.
 func TestRoutedFramesAreTakenFromWhomTheyMay(t *testing.T) {
 	eachDomain(t, func(t *testing.T, d *domain) {
-		h1, h2 := d.hosts[0], d.hosts[1]
-		h2.del(h2.takes(vni200, h1))
+		h2 := d.hosts[1]
+		h2.del(h2.takes(vni200, d.a)...)
 		for range 10 {
 			d.a.Send(d.a.to(d.b.v4, 64))
 			d.a.Send(d.a.to(d.b.v6, 64))
@@ -361,7 +362,7 @@ func TestRoutedFramesAreTakenFromWhomTheyMay(t *testing.T) {
 		if n := h2.drops(0, hoststate.DropSource); n != 20 {
 			t.Errorf("counted %d, want 20", n)
 		}
-		h2.set(h2.takes(vni200, h1))
+		h2.set(h2.takes(vni200, d.a)...)
 		d.a.Send(d.a.to(d.b.v4, 64))
 		if n := d.b.gets(300*time.Millisecond, d.a); n != 1 {
 			t.Errorf("%d of 1 packet came", n)
@@ -423,12 +424,12 @@ func TestRoutedPacketsFollowAGuestThatMoved(t *testing.T) {
 		}
 		before.set(of(vni200, row(hoststate.TableFDB, d.b.mac, netip.Addr{}, 0, hoststate.Val{Dst: now.vtep, Flags: remoteFlags}),
 			row(hoststate.TableRelay, d.b.mac, netip.Addr{}, 0, hoststate.Val{}))...)
-		before.set(before.takes(vni200, h1))
+		before.set(before.takes(vni200, d.a)...)
 		relayed := of(vni200, row(hoststate.TableRelayed, d.b.mac, before.vtep, 0, hoststate.Val{}))[0]
 		for _, step := range []struct {
 			do   func()
 			want int
-		}{{func() {}, 0}, {func() { now.set(relayed) }, 2}, {func() { before.del(before.takes(vni200, h1)) }, 0}} {
+		}{{func() {}, 0}, {func() { now.set(relayed) }, 2}, {func() { before.del(before.takes(vni200, d.a)...) }, 0}} {
 			step.do()
 			d.a.Send(d.a.to(d.b.v4, 64))
 			d.a.Send(d.a.to(d.b.v6, 64))
