@@ -46,7 +46,7 @@ func routeRow(prefix string, m overlay.MAC) hoststate.Row {
 
 // demandRows are of a network that is on demand, or routed to more than others.
 func demandRows() []hoststate.Row {
-	far4, far6 := netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("fd00:2::2")
+	far4, far6 := netip.MustParseAddr("10.3.0.2"), netip.MustParseAddr("fd00:2::2")
 	return []hoststate.Row{
 		knownRow(mac1), knownRow(every), knownRow(group4), aliasRow(mac1, mac2), aliasRow(mac2, mac3),
 		fromRow(guest4, mac1), fromRow(guest6, mac1), routedRow(mac1, vtep2), routedRow(mac1, vtepV6), routedRow(overlay.MAC{}, vtep2),
@@ -133,7 +133,10 @@ var demandCases = []contractCase{
 			m := manyMACs(3000)[i]
 			rows = append(rows, fromRow(a, m), mtuRow(a, uint16(1280+i)), routedRow(m, vtep2), knownRow(m), aliasRow(m, mac2), routeRow(a.String()+"/32", m))
 		}
+		s.set(demandRows()...)
 		s.set(rows...)
+		s.holds(demandRows()...)
 		s.del(rows...)
+		s.holds(demandRows()...)
 	}},
 }
