@@ -181,6 +181,9 @@ type End struct {
 	Full    bool
 	Sum     overlay.Sum
 	Sent    overlay.Rev
+	// OnDemand: the log is told on demand, and Sum is over what was told and not
+	// dropped.
+	OnDemand bool
 }
 
 // Items is one message of the manager, or of the agent's own journal.

@@ -23,6 +23,11 @@ const (
 	MaxStreamClaims = 1000
 	// MaxStreamLogs bounds the logs that one message names.
 	MaxStreamLogs = 16384
+	// MaxStreamDemands bounds Demands; a sender with more sends several messages.
+	MaxStreamDemands = 1000
+	// MaxStreamMembers bounds the members that one message names: those of one
+	// network are in one.
+	MaxStreamMembers = 1 << 16
 	// MaxReportLines bounds each list of a Report; UpPB cuts what is longer
 	// and says so on the last line.
 	MaxReportLines = 1000
@@ -46,6 +51,7 @@ type Up struct {
 	Seek         *Seek
 	Waits        *Waits
 	Looked       *Looked
+	Demands      []Demand // nil: not set
 }
 
 // Waits says whether devices on this host wait for a port to be declared.
@@ -131,10 +137,15 @@ type Welcome struct {
 
 // Items is one batch of entries of the logs.
 type Items struct {
-	Begins []overlay.UID
-	Items  []StreamItem
-	Ends   []LogEnd
-	UpTo   overlay.Rev // zero while something is unsent
+	Begins  []overlay.UID
+	Items   []StreamItem
+	Members []overlay.Member // of on-demand networks; with a full pass all of them
+	Ends    []LogEnd
+	// Told are wants of which all that is known was told, in this message or
+	// before it. Dropped are wants that were given up, of which nothing comes
+	// any more; a message that has some has nothing else.
+	Told, Dropped []overlay.Want
+	UpTo          overlay.Rev // zero while something is unsent
 }
 
 // StreamItem is one entry of a log. A sender that has the entry encoded (an
@@ -153,6 +164,8 @@ type LogEnd struct {
 	Full    bool
 	Sum     overlay.Sum
 	Sent    overlay.Rev
+	// OnDemand: the log is told on demand, and Sum is over what was told.
+	OnDemand bool
 }
 
 // Answer is what became of one claim. It has the fields of
@@ -208,6 +221,8 @@ func UpPB(u Up) *culvertv1.Up {
 		return lookedPB(u.Looked)
 	case u.Waits != nil:
 		return &culvertv1.Up{Body: &culvertv1.Up_Waits{Waits: &culvertv1.Waits{Devices: u.Waits.Devices}}}
+	case u.Demands != nil:
+		return demandsPB(u.Demands)
 	}
 	return nil
 }
@@ -215,7 +230,7 @@ func UpPB(u Up) *culvertv1.Up {
 func positionsPB(in []Position) []*culvertv1.LogPosition {
 	var out []*culvertv1.LogPosition
 	for _, p := range in {
-		out = append(out, &culvertv1.LogPosition{Network: uidBytes(p.Network), Sent: RevPB(p.Sent)})
+		out = append(out, &culvertv1.LogPosition{Network: uidBytes(p.Network), Sent: RevPB(p.Sent), OnDemand: p.OnDemand})
 	}
 	return out
 }
@@ -273,8 +288,9 @@ func itemsPB(in *Items) *culvertv1.Items {
 		out.Begins = append(out.Begins, uidBytes(n))
 	}
 	for _, e := range in.Ends {
-		out.Ends = append(out.Ends, &culvertv1.LogEnd{Network: uidBytes(e.Network), Full: e.Full, Sum: e.Sum.Bytes(), Sent: RevPB(e.Sent)})
+		out.Ends = append(out.Ends, &culvertv1.LogEnd{Network: uidBytes(e.Network), Full: e.Full, Sum: e.Sum.Bytes(), Sent: RevPB(e.Sent), OnDemand: e.OnDemand})
 	}
+	out.Members, out.Told, out.Dropped = membersPB(in.Members), wantsPB(in.Told), wantsPB(in.Dropped)
 	return out
 }
 
@@ -322,7 +338,7 @@ func (d *streamDecoder) positions(in []*culvertv1.LogPosition, fleet bool) []Pos
 	}
 	var out []Position
 	for _, p := range in {
-		out = append(out, Position{Network: d.uid(p.GetNetwork(), "log position's network", !fleet), Sent: d.rev(p.GetSent(), "log position")})
+		out = append(out, Position{Network: d.uid(p.GetNetwork(), "log position's network", !fleet), Sent: d.rev(p.GetSent(), "log position"), OnDemand: p.GetOnDemand()})
 	}
 	return out
 }
@@ -370,6 +386,8 @@ func UpFromPB(pb *culvertv1.Up) (Up, error) {
 		u.Looked = d.looked(b.Looked)
 	case *culvertv1.Up_Waits:
 		u.Waits = &Waits{Devices: b.Waits.GetDevices()}
+	case *culvertv1.Up_Demands:
+		u.Demands = d.demands(b.Demands)
 	default:
 		d.refuse("kind of message")
 	}
@@ -478,7 +496,7 @@ func (d *streamDecoder) items(pb *culvertv1.Items) *Items {
 		out.Items = append(out.Items, StreamItem{Rev: rev, Gone: gone, Rec: rec})
 	}
 	for _, e := range pb.GetEnds() {
-		end := LogEnd{Network: d.uid(e.GetNetwork(), "network of an end", false), Full: e.GetFull(), Sent: d.rev(e.GetSent(), "end's revision")}
+		end := LogEnd{Network: d.uid(e.GetNetwork(), "network of an end", false), Full: e.GetFull(), Sent: d.rev(e.GetSent(), "end's revision"), OnDemand: e.GetOnDemand()}
 		sum, err := overlay.SumFromBytes(e.GetSum())
 		if err != nil {
 			d.refuse("sum of an end")
@@ -486,5 +504,6 @@ func (d *streamDecoder) items(pb *culvertv1.Items) *Items {
 		end.Sum = sum
 		out.Ends = append(out.Ends, end)
 	}
+	out.Members, out.Told, out.Dropped = d.members(pb.GetMembers()), d.wants(pb.GetTold(), "wants told"), d.wants(pb.GetDropped(), "wants dropped")
 	return out
 }

@@ -82,13 +82,13 @@ func genText(t *rapid.T, label string) string { return rapid.StringN(0, 60, 200)
 func genPositions(t *rapid.T, label string) []Position {
 	var out []Position
 	for range rapid.IntRange(0, 4).Draw(t, label) {
-		out = append(out, Position{Network: genUID(t, label), Sent: genRev(t, label)})
+		out = append(out, Position{Network: genUID(t, label), Sent: genRev(t, label), OnDemand: rapid.Bool().Draw(t, label+" on demand")})
 	}
 	return out
 }
 
 func genUp(t *rapid.T) Up {
-	switch rapid.IntRange(0, 8).Draw(t, "kind") {
+	switch rapid.IntRange(0, 10).Draw(t, "kind") {
 	case 0:
 		h := &Hello{Least: rapid.Uint32Range(1, 3).Draw(t, "least"), Version: genText(t, "version"), BootID: genText(t, "boot"), VTEP: genAddr(t, "vtep"), Logs: genPositions(t, "logs")}
 		h.Protocol = h.Least + rapid.Uint32Range(0, 3).Draw(t, "protocol")
@@ -137,6 +137,8 @@ func genUp(t *rapid.T) Up {
 		return Up{Seek: &Seek{Network: genUID(t, "network"), Address: genAddr(t, "address")}}
 	case 8:
 		return Up{Waits: &Waits{Devices: rapid.Bool().Draw(t, "devices wait")}}
+	case 9:
+		return Up{Demands: genDemands(t)}
 	}
 	r := &Report{Repairs: rapid.Uint64().Draw(t, "repairs"), Strangers: rapid.Uint64().Draw(t, "strangers")}
 	for range rapid.IntRange(0, 3).Draw(t, "problems") {
@@ -190,10 +192,8 @@ func genRecord(t *rapid.T) overlay.Record {
 		}
 		if rapid.Bool().Draw(t, "in a domain") {
 			n.Domain, n.Reach, n.From, n.Bridge = genUID(t, "domain"), genUIDs(t, meta.UID), genUIDs(t, meta.UID), genUIDs(t, meta.UID)
-			for _, p := range []string{"0.0.0.0/0", "10.9.0.0/16", "::/0"} {
-				n.Routes = append(n.Routes, overlay.NextHop{Prefix: netip.MustParsePrefix(p), Network: genUID(t, "beyond"), MAC: genMAC(t, "next hop")})
-			}
 		}
+		n.Routes, n.Distribution = genNextHops(t), overlay.Distribution(rapid.IntRange(0, 1).Draw(t, "distribution"))
 		return n
 	case 2:
 		meta.Tenant = genUID(t, "tenant")
@@ -276,8 +276,12 @@ func genDown(t *rapid.T) Down {
 		it.Items = append(it.Items, StreamItem{Rev: genRev(t, "rev"), Gone: rapid.Bool().Draw(t, "gone"), Rec: genRecord(t)})
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "ends") {
-		it.Ends = append(it.Ends, LogEnd{Network: genUID(t, "end"), Full: rapid.Bool().Draw(t, "full"), Sum: overlay.Sum{rapid.Uint64().Draw(t, "sum"), 7}, Sent: genRev(t, "sent")})
+		it.Ends = append(it.Ends, LogEnd{Network: genUID(t, "end"), Full: rapid.Bool().Draw(t, "full"), Sum: overlay.Sum{rapid.Uint64().Draw(t, "sum"), 7}, Sent: genRev(t, "sent"), OnDemand: rapid.Bool().Draw(t, "on demand")})
 	}
+	for range rapid.IntRange(0, 3).Draw(t, "members") {
+		it.Members = append(it.Members, overlay.Member{Network: genUID(t, "network"), Host: genUID(t, "host"), Gone: rapid.Bool().Draw(t, "gone")})
+	}
+	it.Told, it.Dropped = genWants(t, "told"), genWants(t, "dropped")
 	if rapid.Bool().Draw(t, "at end") {
 		it.UpTo = genRev(t, "up to")
 	}

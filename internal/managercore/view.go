@@ -128,6 +128,9 @@ type LogEnd struct {
 	Full    bool        // the pass began at the start: what it did not name is not
 	Sum     Sum
 	Sent    overlay.Rev
+	// OnDemand: the log is told on demand, and Sum is over what was told and not
+	// dropped.
+	OnDemand bool
 }
 
 // Cursor is how far one agent's stream is: all that an agent costs a manager.

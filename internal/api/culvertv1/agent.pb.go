@@ -2932,7 +2932,8 @@ type Items struct {
 	Begins  [][]byte      `protobuf:"bytes,4,rep,name=begins,proto3" json:"begins,omitempty"`
 	Members []*MemberItem `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"` // of on-demand networks; with a full pass all of them
 	// told are wants of which all that is known was told, with this message at
-	// the latest; dropped are those that the host gave up, and hears no more of.
+	// the latest; dropped are those that the host gave up, and hears no more of:
+	// they come in a message of their own.
 	Told          []*Want `protobuf:"bytes,6,rep,name=told,proto3" json:"told,omitempty"`
 	Dropped       []*Want `protobuf:"bytes,7,rep,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3088,6 +3089,7 @@ type LogEnd struct {
 	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`
 	Sum           []byte                 `protobuf:"bytes,3,opt,name=sum,proto3" json:"sum,omitempty"`
 	Sent          *Rev                   `protobuf:"bytes,4,opt,name=sent,proto3" json:"sent,omitempty"`
+	OnDemand      bool                   `protobuf:"varint,5,opt,name=on_demand,json=onDemand,proto3" json:"on_demand,omitempty"` // the log is told on demand: sum is over what was told and not dropped
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3148,6 +3150,13 @@ func (x *LogEnd) GetSent() *Rev {
 		return x.Sent
 	}
 	return nil
+}
+
+func (x *LogEnd) GetOnDemand() bool {
+	if x != nil {
+		return x.OnDemand
+	}
+	return false
 }
 
 type Answer struct {
@@ -3776,12 +3785,13 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"MemberItem\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\fR\x04host\x12\x12\n" +
-	"\x04gone\x18\x03 \x01(\bR\x04gone\"t\n" +
+	"\x04gone\x18\x03 \x01(\bR\x04gone\"\x91\x01\n" +
 	"\x06LogEnd\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x10\n" +
 	"\x03sum\x18\x03 \x01(\fR\x03sum\x12*\n" +
-	"\x04sent\x18\x04 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\"\xd6\x01\n" +
+	"\x04sent\x18\x04 \x01(\v2\x16.culvert.record.v1.RevR\x04sent\x12\x1b\n" +
+	"\ton_demand\x18\x05 \x01(\bR\bonDemand\"\xd6\x01\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1a\n" +
 	"\baccepted\x18\x02 \x01(\bR\baccepted\x120\n" +
