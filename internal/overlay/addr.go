@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -115,7 +116,7 @@ func (u UID) IsZero() bool { return u == UID{} }
 
 // Compare orders UIDs bytewise; the order has no meaning but is the same on
 // every machine.
-func (u UID) Compare(v UID) int { return strings.Compare(string(u[:]), string(v[:])) }
+func (u UID) Compare(v UID) int { return bytes.Compare(u[:], v[:]) }
 
 // Rev is a revision, the only order of events there is: the store's global
 // number N within an Epoch; a restore raises the epoch.

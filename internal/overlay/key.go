@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"fmt"
@@ -16,7 +17,13 @@ type Key struct {
 
 // Compare orders keys the same way on every machine; the order has no meaning.
 func (k Key) Compare(l Key) int {
-	return cmp.Or(cmp.Compare(k.Kind, l.Kind), k.UID.Compare(l.UID), cmp.Compare(string(k.MAC[:]), string(l.MAC[:])))
+	if k.Kind != l.Kind {
+		return cmp.Compare(k.Kind, l.Kind)
+	}
+	if c := k.UID.Compare(l.UID); c != 0 {
+		return c
+	}
+	return bytes.Compare(k.MAC[:], l.MAC[:])
 }
 
 // KeyOf is the identity of rec; the zero Key for nil.
