@@ -283,6 +283,9 @@ func (c *Core) adopt(r StoredRecord) {
 			c.nets[rec.UID] = newLog()
 			c.dirty[rec.UID] = true
 		}
+		if c.nets[rec.UID].lookUp(rec.Distribution == overlay.DistributeOnDemand, rev) {
+			c.dirty[rec.UID] = true
+		}
 	case *overlay.Port:
 		l := c.net(rec.Network)
 		l.put(newItem(rec, rev, r.Gone))

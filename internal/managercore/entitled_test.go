@@ -10,15 +10,15 @@ import (
 	"culvert/internal/overlay"
 )
 
-// follower is a host that reads the log of the fleet, as agents do.
-type follower struct {
+// fleetReader is a host that reads the log of the fleet, as agents do.
+type fleetReader struct {
 	host string
 	c    *Cursor // nil: it begins a new stream each time
 	upTo overlay.Rev
 	nets map[overlay.UID]*overlay.Network
 }
 
-func (f *follower) follow(t *rapid.T, v *View) {
+func (f *fleetReader) follow(t *rapid.T, v *View) {
 	c := f.c
 	if c == nil {
 		c = NewCursor(v, f.host, f.upTo)
@@ -63,9 +63,9 @@ func TestWhoIsToldOfANetwork(t *testing.T) {
 			r.ask(Asked{AddHost: &AddHost{Name: h, MachineID: h}})
 		}
 		r.must(ModeCreate, domain("shop"))
-		var all []*follower
+		var all []*fleetReader
 		for _, h := range hosts {
-			all = append(all, &follower{host: h, c: NewCursor(r.c.View(), h, overlay.Rev{})}, &follower{host: h})
+			all = append(all, &fleetReader{host: h, c: NewCursor(r.c.View(), h, overlay.Rev{})}, &fleetReader{host: h})
 		}
 		nets := []string{"a", "b", "c", "d"}
 		for range rapid.IntRange(1, 30).Draw(rt, "steps") {
@@ -100,7 +100,7 @@ func TestWhoIsToldOfANetwork(t *testing.T) {
 			for _, f := range all {
 				f.follow(rt, r.c.View())
 				r.checkTold(rt, f)
-				fresh := &follower{host: f.host}
+				fresh := &fleetReader{host: f.host}
 				fresh.follow(rt, r.c.View())
 				r.checkTold(rt, fresh)
 			}
@@ -110,7 +110,7 @@ func TestWhoIsToldOfANetwork(t *testing.T) {
 
 // checkTold compares what a host knows with the networks and policies of the
 // store.
-func (r *rig) checkTold(t *rapid.T, f *follower) {
+func (r *rig) checkTold(t *rapid.T, f *fleetReader) {
 	nets := map[overlay.UID]*overlay.Network{}
 	for _, s := range r.recs {
 		if n, ok := s.Rec.(*overlay.Network); ok && !s.Gone {

@@ -45,6 +45,7 @@ type Log struct {
 	byKey *btree.BTreeG[*Item]
 	sum   Sum
 	live  int
+	found *lookup // nil unless the network is told on demand
 	// Floor is the newest revision whose tombstone was thrown away. A cursor
 	// below it needs a full pass.
 	Floor overlay.Rev
@@ -65,9 +66,13 @@ func newLog() *Log {
 
 // put moves it's key to the end of the log.
 func (l *Log) put(it *Item) {
-	if old, ok := l.byKey.Set(it); ok {
+	old, ok := l.byKey.Set(it)
+	if ok {
 		l.byRev.Delete(old)
 		l.forget(old)
+	}
+	if l.found != nil {
+		l.found.replace(old, it)
 	}
 	l.byRev.Set(it)
 	if !it.Gone {
@@ -84,6 +89,9 @@ func (l *Log) drop(k Key) {
 	}
 	l.byRev.Delete(old)
 	l.forget(old)
+	if l.found != nil {
+		l.found.replace(old, nil)
+	}
 	if l.Floor.Less(old.Rev) {
 		l.Floor = old.Rev
 	}
@@ -100,6 +108,9 @@ func (l *Log) forget(old *Item) {
 func (l *Log) freeze() *Log {
 	f := *l
 	f.byRev, f.byKey = l.byRev.Copy(), l.byKey.Copy()
+	if l.found != nil {
+		f.found = l.found.copy()
+	}
 	return &f
 }
 

@@ -137,8 +137,10 @@ type LogEnd struct {
 // It belongs to one sender.
 type Cursor struct {
 	host  string // name, for selectors
+	uid   overlay.UID
 	fleet position
 	nets  []position // sorted by network
+	wants wants
 }
 
 type position struct {
@@ -148,12 +150,16 @@ type position struct {
 	began   overlay.Rev // with full: the view's revision when the pass began
 	told    bool        // LogEnd was sent for the pass under way
 	begun   bool        // with full: the beginning was told
+	demand  *demanded   // what was told of a network that is told on demand; else nil
 }
 
 // NewCursor starts at what the agent says it holds. A position in another
 // epoch, below a log's floor or beyond the view is not one: the pass is full.
 func NewCursor(v *View, host string, fleet overlay.Rev) *Cursor {
 	c := &Cursor{host: host}
+	if it := v.Named(overlay.KindHost, overlay.UID{}, host); it != nil {
+		c.uid = it.Key.UID
+	}
 	c.fleet = startAt(v, v.Fleet, position{sent: fleet})
 	return c
 }
@@ -173,18 +179,24 @@ func (c *Cursor) Subscribe(v *View, network overlay.UID, sent overlay.Rev) bool 
 	if n == nil || !v.Concerns(c.host, n) {
 		return false
 	}
-	p := startAt(v, v.Net(network), position{network: network, sent: sent})
-	i, ok := c.find(network)
+	c.give(network)
+	c.place(startAt(v, v.Net(network), position{network: network, sent: sent}))
+	return true
+}
+
+// place makes p the position of its network.
+func (c *Cursor) place(p position) {
+	i, ok := c.find(p.network)
 	if ok {
 		c.nets[i] = p
-		return true
+		return
 	}
 	c.nets = append(c.nets[:i], append([]position{p}, c.nets[i:]...)...)
-	return true
 }
 
 // Unsubscribe removes a network; unknown ones are no error.
 func (c *Cursor) Unsubscribe(network overlay.UID) {
+	c.give(network)
 	if i, ok := c.find(network); ok {
 		c.nets = append(c.nets[:i], c.nets[i+1:]...)
 	}
@@ -209,11 +221,20 @@ func (c *Cursor) find(network overlay.UID) (int, bool) {
 type Batch struct {
 	// Begins names the logs (zero: the fleet's) of which a full pass begins
 	// here, before the items.
-	Begins []overlay.UID
-	Items  []*Item
-	Ends   []LogEnd
+	Begins  []overlay.UID
+	Items   []*Item
+	Members []overlay.Member // with a full pass all of them, before its end
+	Ends    []LogEnd
+	// Told are wants of which all that is known is in this batch or one before.
+	// Dropped are those that were given up; it is alone in its batch.
+	Told, Dropped []overlay.Want
 	// UpTo is zero while something at or below it is unsent.
 	UpTo overlay.Rev
+}
+
+// Empty reports whether there is nothing to send but, maybe, UpTo.
+func (b *Batch) Empty() bool {
+	return len(b.Begins)+len(b.Items)+len(b.Members)+len(b.Ends)+len(b.Told)+len(b.Dropped) == 0
 }
 
 // Urgent reports whether the batch says more than which ports are declared, and
@@ -224,16 +245,16 @@ func (b *Batch) Urgent() bool {
 			return true
 		}
 	}
-	return len(b.Begins) > 0 || b.UpTo.IsZero() || slices.ContainsFunc(b.Ends, func(e LogEnd) bool { return e.Full })
+	return len(b.Begins)+len(b.Members)+len(b.Told)+len(b.Dropped) > 0 || b.UpTo.IsZero() || slices.ContainsFunc(b.Ends, func(e LogEnd) bool { return e.Full })
 }
 
 // Join appends what Next found after b, which must not be Urgent. It reports
-// false, and does nothing, if a full pass begins there.
+// false, and does nothing, if a full pass begins there, or wants were dropped.
 func (b *Batch) Join(more Batch) bool {
-	if len(more.Begins) > 0 {
+	if len(more.Begins)+len(more.Dropped) > 0 {
 		return false
 	}
-	b.Items = append(b.Items, more.Items...)
+	b.Items, b.Members, b.Told = append(b.Items, more.Items...), append(b.Members, more.Members...), append(b.Told, more.Told...)
 	b.UpTo = more.UpTo
 	for _, e := range more.Ends { // a sum is of all that the log says until then
 		if i := slices.IndexFunc(b.Ends, func(old LogEnd) bool { return old.Network == e.Network }); i >= 0 {
@@ -247,16 +268,27 @@ func (b *Batch) Join(more Batch) bool {
 
 // Next takes at most max items that are unsent, the fleet's first: a host is
 // known before the first entry that names it. A revision is never split by
-// UpTo, which comes only when every log is at its end.
+// UpTo, which comes only when every log is at its end. What was asked for comes
+// before what is told anyway: a guest waits for it.
 func (c *Cursor) Next(v *View, max int) Batch {
 	var b Batch
+	if b.Dropped = c.drop(max); len(b.Dropped) > 0 {
+		return b
+	}
 	done := c.advance(v, v.Fleet, &c.fleet, max, &b)
-	for i := range c.nets {
-		if !done {
-			return b
-		}
-		if l := v.Net(c.nets[i].network); l != nil {
-			done = c.advance(v, l, &c.nets[i], max, &b)
+	for _, asked := range [...]bool{true, false} {
+		for i := range c.nets {
+			if !done {
+				return b
+			}
+			p := &c.nets[i]
+			switch l := v.Net(p.network); {
+			case l == nil || asked && !p.asked():
+			case p.demand != nil:
+				done = c.demand(v, l, p, max, &b)
+			default:
+				done = c.advance(v, l, p, max, &b)
+			}
 		}
 	}
 	if done {
