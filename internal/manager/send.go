@@ -34,7 +34,10 @@ func (s *stream) sendAll(ctx context.Context, st culvertv1connect.AgentsAttachSe
 				b = more
 			}
 		}
-		if len(b.Items)+len(b.Ends)+len(b.Begins) > 0 || told.Less(b.UpTo) {
+		if n := cur.Refused(); n > 0 {
+			s.m.counts.add("demands_refused", n)
+		}
+		if !b.Empty() || told.Less(b.UpTo) {
 			if err := s.sendBatch(st, b); err != nil {
 				return err
 			}
@@ -93,7 +96,7 @@ func fleetPosition(h *api.Hello) overlay.Rev {
 }
 
 func itemsOf(b managercore.Batch) *api.Items {
-	out := &api.Items{Begins: b.Begins, UpTo: b.UpTo}
+	out := &api.Items{Begins: b.Begins, Members: b.Members, Told: b.Told, Dropped: b.Dropped, UpTo: b.UpTo}
 	for _, it := range b.Items {
 		out.Items = append(out.Items, api.StreamItem{Wire: it.Wire})
 	}
@@ -126,33 +129,6 @@ func (s *stream) sendShort(st culvertv1connect.AgentsAttachServerStream) error {
 	s.mu.Unlock()
 	for part := range slices.Chunk(as, api.MaxStreamClaims) {
 		if err := st.Send(api.DownPB(api.Down{Answers: part})); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// interest takes the subscriptions that came in. One that the host is not
-// entitled to is counted and comes to nothing: the host was not told of such a
-// network, or will be told that it is gone.
-func (s *stream) interest(ctx context.Context, v *managercore.View, cur *managercore.Cursor) error {
-	s.mu.Lock()
-	add, remove := s.add, s.remove
-	s.add, s.remove = nil, nil
-	s.mu.Unlock()
-	for _, n := range remove {
-		cur.Unsubscribe(n)
-		if err := s.m.send(ctx, managercore.Subscribed{Host: s.host, Session: s.session, Network: n, Off: true}); err != nil {
-			return err
-		}
-	}
-	for _, p := range add {
-		if !cur.Subscribe(v, p.Network, p.Sent) {
-			s.m.counts.add("subscriptions_refused", 1)
-			s.m.log.Warn("subscription refused", "host", s.name, "network", p.Network.String())
-			continue
-		}
-		if err := s.m.send(ctx, managercore.Subscribed{Host: s.host, Session: s.session, Network: p.Network}); err != nil {
 			return err
 		}
 	}

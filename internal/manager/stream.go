@@ -29,8 +29,9 @@ const (
 
 // Bounds of one stream.
 const (
-	batchItems = 1000 // of one Items message
-	maxNets    = 16384
+	batchItems = 1000                 // of one Items message
+	maxSaid    = managercore.MaxWants // networks and demands that were not looked at yet
+	maxHints   = 1000
 )
 
 // stream is one agent's stream: a receiver that feeds the core, and a sender
@@ -44,8 +45,9 @@ type stream struct {
 	waits   atomic.Bool // devices there wait for a port to be declared
 
 	mu      sync.Mutex
-	add     []api.Position
-	remove  []overlay.UID
+	said    []api.Up       // interests and demands, in order
+	load    int            // networks and demands in said
+	hints   []overlay.Want // guests elsewhere that ask guests there
 	answers []api.Answer
 	probes  []api.Probe
 	asks    []api.Ask
@@ -257,16 +259,8 @@ func (s *stream) receive(ctx context.Context, st culvertv1connect.AgentsAttachSe
 
 func (s *stream) take(ctx context.Context, up api.Up) error {
 	switch {
-	case up.Interest != nil:
-		s.mu.Lock()
-		s.add = append(s.add, up.Interest.Add...)
-		s.remove = append(s.remove, up.Interest.Remove...)
-		tooMany := len(s.add)+len(s.remove) > maxNets
-		s.mu.Unlock()
-		if tooMany {
-			return connect.Errorf(connect.CodeResourceExhausted, "more networks than a host may ask for at once")
-		}
-		s.ring()
+	case up.Interest != nil || up.Demands != nil:
+		return s.takeInterest(up)
 	case up.Claims != nil:
 		e := managercore.Claimed{Host: s.host, Session: up.Claims.Session}
 		for _, c := range up.Claims.Claims {
