@@ -145,27 +145,32 @@ func (j *journal) rewrite(c *agentcore.Core) error {
 	return old.Close()
 }
 
-// appendChunks frames one pass over a log: its beginning with the first frame
-// and its end with the last.
+// maxChunk bounds the items, and the wants, of one frame.
+const maxChunk = 1000
+
+// appendChunks frames one pass over a log: its beginning and its members with
+// the first frame, its items, then what was told of, and its end with the last.
 func appendChunks(b []byte, it agentcore.Items) ([]byte, error) {
-	chunks := slices.Collect(slices.Chunk(it.Items, 1000))
-	if len(chunks) == 0 {
-		chunks = [][]agentcore.Item{nil}
-	}
-	for i, part := range chunks {
+	var frames []*api.Items
+	for part := range slices.Chunk(it.Items, maxChunk) {
 		out := &api.Items{}
-		if i == 0 {
-			out.Begins = it.Begins
-		}
 		for _, x := range part {
 			out.Items = append(out.Items, api.StreamItem{Rev: x.Rev, Gone: x.Gone, Rec: x.Rec})
 		}
-		if i == len(chunks)-1 {
-			for _, e := range it.Ends {
-				out.Ends = append(out.Ends, api.LogEnd(e))
-			}
-			out.UpTo = it.UpTo
-		}
+		frames = append(frames, out)
+	}
+	for part := range slices.Chunk(it.Told, maxChunk) {
+		frames = append(frames, &api.Items{Told: part})
+	}
+	if len(frames) == 0 {
+		frames = []*api.Items{{}}
+	}
+	first, last := frames[0], frames[len(frames)-1]
+	first.Begins, first.Members, last.UpTo = it.Begins, it.Members, it.UpTo
+	for _, e := range it.Ends {
+		last.Ends = append(last.Ends, api.LogEnd(e))
+	}
+	for _, out := range frames {
 		var err error
 		if b, err = frame(b, out); err != nil {
 			return nil, err

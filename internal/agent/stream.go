@@ -167,7 +167,7 @@ func (a *Agent) down(d api.Down) error {
 }
 
 func itemsOf(in *api.Items) agentcore.Items {
-	out := agentcore.Items{Begins: in.Begins, UpTo: in.UpTo}
+	out := agentcore.Items{Begins: in.Begins, Members: in.Members, Told: in.Told, Dropped: in.Dropped, UpTo: in.UpTo}
 	for _, it := range in.Items {
 		out.Items = append(out.Items, agentcore.Item{Rev: it.Rev, Gone: it.Gone, Rec: it.Rec})
 	}
@@ -306,6 +306,15 @@ func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error
 
 // sendUp sends what is urgent of u.
 func sendUp(st Stream, session uint64, u agentcore.Up) error {
+	for part := range slices.Chunk(u.Demands, api.MaxStreamDemands) {
+		ds := make([]api.Demand, 0, len(part))
+		for _, d := range part {
+			ds = append(ds, api.Demand(d))
+		}
+		if err := st.Send(api.Up{Demands: ds}); err != nil {
+			return err
+		}
+	}
 	if len(u.Add)+len(u.Remove) > 0 {
 		in := &api.Interest{Remove: append([]overlay.UID(nil), u.Remove...)}
 		for _, p := range u.Add {
