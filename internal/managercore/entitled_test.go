@@ -172,3 +172,28 @@ func TestAVNIWaitsForWhomItNeverConcerned(t *testing.T) {
 		t.Errorf("the VNI waits for %v, want h1 alone", waits)
 	}
 }
+
+// TestAChangeIsAwaitedOfWhoIsToldOfIt: also of hosts that the network does not
+// select and that have guests who may reach it.
+func TestAChangeIsAwaitedOfWhoIsToldOfIt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, h := range []string{"h1", "h2", "h3"} {
+		r.attach(h)
+	}
+	on := func(name string, mtu uint16, host string) overlay.Doc {
+		d := within("shop", network(name))
+		d.Network.Hosts, d.Network.MTU = []string{host}, mtu
+		return d
+	}
+	r.must(ModeCreate, domain("shop"), on("a", 1400, "h1"), on("b", 1400, "h2"), forward(policy("a-b", "a", "b")))
+	x := r.must(ModeSet, on("b", 1300, "h2"))
+	var names []string
+	for _, st := range r.c.Concerned(x.Rev) {
+		names = append(names, st.Name)
+	}
+	slices.Sort(names)
+	if !slices.Equal(names, []string{"h1", "h2"}) {
+		t.Errorf("the change is awaited of %v, want h1 and h2", names)
+	}
+}
