@@ -106,6 +106,9 @@ func (w *world) begin() {
 	if w.routed {
 		w.beginDomain()
 	}
+	if w.open {
+		w.beginGuests()
+	}
 }
 
 // join adds a host to the cluster and starts its agent, again and again until
@@ -167,6 +170,9 @@ func (w *world) rest() {
 	w.oldInventory()
 	w.cleanMigration()
 	w.thereAndBack()
+	w.addressesMove()
+	w.leaseEnds()
+	w.silentIsFound()
 	w.hostDies()
 	w.manyDie()
 }

@@ -74,7 +74,7 @@ func (w *world) newStranger(n *overlay.Network) *vm {
 	v := &vm{w: w, network: n.UID, managed: w.chance(0.3), chatty: w.chance(0.6)}
 	for range 1 + w.pick(3) {
 		w.strangers++
-		k := byte(w.strangers % 90)
+		k := w.freeNumber(v)
 		id := identity{mac: overlay.MAC{0x52, 0x54, 1, byte(w.strangers >> 16), byte(w.strangers >> 8), byte(w.strangers)}}
 		id.addrs = append(id.addrs, netip.AddrFrom4([4]byte{10, 20, 0, 100 + k}))
 		if len(n.Subnets) > 1 && n.Admission == overlay.AdmitLearn && w.chance(0.7) {
@@ -84,6 +84,20 @@ func (w *world) newStranger(n *overlay.Network) *vm {
 		v.ids = append(v.ids, id)
 	}
 	return v
+}
+
+// freeNumber is the next of 90 numbers, in turn, that no other guest's addresses
+// have.
+func (w *world) freeNumber(v *vm) byte {
+	for range 90 {
+		w.number = (w.number + 1) % 90
+		a := netip.AddrFrom4([4]byte{10, 20, 0, 100 + w.number})
+		has := func(id identity) bool { return slices.Contains(id.addrs, a) }
+		if !slices.ContainsFunc(v.ids, has) && !slices.ContainsFunc(w.nics, func(x *nic) bool { return slices.ContainsFunc(x.vm.ids, has) }) {
+			break
+		}
+	}
+	return w.number
 }
 
 // plugStranger starts an undeclared guest somewhere.
@@ -288,30 +302,35 @@ func (w *world) askAfter() {
 	if !ok || x.vm.runs != x || !x.isStranger() || x.vm.liar {
 		return
 	}
-	id := x.vm.ids[0]
 	target := netip.AddrFrom4([4]byte{10, 20, 0, byte(100 + w.pick(100))})
 	if y.isStranger() {
 		target = y.vm.ids[0].addrs[0]
 	}
+	x.vm.asks(x, target)
+}
+
+// asks is an undeclared guest's question for an address.
+func (v *vm) asks(x *nic, target netip.Addr) {
+	id := v.ids[0]
 	if i := slices.IndexFunc(id.addrs, netip.Addr.Is4); i >= 0 && target.Is4() {
-		x.vm.says(id.mac, id.addrs[i])
-		x.vm.hands(x, agentcore.Heard{Fact: packet.Fact{Kind: packet.ARPRequest, Src: id.mac, MAC: id.mac, IP: id.addrs[i], Target: target}})
+		v.says(id.mac, id.addrs[i])
+		v.hands(x, agentcore.Heard{Fact: packet.Fact{Kind: packet.ARPRequest, Src: id.mac, MAC: id.mac, IP: id.addrs[i], Target: target}})
 	}
 }
 
 // takeOver makes a port the holder of an address that it shares.
 func (w *world) takeOver() {
-	x, ok := one(w, w.nics)
-	if !ok || x.vm.runs != x {
-		return
+	can := slices.DeleteFunc(w.placements(), func(p placed) bool { return len(p.port.Shared) == 0 })
+	if p, ok := one(w, can); ok {
+		a, _ := one(w, p.port.Shared)
+		w.takes(p, a)
 	}
-	if n, p := w.portOf(x); p != nil {
-		if a, ok := one(w, p.Shared); ok {
-			w.log("port %s takes %v", p.Name, a)
-			w.masters[netAddr{n.UID, a}] = x.vm
-			x.vm.master(n, a)
-		}
-	}
+}
+
+func (w *world) takes(p placed, a netip.Addr) {
+	w.log("port %s takes %v", p.port.Name, a)
+	w.masters[netAddr{p.net.UID, a}] = p.nic.vm
+	p.nic.vm.master(p.net, a)
 }
 
 // master announces a shared address for as long as the guest is its holder.
@@ -375,76 +394,5 @@ func (h *host) asked(index int32, frame string) {
 	}
 	if n, p := h.w.portOf(x); p != nil && h.w.masters[netAddr{n.UID, f.Target}] == x.vm {
 		answer(macOf(p, f.Target))
-	}
-}
-
-// finishGuests does what is needed so that it is known what is where: liars and
-// guests of networks that went are gone, the others say what they are, and who
-// is the holder of a shared address says so.
-func (w *world) finishGuests() {
-	if !w.open {
-		return
-	}
-	for _, x := range slices.Clone(w.nics) {
-		if x.vm.moving || x.vm.dead {
-			continue
-		}
-		if !x.isStranger() {
-			if _, p := w.portOf(x); p == nil { // it is undeclared now, too
-				w.destroy(x.vm)
-			}
-			continue
-		}
-		n := w.store.network(x.vm.network)
-		if n == nil || n.Blocked || x.vm.liar || x.vm.runs == nil || !x.vm.fits(n) {
-			w.destroy(x.vm)
-		} else if x.vm.runs == x {
-			x.vm.introduce()
-		}
-	}
-	all := w.placements()
-	for _, n := range w.store.networks() {
-		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{10, 20, 0, 200}), netip.AddrFrom4([4]byte{10, 20, 0, 201})} {
-			var can []*vm
-			for _, p := range all {
-				if p.net.UID == n.UID && slices.Contains(p.port.Shared, a) {
-					can = append(can, p.nic.vm)
-				}
-			}
-			at := netAddr{n.UID, a}
-			if len(can) > 0 && !slices.Contains(can, w.masters[at]) {
-				w.masters[at] = can[w.pick(len(can))]
-			}
-			if len(can) > 0 {
-				w.masters[at].master(n, a)
-			}
-		}
-	}
-}
-
-// rejoinStrangers puts undeclared guests back onto their network's bridge.
-func (w *world) rejoinStrangers() {
-	for _, x := range w.nics {
-		l, ok := x.host.kernel.Link(x.name)
-		if n := w.store.network(x.vm.network); ok && l.Master == 0 && x.isStranger() && n != nil && w.mayServe(n, x.host) {
-			w.log("hypervisor of %s joins %s to %s", x.host.name, x.name, n.VNI.Bridge())
-			x.since = w.now
-			if x.vm.runs == x {
-				x.vm.since = w.now
-			}
-			x.host.touch(func(m *kerneltest.Model) { m.Join(x.name, n.VNI.Bridge()) })
-		}
-	}
-}
-
-// keepShared is the document of a port that goes on sharing what it shares, or
-// shares nothing any more.
-func (w *world) keepShared(d *overlay.Doc, p *overlay.Port) {
-	d.Port.Shared, d.Port.AddressCheck = p.Shared, p.AddressCheck
-	if w.chance(0.2) {
-		d.Port.Shared = nil
-	}
-	if w.chance(0.3) {
-		d.Port.AddressCheck = !p.AddressCheck
 	}
 }

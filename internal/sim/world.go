@@ -94,6 +94,7 @@ type world struct {
 	vnis  map[overlay.VNI]overlay.UID
 
 	strangers int             // MACs of undeclared guests, ever
+	number    byte            // that the newest address of one has
 	masters   map[netAddr]*vm // who holds a shared address, as the guests see it
 
 	trace traceRing
