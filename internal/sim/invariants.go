@@ -413,7 +413,7 @@ func (h *host) hasDevices(uid overlay.UID) bool {
 
 // checkWithdrawal: a binding is not withdrawn from a host on which the VM has
 // been all the time, whatever became of agents and managers: absence of
-// evidence is none. If another VM has that MAC, or had it there since the binding
+// evidence is none. If another VM of that port is there, or was since the binding
 // came, it may have been the other one's.
 func (w *world) checkWithdrawal(was, is value, with []encoded) {
 	e, ok := was.rec.(*overlay.Endpoint)
@@ -426,7 +426,7 @@ func (w *world) checkWithdrawal(was, is value, with []encoded) {
 		}
 	}
 	for _, x := range w.nics {
-		if x.host.uid != e.Host || !x.settled(10*second) || x.host.troubled > w.now || x.host.hadDouble(x, was.moved) {
+		if x.host.uid != e.Host || !x.settled(10*second) || x.host.troubled > w.now || x.hasDouble() || x.host.hadDouble(x, was.moved) {
 			continue
 		}
 		if n, p := w.portOf(x); p != nil && n.UID == e.Network && p.UID == e.Port && !n.Blocked && w.store.values[overlay.KeyOf(p)].at+10*second <= w.now {

@@ -34,13 +34,20 @@ func (w *world) only(network overlay.UID, port overlay.UID) *vm {
 	return v
 }
 
+// isDouble reports whether two devices are of two VMs of one port.
+func isDouble(x, y *nic) bool {
+	return y.vm != x.vm && y.mac == x.mac && y.port == x.port && (y.tenant == x.tenant || y.tenant == "" || x.tenant == "")
+}
+
 // hadDouble reports whether another VM of a device's port has left a host since a
 // time.
 func (h *host) hadDouble(x *nic, since int64) bool {
-	return slices.ContainsFunc(h.left, func(d departure) bool {
-		y := d.nic
-		return y.vm != x.vm && y.mac == x.mac && y.port == x.port && (y.tenant == x.tenant || y.tenant == "" || x.tenant == "") && d.at >= since
-	})
+	return slices.ContainsFunc(h.left, func(d departure) bool { return isDouble(x, d.nic) && d.at >= since })
+}
+
+// hasDouble reports whether another VM of a device's port is on its host.
+func (x *nic) hasDouble() bool {
+	return slices.ContainsFunc(x.host.w.nics, func(y *nic) bool { return y.host == x.host && isDouble(x, y) })
 }
 
 // checkPlace: an endpoint is bound only where its guest has a device, or had
