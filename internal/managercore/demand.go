@@ -47,7 +47,7 @@ const (
 // another its whole log is read, for each look.
 func (c *Cursor) SubscribeOnDemand(v *View, network overlay.UID) bool {
 	n := v.Network(network)
-	if n == nil || !n.SelectsHost(c.host) || c.uid.IsZero() {
+	if n == nil || !v.Concerns(c.host, n) || c.uid.IsZero() {
 		return false
 	}
 	var said []due
