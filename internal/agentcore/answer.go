@@ -53,10 +53,23 @@ func (n *network) has6() bool {
 // gateway's, which is the router's and the DHCPv4 server's, or that of IPv6
 // answers.
 func (n *network) serves(a netip.Addr) bool {
-	if !n.tells() && !n.routes() || !a.IsValid() {
-		return false
+	return a.IsValid() && slices.Contains(n.served(), a)
+}
+
+// served are the addresses that serves is true of.
+func (n *network) served() (out []netip.Addr) {
+	if !n.tells() && !n.routes() {
+		return nil
 	}
-	return a == serverIP6 && n.has6() || slices.ContainsFunc(n.rec.Subnets, func(s overlay.Subnet) bool { return s.Gateway == a })
+	for _, s := range n.rec.Subnets {
+		if s.Gateway.IsValid() {
+			out = append(out, s.Gateway)
+		}
+	}
+	if n.has6() {
+		out = append(out, serverIP6)
+	}
+	return out
 }
 
 // asked answers a frame of a guest that is here.

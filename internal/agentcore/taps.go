@@ -309,6 +309,11 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 	if t.declared != nil {
 		checkAddresses(n.portOf(t.declared), &p)
 	}
+	for _, a := range n.served() {
+		if !slices.Contains(p.Addrs, a) && !slices.Contains(p.Share, a) {
+			p.Hosts = append(p.Hosts, a)
+		}
+	}
 	return plan.PortRows(nil, p)
 }
 

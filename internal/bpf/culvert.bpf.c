@@ -115,7 +115,7 @@ static __always_inline bool owns_mac(__u32 port, const struct port_conf *p, cons
 	return bpf_map_lookup_elem(&cv_own, &k) != NULL;
 }
 
-// owned is what the port has an address as, OWNED or SHARED; NULL if it has not.
+// owned is what the port has an address as; NULL if it has not.
 static __always_inline const __u8 *owned(__u32 port, const struct in6 *ip)
 {
 	struct own_key k = { .port = port, .kind = OWN_IP };
@@ -124,12 +124,23 @@ static __always_inline const __u8 *owned(__u32 port, const struct in6 *ip)
 	return bpf_map_lookup_elem(&cv_own, &k);
 }
 
-// owns_ip says whether an address is the port's and nobody else's.
-static __always_inline bool owns_ip(__u32 port, const struct in6 *ip)
+// poses says whether a frame of the guest's comes from an address of the router,
+// or claims one.
+static __always_inline bool poses(__u32 port, const struct port_conf *p, const struct facts *f)
 {
-	const __u8 *as = owned(port, ip);
+	const __u8 *as;
 
-	return as && *as == OWNED;
+	if (f->type != ETH_P_ARP && f->type != ETH_P_IP && f->type != ETH_P_IPV6)
+		return false;
+	if (f->type == ETH_P_IPV6 && f->proto == PROTO_ICMPV6 && f->icmp == ND_ADVERT) {
+		as = owned(port, &f->target);
+		if (as && *as == ROUTERS)
+			return true;
+	}
+	if (same_ip(&f->src, &p->ip[f->type == ETH_P_IPV6 ? V6 : V4]))
+		return false;
+	as = owned(port, &f->src);
+	return as && *as == ROUTERS;
 }
 
 // may_use says whether a guest whose addresses are checked may have one.
@@ -137,7 +148,7 @@ static __always_inline bool may_use(__u32 port, const struct port_conf *p, int f
 {
 	if (same_ip(ip, &p->ip[family]) && !is_any6(ip))
 		return true;
-	return (family == V6 && is_linklocal(ip) && !(p->flags & CHECK_LOCAL)) || owned(port, ip);
+	return (family == V6 && is_linklocal(ip) && !(p->flags & CHECK_LOCAL)) || owned(port, ip); // the router's: see poses
 }
 
 // spoofs says whether a frame of the guest's names an address that it may not
@@ -215,7 +226,7 @@ int cv_from_port(struct __sk_buff *skb)
 	}
 	if (!parse(skb, &f))
 		return drop(port, SHORT);
-	if ((p->flags & CHECK_IP) && spoofs(port, p, &f))
+	if (poses(port, p, &f) || ((p->flags & CHECK_IP) && spoofs(port, p, &f)))
 		verdict = drop(port, SOURCE_IP);
 	else if ((p->flags & NO_SERVERS) && serves(&f))
 		return drop(port, SERVER);
@@ -234,13 +245,24 @@ int cv_from_port(struct __sk_buff *skb)
 	return verdict;
 }
 
+// anothers says whether an address that a frame gives to a MAC belongs to the
+// port, which has not that MAC, or to the router.
+static __always_inline bool anothers(__u32 port, const struct port_conf *p, const struct in6 *ip, const __u8 *mac)
+{
+	const __u8 *as = owned(port, ip);
+
+	if (!as)
+		return false;
+	return *as == ROUTERS ? !is_router(mac) : *as == OWNED && !owns_mac(port, p, mac);
+}
+
 // claims_own says whether a frame that is to go to the guest gives an address
-// of the guest's own to somebody else.
+// of the guest's own, or of the router, to somebody else.
 static __always_inline bool claims_own(__u32 port, const struct port_conf *p, const struct facts *f)
 {
 	switch (f->type) {
 	case ETH_P_ARP:
-		return !is_any4(&f->src) && owns_ip(port, &f->src) && !owns_mac(port, p, f->arp_mac);
+		return !is_any4(&f->src) && anothers(port, p, &f->src, f->arp_mac);
 	case ETH_P_IPV6:
 		if (f->proto != PROTO_ICMPV6)
 			return false;
@@ -248,7 +270,7 @@ static __always_inline bool claims_own(__u32 port, const struct port_conf *p, co
 		// 4862 section 5.4.2); any other one only asks for it.
 		if (f->icmp != ND_ADVERT && !(f->icmp == ND_SOLICIT && is_any6(&f->src)))
 			return false;
-		return owns_ip(port, &f->target) && !owns_mac(port, p, f->mac_src);
+		return anothers(port, p, &f->target, f->mac_src);
 	}
 	return false;
 }

@@ -32,7 +32,7 @@ enum { // hoststate.DropReason
 
 enum { OPEN = 1, CHECK_IP = 2, NO_SERVERS = 4, WATCH = 8, CHECK_LOCAL = 16, ROUTED = 32, DEMAND = 64 }; // port_conf.flags
 enum { OWN_IP = 0, OWN_MAC = 1 };                // own_key.kind
-enum { OWNED = 0, SHARED = 1 };                  // value of cv_own: whether others may claim it, too
+enum { OWNED = 0, SHARED = 1, ROUTERS = 2 };     // value of cv_own: whether others may claim it, too, or it is the router's
 enum { SOURCE = 1, RELAYED, REACH_IP, REACH_MAC, KNOWN, FROM, ROUTED_BY }; // network_key.kind
 enum { STRANGERS = 1 };                          // network_val.n of SOURCE and ROUTED_BY
 enum { RELAYING = 1, ALIASING = 2 };             // bits of cv_turning

@@ -76,7 +76,8 @@ const (
 	ownIP  = 0
 	ownMAC = 1
 
-	asShared = 1
+	asShared  = 1
+	asRouters = 2
 
 	keySource   = 1
 	keyRelayed  = 2
@@ -130,7 +131,10 @@ func ownOf(k hoststate.Key) ownKey {
 
 // ownedAs is an entry's value: whether others may claim the address, too.
 func ownedAs(v hoststate.Val) uint8 {
-	if v.Flags&hoststate.Shared != 0 {
+	switch {
+	case v.Flags&hoststate.Router != 0:
+		return asRouters
+	case v.Flags&hoststate.Shared != 0:
 		return asShared
 	}
 	return 0
@@ -138,8 +142,11 @@ func ownedAs(v hoststate.Val) uint8 {
 
 // ownedVal is what ownedAs was made of.
 func ownedVal(as uint8) (v hoststate.Val) {
-	if as == asShared {
+	switch as {
+	case asShared:
 		v.Flags = hoststate.Shared
+	case asRouters:
+		v.Flags = hoststate.Router
 	}
 	return v
 }

@@ -60,7 +60,7 @@ func (s *Set) note(ports *group[uint32, portConf], owned *group[ownKey, uint8], 
 	}
 	for i, o := range owned.keys {
 		at := owned.at[i]
-		if o.Kind != ownIP || errs[at] != nil {
+		if o.Kind != ownIP || owned.values[i] == asRouters || errs[at] != nil {
 			continue
 		}
 		if c := confs[o.Port]; c != nil {

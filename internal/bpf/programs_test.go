@@ -136,6 +136,40 @@ func (b *bench) verdicts(p *ebpf.Program, port int32, cases []frameCase) {
 	}
 }
 
+// TestNobodyIsTheRouter: no guest sends from an address that hosts have towards
+// it, or claims one, on a port that is not checked either; towards it only the
+// hosts' own MAC does.
+func TestNobodyIsTheRouter(t *testing.T) {
+	t.Parallel()
+	const arpT, v4, v6 = 0x0806, 0x0800, 0x86dd
+	b := newBench(t, Limits{Storm: Rate{1, 1000}, Punt: Rate{1, 1000}, Unclaimed: Rate{1, 1000}})
+	gate4, gate6 := netip.MustParseAddr("10.0.0.254"), netip.MustParseAddr("fd00::fe")
+	for _, a := range []netip.Addr{gate4, gate6} {
+		b.row(hoststate.Key{Table: hoststate.TableOwn, Port: port, IP: a}, hoststate.Val{Flags: hoststate.Router})
+	}
+	router := [6]byte(overlay.ServerMAC)
+	for _, flags := range []hoststate.Flags{hoststate.Open, safe} {
+		b.row(hoststate.Key{Table: hoststate.TablePort, Port: port}, hoststate.Val{MAC: mine, Flags: flags})
+		b.verdicts(b.objects.CvFromPort, port, []frameCase{
+			{"its own", eth(other, mine, v4, ip4(own4, gate4, 6, make([]byte, 20))), 0},
+			{"asks for the router", eth(all, mine, arpT, arp(1, mine, own4, gate4)), 0},
+			{"ARP answer for the router", eth(other, mine, arpT, arp(2, mine, gate4, their4)), hoststate.DropSourceIP},
+			{"announces the router", eth(all, mine, arpT, arp(1, mine, gate4, gate4)), hoststate.DropSourceIP},
+			{"IPv4 from the router", eth(other, mine, v4, ip4(gate4, their4, 1, make([]byte, 8))), hoststate.DropSourceIP},
+			{"IPv6 from the router", eth(other, mine, v6, ip6(gate6, their6, 58, icmp6(137, their6))), hoststate.DropSourceIP},
+			{"advertises the router", eth(other, mine, v6, ip6(own6, their6, 58, icmp6(136, gate6))), hoststate.DropSourceIP},
+			{"solicits the router", eth(other, mine, v6, ip6(own6, their6, 58, icmp6(135, gate6))), 0},
+		})
+		b.verdicts(b.objects.CvToPort, port, []frameCase{
+			{"the hosts' answer", eth(mine, router, arpT, arp(2, router, gate4, own4)), 0},
+			{"another's answer", eth(mine, other, arpT, arp(2, other, gate4, own4)), hoststate.DropOwnAddress},
+			{"another's announcement", eth(all, other, arpT, arp(1, other, gate4, gate4)), hoststate.DropOwnAddress},
+			{"the hosts' advertisement", eth(mine, router, v6, ip6(link6, own6, 58, icmp6(136, gate6))), 0},
+			{"another's advertisement", eth(mine, other, v6, ip6(link6, own6, 58, icmp6(136, gate6))), hoststate.DropOwnAddress},
+		})
+	}
+}
+
 func TestFromPort(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, Limits{Storm: Rate{1, 1000}, Punt: Rate{1, 1000}, Unclaimed: Rate{1, 1000}})

@@ -54,7 +54,9 @@ const (
 	TablePort Table = 8
 	// TableOwn is what belongs to a port besides: a further MAC (Key: Port,
 	// MAC) or an address (Key: Port, IP). It may send from these, and nobody
-	// may claim them towards it, unless the address has the flag Shared.
+	// may claim them towards it, unless the address has the flag Shared. One with
+	// the flag Router is hosts' own towards guests: it may not send from it, and
+	// nobody but overlay.ServerMAC may claim it towards it.
 	TableOwn Table = 9
 	// TableSource is whose frames the underlay's program takes. Key: VNI, the
 	// inner source MAC, and in IP the VTEP that may send for it. The zero MAC is
@@ -180,7 +182,8 @@ const (
 	Ours
 	// Router: NTF_ROUTER. In TableFDB it makes the VXLAN device look the
 	// destination address of a packet up among its neighbours, and send it to
-	// that MAC instead (route short circuit).
+	// that MAC instead (route short circuit). In TableOwn: the address is the
+	// router's.
 	Router
 	// Open: the port passes traffic (TablePort).
 	Open

@@ -116,9 +116,7 @@ func (p *pair) row() (r hoststate.Row, port string) {
 		r.Key.VNI, port = 0, p.vm()
 		if r.Key.MAC = mac; p.rng.IntN(2) == 0 {
 			r.Key.MAC, r.Key.IP = overlay.MAC{}, p.anyAddr()
-			if p.rng.IntN(3) == 0 {
-				r.Val.Flags = hoststate.Shared
-			}
+			r.Val.Flags = []hoststate.Flags{0, hoststate.Shared, hoststate.Router}[p.rng.IntN(3)]
 		}
 	case hoststate.TableSource, hoststate.TableRelayed:
 		if r.Key.MAC, r.Key.IP = mac, p.anyAddr(); r.Key.Table == hoststate.TableSource && p.rng.IntN(4) == 0 {

@@ -123,7 +123,7 @@ func programRow(r hoststate.Row, del bool) bool {
 	case hoststate.TablePort:
 		return none && !k.IP.IsValid() && (del || v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: v.Flags & portFlagsOfRow})
 	case hoststate.TableOwn:
-		return byIP && (del || empty || v == hoststate.Val{Flags: hoststate.Shared}) || byMAC && (del || empty)
+		return byIP && (del || empty || v == hoststate.Val{Flags: hoststate.Shared} || v == hoststate.Val{Flags: hoststate.Router}) || byMAC && (del || empty)
 	case hoststate.TableSource:
 		return addressed && (none && (del || empty || strangers) || k.MAC.IsUnicast() && (del || empty))
 	case hoststate.TableRouted:

@@ -120,6 +120,7 @@ type Guard struct {
 	MACs  []overlay.MAC // at least one
 	Addrs []netip.Addr  // its own: nobody else may claim them towards it
 	Share []netip.Addr  // that it may use and others may claim towards it
+	Hosts []netip.Addr  // that hosts have towards it, none of the former
 	Flags hoststate.Flags
 }
 
@@ -134,6 +135,9 @@ func PortRows(buf []hoststate.Row, g Guard) []hoststate.Row {
 	}
 	for _, a := range g.Share {
 		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: g.Port, IP: a}, Val: hoststate.Val{Flags: hoststate.Shared}})
+	}
+	for _, a := range g.Hosts {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableOwn, Port: g.Port, IP: a}, Val: hoststate.Val{Flags: hoststate.Router}})
 	}
 	return append(buf,
 		hoststate.Row{Key: hoststate.Key{Table: hoststate.TablePort, Port: g.Port}, Val: hoststate.Val{MAC: g.MACs[0], Flags: g.Flags}},

@@ -105,6 +105,7 @@ func passes(rows map[hoststate.Key]hoststate.Val, index int32, g guise, n *overl
 		}
 		rows[door] = first
 		rows[hoststate.Key{Table: hoststate.TableMember, Port: index}] = hoststate.Val{}
+		hostsRows(rows, index, n)
 	case g.port.IsZero() && bytes.Compare(g.mac[:], first.MAC[:]) < 0:
 		own.MAC = first.MAC
 		rows[own] = hoststate.Val{}

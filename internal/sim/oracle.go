@@ -181,13 +181,28 @@ func sourceRow(out map[hoststate.Key]hoststate.Val, n *overlay.Network, mac over
 }
 
 // portRows are what lets a device pass frames: as that port, and none else.
-func portRows(out map[hoststate.Key]hoststate.Val, index int32, p *overlay.Port, more hoststate.Flags) {
+func portRows(out map[hoststate.Key]hoststate.Val, index int32, n *overlay.Network, p *overlay.Port, more hoststate.Flags) {
 	out[hoststate.Key{Table: hoststate.TablePort, Port: index}] = hoststate.Val{MAC: p.MAC, Flags: hoststate.Open | hoststate.NoServers | more} // networks here have no servers of their own
 	out[hoststate.Key{Table: hoststate.TableMember, Port: index}] = hoststate.Val{}
 	for _, a := range p.Addresses {
 		out[hoststate.Key{Table: hoststate.TableOwn, Port: index, IP: a}] = hoststate.Val{}
 	}
 	checkedRows(out, index, p)
+	hostsRows(out, index, n)
+}
+
+// hostsRows are the addresses of a network that hosts have, and no guest.
+func hostsRows(out map[hoststate.Key]hoststate.Val, index int32, n *overlay.Network) {
+	own := hoststate.Key{Table: hoststate.TableOwn, Port: index}
+	for _, s := range n.Subnets {
+		if own.IP = s.Gateway; own.IP.IsValid() {
+			out[own] = hoststate.Val{Flags: hoststate.Router}
+		}
+		if s.Prefix.Addr().Is6() {
+			own.IP = linkLocal(overlay.ServerMAC)
+			out[own] = hoststate.Val{Flags: hoststate.Router}
+		}
+	}
 }
 
 // placed is one endpoint where it really is.
@@ -284,7 +299,7 @@ func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map
 		}
 		if l, ok := h.kernel.Link(p.nic.name); ok {
 			rows[hoststate.Key{Table: hoststate.TableMaster, VNI: n.VNI, MAC: p.port.MAC}] = hoststate.Val{Port: l.Index, Flags: hoststate.Static | hoststate.Sticky}
-			portRows(rows, l.Index, p.port, ofRouted(n))
+			portRows(rows, l.Index, n, p.port, ofRouted(n))
 		}
 	}
 	w.expectedAcross(h, n, all, rows)
@@ -307,7 +322,7 @@ func (w *world) expectedPre(h *host, p placed, rows map[hoststate.Key]hoststate.
 	// be known to be empty.
 	for i, index := range at {
 		if _, open := h.kernel.Row(hoststate.Key{Table: hoststate.TablePort, Port: index}); open || i == len(at)-1 {
-			portRows(rows, index, p.port, hoststate.Watch|ofRouted(p.net))
+			portRows(rows, index, p.net, p.port, hoststate.Watch|ofRouted(p.net))
 			break
 		}
 	}

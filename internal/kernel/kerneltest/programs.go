@@ -69,7 +69,7 @@ func programVal(k hoststate.Key, v hoststate.Val) bool {
 		flags := v.Flags & (hoststate.Open | hoststate.CheckIP | hoststate.NoServers | hoststate.Watch | hoststate.CheckLocal | hoststate.Routed | hoststate.Demand)
 		return v.MAC.IsUnicast() && v == hoststate.Val{MAC: v.MAC, Flags: flags}
 	case hoststate.TableOwn:
-		return v == hoststate.Val{} || k.IP.IsValid() && v == hoststate.Val{Flags: hoststate.Shared}
+		return v == hoststate.Val{} || k.IP.IsValid() && (v == hoststate.Val{Flags: hoststate.Shared} || v == hoststate.Val{Flags: hoststate.Router})
 	case hoststate.TableSource:
 		return v == hoststate.Val{} || zero && v == hoststate.Val{Flags: hoststate.Strangers}
 	case hoststate.TableRouted:
