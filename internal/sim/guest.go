@@ -139,6 +139,10 @@ func (h *host) shown(x *nic, e agentcore.Heard) {
 	if w.hit(HeardLate, 0.2) {
 		d += w.between(milli, 2*second)
 	}
+	if x.isStranger() { // also to a host that has not heard that the network is no more
+		w.ever.macs[netMAC{x.vm.network, e.Fact.Src}] = true
+		w.ever.said[netAddr{x.vm.network, e.Fact.IP}] = true
+	}
 	show := func() {
 		w.log("%s is shown a frame of %v on if%d, sent at %d", h.name, e.Fact.Src, e.Port, int64(e.At))
 		if x.spoke < x.since && h.core.Looked() {

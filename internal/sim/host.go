@@ -46,6 +46,7 @@ type host struct {
 	journal []frame
 	bells   int64                 // when the newest doorbell arrives
 	readAt  map[overlay.VNI]int64 // when each network's tables were read last
+	linksAt int64                 // of when the links are that its agent read last
 	written int                   // operations that change a kernel, ever
 	joined  bool
 	left    []departure       // VMs that were here
@@ -194,6 +195,7 @@ func (h *host) read(sc hoststate.Scope) {
 	}
 	took := h.lag(50*micro, 500*micro)
 	h.mine(took, func() {
+		at := h.w.now
 		st, err := h.kernel.Read(context.Background(), sc)
 		if err != nil {
 			st = nil
@@ -202,6 +204,7 @@ func (h *host) read(sc hoststate.Scope) {
 		h.mine(h.lag(20*micro, 200*micro), func() {
 			h.busy = false
 			if sc.Links && st != nil {
+				h.linksAt = at
 				h.seen.links(h, st)
 			}
 			h.step(agentcore.Read{Scope: sc, State: st, Cost: agentcore.Time(took)})

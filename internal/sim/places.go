@@ -102,6 +102,9 @@ func (h *host) checkClaim(c agentcore.Claim) {
 	if _, relays := h.kernel.Row(hoststate.Key{Table: hoststate.TableRelay, VNI: n.VNI, MAC: c.MAC}); relays {
 		return
 	}
+	if slices.ContainsFunc(h.left, func(d departure) bool { return d.nic.speaksAs(c.MAC) && d.at >= h.linksAt }) {
+		return // and its entry with it, likewise
+	}
 	h.checkStrangerClaim(c, n)
 	for _, x := range w.nics { // one that came a moment ago explains it
 		if on, _ := w.portOf(x); x.host == h && x.mac == c.MAC && x.since+second < w.now && on != nil && on.UID == c.Network {

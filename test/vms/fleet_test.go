@@ -443,44 +443,6 @@ func (p *pings) lostAt(zero time.Time) string {
 	return b.String()
 }
 
-// unanswered is how many echo requests a guest has got and sent no reply to: a
-// burst of replies finds the send buffer of its kernel full.
-func (f *fleet) unanswered(name string) int {
-	f.t.Helper()
-	return f.unansweredIn(f.in(name, snmp))
-}
-
-// snmp lists what unansweredIn reads.
-const snmp = "cat /proc/net/snmp /proc/net/snmp6"
-
-func (f *fleet) unansweredIn(snmp string) (sum int) {
-	f.t.Helper()
-	var titles []string
-	for line := range strings.Lines(snmp) {
-		w := strings.Fields(line)
-		switch {
-		case len(w) > 1 && w[0] == "Icmp:" && titles == nil:
-			titles = w
-		case len(w) > 1 && w[0] == "Icmp:":
-			sum += number(f.t, w[slices.Index(titles, "InEchos")]) - number(f.t, w[slices.Index(titles, "OutEchoReps")])
-		case len(w) == 2 && w[0] == "Icmp6InEchos":
-			sum += number(f.t, w[1])
-		case len(w) == 2 && w[0] == "Icmp6OutEchoReplies":
-			sum -= number(f.t, w[1])
-		}
-	}
-	return sum
-}
-
-func number(t *testing.T, s string) int {
-	t.Helper()
-	n, err := strconv.Atoi(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 func call(f func()) {
 	if f != nil {
 		f()

@@ -7,7 +7,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
+	"testing"
 	"time"
 
 	"culvert/internal/lab"
@@ -149,4 +152,42 @@ func (f *fleet) speak(guest string) {
 	f.t.Helper()
 	a := f.vms[guest].Addresses[0].Addr()
 	f.in(guest, fmt.Sprintf("(for i in $(seq 100); do arping -q -U -c 1 -w 1 -I eth0 %s; usleep 10000; done) >/dev/null 2>&1 &", a))
+}
+
+// unanswered is how many echo requests a guest has got and sent no reply to: a
+// burst of replies finds the send buffer of its kernel full.
+func (f *fleet) unanswered(name string) int {
+	f.t.Helper()
+	return f.unansweredIn(f.in(name, snmp))
+}
+
+// snmp lists what unansweredIn reads.
+const snmp = "cat /proc/net/snmp /proc/net/snmp6"
+
+func (f *fleet) unansweredIn(snmp string) (sum int) {
+	f.t.Helper()
+	var titles []string
+	for line := range strings.Lines(snmp) {
+		w := strings.Fields(line)
+		switch {
+		case len(w) > 1 && w[0] == "Icmp:" && titles == nil:
+			titles = w
+		case len(w) > 1 && w[0] == "Icmp:":
+			sum += number(f.t, w[slices.Index(titles, "InEchos")]) - number(f.t, w[slices.Index(titles, "OutEchoReps")])
+		case len(w) == 2 && w[0] == "Icmp6InEchos":
+			sum += number(f.t, w[1])
+		case len(w) == 2 && w[0] == "Icmp6OutEchoReplies":
+			sum -= number(f.t, w[1])
+		}
+	}
+	return sum
+}
+
+func number(t *testing.T, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
