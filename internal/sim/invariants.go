@@ -414,10 +414,12 @@ func (h *host) hasDevices(uid overlay.UID) bool {
 // checkWithdrawal: a binding is not withdrawn from a host on which the VM has
 // been all the time, whatever became of agents and managers: absence of
 // evidence is none. If another VM of that port is there, or was since the binding
-// came, it may have been the other one's.
+// came, it may have been the other one's. A virtual router's is its guest's next
+// announcement away: an agent that was killed before it was told that it has it
+// leaves nothing by which the next one would know.
 func (w *world) checkWithdrawal(was, is value, with []encoded) {
 	e, ok := was.rec.(*overlay.Endpoint)
-	if !ok || was.gone || !is.gone {
+	if !ok || was.gone || !is.gone || e.MAC.IsVirtual() {
 		return
 	}
 	for _, x := range with { // the port or its network goes in the same transaction
