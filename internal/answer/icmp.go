@@ -20,13 +20,18 @@ const (
 	TooFar             // the hop limit was exceeded on the way
 )
 
-// icmpErrors are type and code of each reason, for IPv4 and IPv6.
-var icmpErrors = [...]struct{ four, six [2]byte }{
+// icmpError is type and code of an error, for IPv4 and IPv6.
+type icmpError struct{ four, six [2]byte }
+
+var icmpErrors = [...]icmpError{
 	NoRoute: {[2]byte{3, 0}, [2]byte{1, 0}},
 	NoHost:  {[2]byte{3, 1}, [2]byte{1, 3}},
 	NoPort:  {[2]byte{3, 3}, [2]byte{1, 4}},
 	TooFar:  {[2]byte{11, 0}, [2]byte{3, 0}},
 }
+
+// tooBig is RFC 792's "fragmentation needed", and RFC 4443 section 3.2.
+var tooBig = icmpError{[2]byte{3, 4}, [2]byte{2, 0}}
 
 // Limits of a whole error in bytes, with its IP header: RFC 1812 section 4.3.2.3
 // and RFC 4443 section 2.4 (c).
@@ -41,14 +46,28 @@ const (
 // length to tell (RFC 4884 section 4). Nil if nothing may be said about such a
 // packet, or the router has no address of its family.
 func Undelivered(f packet.Forward, why Why, mac overlay.MAC, router netip.Addr) []byte {
-	if f.Mute || int(why) >= len(icmpErrors) || router.Is4() != f.From.Is4() {
+	if int(why) >= len(icmpErrors) {
 		return nil
 	}
-	room, kind := mostError4-20-8, icmpErrors[why].four
-	if router.Is6() {
-		room, kind = mostError6-40-8, icmpErrors[why].six
+	return undelivered(f, icmpErrors[why], 0, mac, router)
+}
+
+// TooBig tells it that packets may have mtu bytes (RFC 1191 section 4, RFC 4443
+// section 3.2). Hosts cut no packet for the way, so it is told so as well if
+// those of IPv4 might be cut: who sends them does it then.
+func TooBig(f packet.Forward, mtu uint16, mac overlay.MAC, router netip.Addr) []byte {
+	return undelivered(f, tooBig, mtu, mac, router)
+}
+
+func undelivered(f packet.Forward, e icmpError, mtu uint16, mac overlay.MAC, router netip.Addr) []byte {
+	if f.Mute || router.Is4() != f.From.Is4() {
+		return nil
 	}
-	msg := append([]byte{kind[0], kind[1], 0, 0, 0, 0, 0, 0}, f.Packet[:min(room, len(f.Packet))]...)
+	room, kind := mostError4-20-8, e.four
+	if router.Is6() {
+		room, kind = mostError6-40-8, e.six
+	}
+	msg := append([]byte{kind[0], kind[1], 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}, f.Packet[:min(room, len(f.Packet))]...)
 	if router.Is6() {
 		return packet.ICMPv6(f.MAC, mac, router, f.From, 64, msg)
 	}

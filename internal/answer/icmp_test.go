@@ -57,6 +57,17 @@ func TestEveryReasonHasItsCode(t *testing.T) {
 			t.Errorf("%v: %v, want %v", why, got, want)
 		}
 	}
+	for _, c := range []struct {
+		frame []byte
+		want  []byte // type to MTU
+	}{
+		{TooBig(udp4, 1400, host, addr("10.1.0.1"))[34:], []byte{3, 4, 0, 0, 0, 0, 5, 0x78}},
+		{TooBig(udp6, 1400, host, addr("fd00:1::1"))[54:], []byte{2, 0, 0, 0, 0, 0, 5, 0x78}},
+	} {
+		if copy(c.frame[2:4], []byte{0, 0}); !bytes.HasPrefix(c.frame, c.want) {
+			t.Errorf("too big: % x, want % x", c.frame, c.want)
+		}
+	}
 	if b := Undelivered(udp4, TooFar+1, host, addr("10.1.0.1")); b != nil {
 		t.Errorf("a reason that is none: % x", b)
 	}
@@ -126,6 +137,9 @@ func TestUndeliveredQuotes(t *testing.T) {
 			t.Fatalf("refused: %v", d)
 		}
 		b := Undelivered(f, Why(rapid.IntRange(0, int(TooFar)).Draw(t, "why")), host, router)
+		if rapid.Bool().Draw(t, "big") {
+			b = TooBig(f, rapid.Uint16().Draw(t, "mtu"), host, router)
+		}
 		if mute {
 			if b != nil {
 				t.Fatalf("an error about an error: % x", b)

@@ -17,8 +17,9 @@ type Forward struct {
 	Class    uint8       // type of service; 0 for IPv6
 	Proto    uint8       // above IP and the extension headers that are walked; 0 if it is not seen
 	// Packet is from the IP header on, without padding and as far as it was
-	// kept: a view of the frame.
+	// kept: a view of the frame. Length is that of all of it, in bytes.
 	Packet []byte
+	Length int
 	// Mute: no error is sent about it (RFC 1122 section 3.2.2, RFC 4443 section
 	// 2.4): it is an error itself, or a redirect, or may be one, or is a fragment
 	// that is not the first.
@@ -80,7 +81,7 @@ func (f *Forward) ipv4(p *parts) Drop {
 		return d
 	}
 	f.From, f.To, f.Hops, f.Class, f.Proto = ip4(b[12:16]), ip4(b[16:20]), b[8], b[1], b[9]
-	f.Packet = b[:min(total, len(b))]
+	f.Packet, f.Length = b[:min(total, len(b))], total
 	fragment := binary.BigEndian.Uint16(b[6:]) & 0x3fff // more of them, and the offset
 	if f.Mute = fragment&0x1fff != 0; !f.Mute && f.Proto == protoICMP {
 		f.icmp(size, fragment == 0 && total <= len(b))
@@ -103,7 +104,7 @@ func (f *Forward) ipv6(p *parts) Drop {
 		return IPv6Short
 	}
 	f.From, f.To, f.Hops = ip6(b[8:24]), ip6(b[24:40]), b[7]
-	f.Packet = b[:min(total, len(b))]
+	f.Packet, f.Length = b[:min(total, len(b))], total
 	next, at, whole := b[6], ipv6Len, total <= len(b)
 	for range mostHeaders {
 		switch next {

@@ -105,12 +105,15 @@ func TestReadForward(t *testing.T) {
 		if !bytes.HasPrefix(b[ethLen:], f.Packet) {
 			t.Errorf("%s: the packet is % x of % x", c.name, f.Packet, b)
 		}
+		if f.Length != len(c.frame)-ethLen {
+			t.Errorf("%s: a packet of %d bytes, want %d", c.name, f.Length, len(c.frame)-ethLen)
+		}
 		if fact, d := Parse(ToGuest, b, len(c.frame)); d == Taken && fact.Kind == ToRouter {
 			t.Errorf("%s towards a guest is for the router", c.name)
 		}
 	}
 	short := UDP(overlay.ServerMAC, guest, netip.MustParseAddrPort("10.1.0.5:1"), netip.MustParseAddrPort("10.2.0.7:2"), nil)
-	if f, d := ReadForward(short, len(short)); d != Taken || len(f.Packet) != ipv4Len+udpLen {
+	if f, d := ReadForward(short, len(short)); d != Taken || len(f.Packet) != ipv4Len+udpLen || f.Length != ipv4Len+udpLen {
 		t.Errorf("%v: a packet of %d bytes, want no padding", d, len(f.Packet))
 	}
 	for _, name := range []string{"ping", "linux ARP request", "udhcpc discover", "linux unicast solicitation"} {
