@@ -92,7 +92,7 @@ func (c *Core) asked(n *network, g *guest, e Heard) {
 	case packet.NeighborSolicit, packet.NeighborProbe:
 		if n.serves(f.Target) {
 			c.send(g.tap, packet.AnswerND(f.Src, overlay.ServerMAC, f.Target, f.IP, n.routes()))
-		} else if mac, ok := n.has(f.Target); ok && mac != g.mac && f.Kind == packet.NeighborProbe && n.shareOf(g, f.Target) == nil {
+		} else if mac, ok := c.holder(n, f.Target); ok && mac != g.mac && f.Kind == packet.NeighborProbe && n.shareOf(g, f.Target) == nil {
 			// The proxy's answer to duplicate address detection goes to no
 			// address, and some guests take what is another's.
 			c.send(g.tap, packet.AnswerND(f.Src, mac, f.Target, netip.Addr{}, false))
@@ -115,6 +115,18 @@ func (n *network) has(a netip.Addr) (overlay.MAC, bool) {
 	mac, known := n.owner[a]
 	e := n.eps[mac]
 	return mac, known && e != nil && !e.gone && e.rec != nil && slices.Contains(e.rec.Addresses, a)
+}
+
+// holder is who has an address on the network's link: of its own endpoints, or
+// of those of a network that is bridged to it.
+func (c *Core) holder(n *network, a netip.Addr) (overlay.MAC, bool) {
+	mac, ok := n.has(a)
+	for _, uid := range n.bridged {
+		if o := c.nets[uid]; !ok && o != nil && o.live() {
+			mac, ok = o.has(a)
+		}
+	}
+	return mac, ok
 }
 
 // leases answers DHCP for a declared port.

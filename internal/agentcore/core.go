@@ -154,7 +154,7 @@ type logState struct {
 func New(cfg Config) *Core {
 	c := &Core{
 		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{}, behind: map[overlay.UID]bool{},
-		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(overlay.UID{}),
+		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(),
 		tapNet: map[int32]*network{}, nics: map[string]sourced{}, claims: map[uint64]claimRef{}, problems: map[string]Time{},
 	}
 	c.work.open() // until adopt has seen all

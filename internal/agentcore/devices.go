@@ -53,7 +53,7 @@ func (c *Core) serve(n *network) {
 // wantServing decides whether the network wants a VXLAN device: from its first
 // port on, and for a while after its last.
 func (c *Core) wantServing(n *network) bool {
-	if !n.live() {
+	if !c.mayServe(n) {
 		return false
 	}
 	if n.occupied() {
@@ -184,10 +184,10 @@ func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
 		op.ID = c.fly(flight{net: n.uid, kind: op.Kind})
 		buf = append(buf, op)
 	}
-	if !n.live() {
-		c.removeDevices(n, emit)
-	} else {
+	if c.mayServe(n) {
 		c.wantDevices(n, emit)
+	} else {
+		c.removeDevices(n, emit)
 	}
 	n.flying = len(buf) - before
 	c.countRepairs(n, buf[before:])
@@ -228,8 +228,12 @@ type deviceWish struct {
 	serving bool
 }
 
-// removeDevices takes away what a deleted network left, if it is ours: the
-// alias says of which network it is.
+// mayServe reports whether this host may have devices of a network: it is told
+// of others, too, with which one that it serves has to do.
+func (c *Core) mayServe(n *network) bool { return n.live() && n.rec.SelectsHost(c.cfg.Name) }
+
+// removeDevices takes away what a network left that was deleted, or may be on
+// this host no more, if it is ours: the alias says of which network it is.
 func (c *Core) removeDevices(n *network, emit func(hoststate.Op)) {
 	if !c.fleet.complete || n.rec == nil {
 		return
@@ -267,8 +271,6 @@ func (c *Core) wantDevices(n *network, emit func(hoststate.Op)) {
 	c.solved(conflict)
 	c.serve(n)
 	switch {
-	case !hasBridge && !n.rec.SelectsHost(c.cfg.Name): // guests here may reach it, and are none of it
-		return
 	case !hasBridge:
 		emit(hoststate.Op{Kind: hoststate.OpMakeBridge, Dev: d})
 		return

@@ -28,7 +28,7 @@ func (c *Core) ownRows(n *network) {
 			rows = plan.ForeignRows(rows, n.rec.VNI, n.rec.Flood, vteps)
 		}
 		if n.serving && n.routes() {
-			rows = plan.RouterRows(rows, n.rec.VNI, c.cfg.VTEP)
+			rows = plan.RouterRows(rows, n.rec.VNI, c.cfg.VTEP, c.within(n))
 		}
 	}
 	n.own = rows

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -115,6 +116,95 @@ func TestTheRouterAnswers(t *testing.T) {
 	if got := r.sends(ping("10.1.0.5", "10.1.0.1")); got != "" {
 		t.Errorf("outside a domain: told %q", got)
 	}
+}
+
+// TestTheRouterTellsOfBigPackets: how long those may be that the other network
+// takes, and of the hop first.
+func TestTheRouterTellsOfBigPackets(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fleet("n1 10 domain reach=n2 10.1.0.0/24 fd00:1::/64", "n2 20 domain from=n1 mtu=1400 10.2.0.0/24 fd00:2::/64")
+	r.plug("n1", "p1")
+	r.connect()
+	r.log("n1", "port p1 "+mac1+" ip=10.1.0.5,fd00:1::5")
+	r.log("n2", "port p2 "+mac2, far)
+	r.ups()
+	big := func(from, to string, size int) []byte {
+		head := 20
+		if strings.Contains(to, ":") {
+			head = 40
+		}
+		return packet.UDP(overlay.ServerMAC, mac(mac1), netip.AddrPortFrom(netip.MustParseAddr(from), 4000), netip.AddrPortFrom(netip.MustParseAddr(to), 9), make([]byte, size-head-8))
+	}
+	for _, c := range []struct {
+		name  string
+		frame []byte
+		want  string
+		mtu   uint16
+	}{
+		{"as long as may be", big("10.1.0.5", "10.2.0.2", 1400), "", 0},
+		{"a byte more", big("10.1.0.5", "10.2.0.2", 1401), "3/4 of 10.1.0.1", 1400},
+		{"as long as may be, IPv6", big("fd00:1::5", "fd00:2::2", 1400), "", 0},
+		{"a byte more, IPv6", big("fd00:1::5", "fd00:2::2", 1401), "2/0 of fd00:1::1", 1400},
+		{"whom nobody has", big("10.1.0.5", "10.2.0.77", 1450), "3/1 of 10.1.0.1", 0},
+	} {
+		if got := r.sends(c.frame); got != c.want {
+			t.Errorf("%s: told %q, want %q", c.name, got, c.want)
+		}
+		for _, o := range r.m.Sent {
+			at := 34
+			if o.Frame[12:14] == "\x86\xdd" {
+				at = 54
+			}
+			if got := binary.BigEndian.Uint32([]byte(o.Frame[at+4:])); got != uint32(c.mtu) {
+				t.Errorf("%s: told of %d bytes, want %d", c.name, got, c.mtu)
+			}
+		}
+	}
+	// Larger, or as large, is no bound.
+	r.news("", "network n2 20 domain from=n1 mtu=1500 10.2.0.0/24 fd00:2::/64")
+	if got := r.dump(); strings.Contains(got, "reach 10 10.2.0.2 mtu") {
+		t.Errorf("bounded by a network that takes more:\n%s", got)
+	}
+}
+
+// TestTheRouterTellsOfPrefixes: of those behind a next hop, and those behind it.
+func TestTheRouterTellsOfPrefixes(t *testing.T) {
+	t.Parallel()
+	r := gated(t, "hop=0.0.0.0/0,n2,"+mac3+" hop=10.1.0.64/26,n2,"+mac2+" hop=10.7.0.0/16,n1,"+mac1+" hop=10.9.0.0/16,n2,"+mac2)
+	for _, c := range []struct {
+		name  string
+		frame []byte
+		want  string
+	}{
+		{"last hop", hop("10.1.0.5", "10.9.0.1", 1), "11/0 of 10.1.0.1"},
+		{"there is a way meanwhile", hop("10.1.0.5", "10.9.0.1", 64), ""},
+		{"whose next hop is bound nowhere", hop("10.1.0.5", "10.8.0.1", 64), "3/1 of 10.1.0.1"},
+		{"no route", hop("fd00:1::5", "fd00:9::1", 64), "1/0 of fd00:1::1"},
+		{"from behind the guest", hop("10.7.0.5", "10.6.0.1", 64), "3/1 of 10.1.0.1"},
+		{"from behind another", hop("10.9.0.5", "10.6.0.1", 64), ""},
+		{"part of a subnet", hop("10.1.0.5", "10.1.0.66", 1), "11/0 of 10.1.0.1"},
+		{"to all of a subnet", hop("10.1.0.5", "10.2.0.255", 1), ""},
+	} {
+		if got := r.sends(c.frame); got != c.want {
+			t.Errorf("%s: told %q, want %q", c.name, got, c.want)
+		}
+	}
+	// With a next hop for all that is nowhere else, as before: who is nowhere in a
+	// subnet is not behind it, neither here nor in a network that is reached.
+	subnets := []string{"route 10 10.1.0.0/24 via 00:00:00:00:00:00", "route 10 10.2.0.0/24 via 00:00:00:00:00:00"}
+	more := []string{"route 10 10.1.0.64/26 via " + alias2, "route 10 10.7.0.0/16 via " + mac1, "route 10 10.9.0.0/16 via " + alias2}
+	r.holds("without it", []string{"route"}, slices.Concat(more, subnets)...)
+	r.news("n2", "port p3 "+mac3, "at h3 p3 "+mac3+" 10.2.0.3")
+	r.holds("with it", []string{"route"}, slices.Concat(more, subnets, []string{"route 10 0.0.0.0/0 via " + alias3})...)
+	for to, want := range map[string]string{"10.1.0.77": "", "10.1.0.5": "3/1 of 10.1.0.1", "10.2.0.77": "3/1 of 10.1.0.1", "10.6.0.1": ""} {
+		if got := r.sends(hop("10.1.0.5", to, 64)); got != want {
+			t.Errorf("to %s: told %q, want %q", to, got, want)
+		}
+	}
+	r.news("", "network n2 20 domain from=n1 10.2.4.0/24")
+	subnets[1] = "route 10 10.2.4.0/24 via 00:00:00:00:00:00"
+	r.holds("another subnet", []string{"route"}, slices.Concat(more, subnets, []string{"route 10 0.0.0.0/0 via " + alias3})...)
 }
 
 // TestGatewaysAreAnsweredForInADomain, also where hosts tell nothing else: and

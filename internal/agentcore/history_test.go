@@ -20,14 +20,24 @@ type history struct {
 	moved map[string]string // the line of a move by MAC, while the host that it left relays
 }
 
+// bridged reports whether the two networks are one to their guests.
+func (h *history) bridged() bool { return strings.Contains(h.net[0], "bridge=n2") }
+
 // want is what n1's tables hold of n2, computed from the records alone.
 func (h *history) want() []string {
 	reach, from := strings.Contains(h.net[0], "reach=n2"), strings.Contains(h.net[0], "from=n2")
+	mtu := ""
+	if strings.Contains(h.net[1], "mtu=1400") {
+		mtu = " mtu 1400"
+	}
 	var rows []string
 	for m, line := range h.at {
 		f := strings.Fields(line)
-		vtep := h.vtep[f[1]]
-		if from {
+		vtep, name, sends := h.vtep[f[1]], overlay.Alias(netUID("n2"), mac(m)).String(), "routed"
+		if h.bridged() {
+			name, sends = m, "source"
+		}
+		if from || h.bridged() {
 			hosts := []string{f[1]}
 			for _, x := range f[5:] {
 				if _, host, _ := strings.Cut(x, "="); strings.HasPrefix(x, "pre=") || f[1] != "h1" && h.moved[m] == line {
@@ -36,20 +46,52 @@ func (h *history) want() []string {
 			}
 			for _, host := range hosts {
 				if v := h.vtep[host]; v != "" && host != "h1" {
-					rows = append(rows, "source 10 "+router+" via "+v)
+					rows = append(rows, sends+" 10 "+name+" via "+v)
 				}
 			}
 		}
-		if !reach || vtep == "" || h.own[m] {
+		if from {
+			for _, a := range strings.Split(f[4], ",") {
+				rows = append(rows, "from 10 "+a+" of "+name)
+			}
+		}
+		if !reach && !h.bridged() || vtep == "" {
 			continue
 		}
-		rows = append(rows, "reach 10 "+m, "fdb 10 "+m+" dst "+vtep+" vni 20 static,extern_learn")
+		if reach {
+			rows = append(rows, "reach 10 "+name)
+		}
+		rows = append(rows, "fdb 10 "+name+" dst "+vtep+" vni 20 static,extern_learn")
+		hop := reach && strings.Contains(h.net[0], "hop=10.9.0.0/16,n2,"+m)
+		if hop {
+			rows = append(rows, "route 10 10.9.0.0/16 via "+name)
+		}
+		if hop || h.bridged() {
+			rows = append(rows, "master 10 "+name+" dev cvx10 static,extern_learn")
+		}
 		for _, a := range strings.Split(f[4], ",") {
-			rows = append(rows, "reach 10 "+a, "neigh 10 "+a+" lladdr "+m+" permanent,culvert")
+			if rows = append(rows, "neigh 10 "+a+" lladdr "+name+" permanent,culvert"); reach {
+				rows = append(rows, "reach 10 "+a+mtu)
+			}
 		}
 	}
 	slices.Sort(rows)
 	return slices.Compact(rows)
+}
+
+// holds is what n1's tables do hold that is not of its own endpoints.
+func (h *history) holds(r *rig) (rows []string) {
+	for _, l := range strings.Split(r.dump(), "\n") {
+		f := strings.Fields(l)
+		if len(f) < 3 || f[1] != "10" || slices.Contains(f, router) || f[0] == "alias" || strings.Contains(l, mac1) || strings.Contains(l, "10.1.0.") || f[0] == "repl" {
+			continue
+		}
+		if own := h.own[f[2]]; !own {
+			rows = append(rows, l)
+		}
+	}
+	slices.Sort(rows)
+	return rows
 }
 
 // TestRoutedTablesFollowAnyHistory: whatever happens in whatever order, with
@@ -90,7 +132,7 @@ func TestRoutedTablesFollowAnyHistory(t *testing.T) {
 		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			m := rapid.SampledFrom([]string{"02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:04"}).Draw(t, "mac")
 			host := rapid.SampledFrom([]string{"h1", "h2", "h3", "h4"}).Draw(t, "host")
-			switch rapid.IntRange(0, 6).Draw(t, "what") {
+			switch rapid.IntRange(0, 7).Draw(t, "what") {
 			case 0, 1: // it comes, moves, or changes its addresses
 				line := "at " + host + " - " + m + " 10.2.0." + m[len(m)-1:]
 				if rapid.Bool().Draw(t, "two") {
@@ -112,9 +154,21 @@ func TestRoutedTablesFollowAnyHistory(t *testing.T) {
 					delete(h.at, m)
 					r.news("n2", "-"+line)
 				}
-			case 3: // policies
-				h.net[0] = "n1 10 domain" + rapid.SampledFrom([]string{"", " reach=n2", " from=n2", " reach=n2 from=n2"}).Draw(t, "open") + " 10.1.0.0/24 fd00:1::/64"
+			case 3: // policies, and routes by way of n2
+				h.net[0] = "n1 10 domain" + rapid.SampledFrom([]string{"", " reach=n2", " from=n2", " reach=n2 from=n2", " bridge=n2"}).Draw(t, "open") + " 10.1.0.0/24 fd00:1::/64"
+				if rapid.Bool().Draw(t, "route") {
+					h.net[0] += " hop=10.9.0.0/16,n2," + m
+				}
+				for _, own := range slices.Sorted(maps.Keys(h.own)) { // a MAC is in one of two bridged networks alone
+					if h.bridged() && h.own[own] {
+						h.own[own] = false
+						r.news("n1", "-at h3 - "+own+" 10.1.0."+own[len(own)-1:])
+					}
+				}
 				r.news("", "network "+h.net[0])
+			case 7: // n2 takes smaller packets
+				h.net[1] = alone2 + rapid.SampledFrom([]string{"", " mtu=1400"}).Draw(t, "mtu")
+				r.news("", "network "+h.net[1])
 			case 4: // a host dies, returns, or has another address
 				if host == "h1" {
 					continue
@@ -126,6 +180,9 @@ func TestRoutedTablesFollowAnyHistory(t *testing.T) {
 					r.news("", "host "+host+" "+v)
 				}
 			case 5: // n1 has the MAC itself
+				if h.bridged() {
+					break
+				}
 				if h.own[m] {
 					r.news("n1", "-at h3 - "+m+" 10.1.0."+m[len(m)-1:])
 				} else {
@@ -153,14 +210,7 @@ func TestRoutedTablesFollowAnyHistory(t *testing.T) {
 			heard()
 		}
 		heard()
-		var got []string
-		for _, l := range strings.Split(r.dump(), "\n") {
-			f := strings.Fields(l)
-			if strings.Contains(l, " vni 20") || len(f) > 2 && f[1] == "10" && (f[0] == "reach" || f[0] == "source" && f[2] == router || f[0] == "neigh" && !strings.HasPrefix(f[2], "10.1.")) {
-				got = append(got, l)
-			}
-		}
-		slices.Sort(got)
+		got := h.holds(r)
 		if want := h.want(); !slices.Equal(got, want) {
 			t.Fatalf("the kernel holds\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}

@@ -34,12 +34,11 @@ type network struct {
 	log      logState
 	own      []hoststate.Row // what was asked for that is no endpoint's: see ownRows
 
-	// Routing, see join: what is in force of the record's Reach and From, which
-	// networks are routed to or from it so, and how many endpoints have what they
-	// send routed to it by each host.
-	reach, from []overlay.UID
-	near        []*network // sorted by UID
-	routedBy    map[netip.Addr]int
+	// Routing and bridging, see join: what is in force of the record's ways, and
+	// for which networks here its log is wanted so, sorted by UID.
+	ways
+	near []*network
+	hops map[nextHop][]netip.Prefix // the record's Routes
 
 	subscribed bool // its log is wanted
 	told       bool // ... and the manager was told in this session
@@ -92,7 +91,6 @@ type endpoint struct {
 	plan     plan.Endpoint // what its rows stand for; the zero one has none
 	// leaving: a withdrawal of this binding was sent in this session.
 	leaving bool
-	own     bool       // the MAC is a live one of its network
 	crossed []crossing // what it has in other networks, by their UID
 }
 
@@ -101,7 +99,7 @@ func (c *Core) net(uid overlay.UID) *network {
 	if n == nil {
 		n = &network{
 			uid: uid, ports: map[overlay.UID]*portEntry{}, byName: map[string]overlay.UID{}, byMAC: map[overlay.MAC]overlay.UID{},
-			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, pre: map[overlay.MAC]bool{}, guests: map[overlay.MAC]*guest{}, owner: map[netip.Addr]overlay.MAC{}, shared: map[netip.Addr]int{}, taps: map[int32]*tap{}, rows: newRowSet(uid), doubts: map[hoststate.Key]bool{}, routedBy: map[netip.Addr]int{},
+			eps: map[overlay.MAC]*endpoint{}, mine: map[overlay.MAC]bool{}, pre: map[overlay.MAC]bool{}, guests: map[overlay.MAC]*guest{}, owner: map[netip.Addr]overlay.MAC{}, shared: map[netip.Addr]int{}, taps: map[int32]*tap{}, rows: newRowSet(), doubts: map[hoststate.Key]bool{},
 		}
 		c.nets[uid], c.order = n, nil
 	}
@@ -254,7 +252,7 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 		return
 	}
 	old := n.rec
-	n.rec, n.rev, n.gone = r, it.Rev, it.Gone
+	n.rec, n.rev, n.gone, n.hops = r, it.Rev, it.Gone, hopsOf(r.Routes)
 	if it.Gone {
 		if c.byVNI[r.VNI] == n {
 			delete(c.byVNI, r.VNI)
@@ -277,6 +275,9 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 	}
 	if old == nil || old.Flood != r.Flood || old.Blocked != r.Blocked || !slices.Equal(old.Foreign, r.Foreign) || it.Gone || routedOtherwise(old, r) {
 		c.replanAll(n)
+	}
+	if old != nil && (old.MTU != r.MTU || old.Distribution != r.Distribution || !slices.Equal(old.Routes, r.Routes)) {
+		c.crossFrom(n)
 	}
 	if !it.Gone && old != nil && (!old.Tell.Equal(&r.Tell) || old.MTU != r.MTU || old.Admission != r.Admission || !slices.Equal(old.Subnets, r.Subnets) || old.Domain != r.Domain) {
 		c.toldOtherwise(n)
@@ -408,12 +409,24 @@ func (c *Core) owned(n *network, r *overlay.Endpoint, rev overlay.Rev) {
 		if n.shared[a] > 0 {
 			c.sharesMoved(n, a, r.MAC, rev)
 		}
-		if known && n.serving && n.log.complete {
-			c.orders = append(c.orders, hoststate.Op{
-				Kind: hoststate.OpAnnounce,
-				Row:  hoststate.Row{Key: hoststate.Key{Table: hoststate.TableNeigh, VNI: n.rec.VNI, IP: a}, Val: hoststate.Val{MAC: r.MAC}},
-			})
-			c.stats.Announced++
+		if !known || !n.log.complete {
+			continue
+		}
+		if n.serving {
+			c.announce(n, a, r.MAC)
+		}
+		for _, o := range n.near {
+			if o.serving && o.way(n.uid)&wayBridge != 0 {
+				c.announce(o, a, r.MAC)
+			}
 		}
 	}
+}
+
+func (c *Core) announce(n *network, a netip.Addr, mac overlay.MAC) {
+	c.orders = append(c.orders, hoststate.Op{
+		Kind: hoststate.OpAnnounce,
+		Row:  hoststate.Row{Key: hoststate.Key{Table: hoststate.TableNeigh, VNI: n.rec.VNI, IP: a}, Val: hoststate.Val{MAC: mac}},
+	})
+	c.stats.Announced++
 }

@@ -29,10 +29,6 @@ func (c *Core) replan(n *network, mac overlay.MAC) {
 	}
 	c.was, c.will = old, rows
 	c.replace(n.rows, old, rows, overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}, e.rev)
-	if own := g != nil || e.rec != nil && !e.gone; own != e.own {
-		e.own = own
-		c.giveWay(n, mac)
-	}
 	c.cross(n, mac, e)
 }
 
@@ -56,13 +52,24 @@ func (c *Core) replace(s *rowSet, old, rows []hoststate.Row, by overlay.Key, rev
 // alter changes the value or the age of a wish.
 func (c *Core) alter(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) {
 	rs := s.row(r.Key)
-	rs.wish(contribution{by, s.lent(by), rev, r.Val})
+	rs.wish(contribution{by, rev, r.Val})
 	c.changed(s, rs)
 }
 
 // planned is the input of the plan for one (network, MAC).
 func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.Endpoint {
-	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood}
+	p := c.placed(n, mac, e, g)
+	bound := !e.gone && e.rec != nil && (e.rec.Host == c.cfg.Self || slices.Contains(e.rec.Pre, c.cfg.Self))
+	if len(n.rec.From) > 0 && (p.Port != 0 || p.Relay || bound) {
+		p.Alias = overlay.Alias(n.uid, mac)
+	}
+	return p
+}
+
+// placed is where one (network, MAC) is to this host, and who may send for it
+// and to it.
+func (c *Core) placed(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.Endpoint {
+	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood, Routes: n.hops[nextHop{n.uid, mac}]}
 	if g != nil && g.owns(c.cfg.Self, e) && !g.away(c.cfg.Self, e) {
 		p.Port = g.tap.index
 		c.relayed(&p, e)

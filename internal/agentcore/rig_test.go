@@ -127,7 +127,8 @@ func (r *rig) wants(lines ...string) {
 // item makes one entry from a line. A leading "-" makes a tombstone.
 //
 //	host h2 192.0.2.2 [dead]
-//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [foreign=192.0.2.9] [domain] [reach=n2,n3] [from=n2] [hosts=h1,h2] [10.0.0.0/24 ...]
+//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [foreign=192.0.2.9] [domain] [mtu=1400] [hosts=h1,h2]
+//	  [reach=n2,n3] [from=n2] [bridge=n2] [hop=10.9.0.0/16,n2,02:00:00:00:00:02 ...] [10.0.0.0/24 ...]
 //	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [share=10.0.0.9] [checked] [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
 func (r *rig) item(network, line string) Item {
@@ -174,6 +175,14 @@ func (r *rig) item(network, line string) Item {
 			if list, ok := strings.CutPrefix(x, "from="); ok {
 				n.From = networks(list)
 			}
+			if list, ok := strings.CutPrefix(x, "bridge="); ok {
+				n.Bridge = networks(list)
+			}
+			if hop, ok := strings.CutPrefix(x, "hop="); ok {
+				h := strings.Split(hop, ",")
+				n.Routes = append(n.Routes, overlay.NextHop{Prefix: netip.MustParsePrefix(h[0]), Network: netUID(h[1]), MAC: mac(h[2])})
+			}
+			fmt.Sscanf(x, "mtu=%d", &n.MTU)
 			if sn, err := overlay.ParseSubnet("subnet", x, ""); err == nil {
 				n.Subnets = append(n.Subnets, sn)
 			}

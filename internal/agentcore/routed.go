@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"culvert/internal/hoststate"
 	"culvert/internal/overlay"
 	"culvert/internal/plan"
 )
@@ -11,65 +12,109 @@ import (
 // Networks that are routed to each other: the host of the guest that sends does
 // it, so its tables of that guest's network hold the endpoints that it may send
 // to, wherever they are, and the host of the guest that is sent to takes what
-// others have routed. Both follow from the other network's log, which is
-// subscribed to for that alone: its devices come with ports of its own.
+// others have routed. Networks that are bridged: the tables of each hold the
+// other's endpoints as if they were its own. All of it follows from the other
+// network's log, which is subscribed to for that alone: its devices come with
+// ports of its own.
+
+// ways are which networks one is routed to and from, and bridged to; each is
+// sorted.
+type ways struct{ reach, from, bridged []overlay.UID }
+
+// waysOf are those that a record says.
+func waysOf(r *overlay.Network) ways { return ways{r.Reach, r.From, r.Bridge} }
+
+// Kinds of ways.
+const (
+	wayReach = 1 << iota
+	wayFrom
+	wayBridge
+)
+
+// way is the kinds of ways to a network; zero if there is none.
+func (w *ways) way(uid overlay.UID) (kinds int) {
+	for i, list := range [...][]overlay.UID{w.reach, w.from, w.bridged} {
+		if _, ok := slices.BinarySearchFunc(list, uid, overlay.UID.Compare); ok {
+			kinds |= 1 << i
+		}
+	}
+	return kinds
+}
+
+// others are all networks that there is a way to.
+func (w *ways) others() []overlay.UID {
+	all := slices.Concat(w.reach, w.from, w.bridged)
+	slices.SortFunc(all, overlay.UID.Compare)
+	return slices.Compact(all)
+}
+
+func (w *ways) equal(v *ways) bool {
+	return slices.Equal(w.reach, v.reach) && slices.Equal(w.from, v.from) && slices.Equal(w.bridged, v.bridged)
+}
+
+// nextHop is an endpoint by way of which prefixes are reached.
+type nextHop struct {
+	network overlay.UID
+	mac     overlay.MAC
+}
+
+// hopsOf are the prefixes of a network's routes by their next hops; nil if
+// there are none.
+func hopsOf(routes []overlay.NextHop) map[nextHop][]netip.Prefix {
+	if len(routes) == 0 {
+		return nil
+	}
+	hops := map[nextHop][]netip.Prefix{}
+	for _, r := range routes {
+		h := nextHop{r.Network, r.MAC}
+		hops[h] = append(hops[h], r.Prefix)
+	}
+	return hops
+}
 
 // crossing is what an endpoint has in the tables of another network that is
 // served here.
 type crossing struct {
-	in     *network
-	reach  plan.Reached // what its rows there stand for; the zero one has none
-	at     netip.Addr   // of the other host that routes what it sends; invalid if there is none
-	others []netip.Addr // that may do so besides, while it moves
+	in   *network
+	plan plan.Crossing // what its rows there stand for; the zero one has none
 }
 
-// via appends the tunnel end points of the hosts that route for the endpoint.
-func (x *crossing) via(buf []netip.Addr) []netip.Addr {
-	if x.at.IsValid() {
-		buf = append(buf, x.at)
-	}
-	return append(buf, x.others...)
-}
-
-func (x *crossing) empty() bool { return x.reach.VNI == 0 && !x.at.IsValid() && len(x.others) == 0 }
+// wantsAlias reports whether it is sent to by its alias, if that is its own.
+func (x *crossing) wantsAlias() bool { return x.plan.VTEP.IsValid() && !x.plan.Bridged }
 
 // routes reports whether hosts route for the network.
 func (n *network) routes() bool { return n.live() && !n.rec.Domain.IsZero() }
 
 // routedOtherwise reports whether a change of a network's record changes what is
-// routed to, from or in it.
+// routed or bridged to, from or in it.
 func routedOtherwise(old, now *overlay.Network) bool {
-	return old.Domain != now.Domain || !slices.Equal(old.Reach, now.Reach) || !slices.Equal(old.From, now.From) || !slices.Equal(old.Subnets, now.Subnets)
+	was, is := waysOf(old), waysOf(now)
+	return old.Domain != now.Domain || !was.equal(&is) || !slices.Equal(old.Subnets, now.Subnets) || !slices.Equal(old.Routes, now.Routes) || old.MTU != now.MTU
 }
 
-func contains(sorted []overlay.UID, uid overlay.UID) bool {
-	_, ok := slices.BinarySearchFunc(sorted, uid, overlay.UID.Compare)
-	return ok
-}
-
-// join puts into force what a network is routed to and from, as long as its own
-// log is wanted for a device or its tables. The logs that this takes are wanted
-// at once: before they were received, what the manager says is not all that
-// concerns this host.
+// join puts into force what a network is routed and bridged to, as long as its
+// own log is wanted for a device or its tables. The logs that this takes are
+// wanted at once: before they were received, what the manager says is not all
+// that concerns this host.
 func (c *Core) join(n *network) {
-	reach, from := n.reach, n.from
-	n.reach, n.from = nil, nil
+	was := n.ways
+	n.ways = ways{}
 	if n.live() && (n.serving || len(n.taps) > 0) {
-		n.reach, n.from = n.rec.Reach, n.rec.From
+		n.ways = waysOf(n.rec)
 	}
-	if slices.Equal(reach, n.reach) && slices.Equal(from, n.from) {
+	if n.ways.equal(&was) {
 		return
 	}
-	for _, uid := range merged(reach, from, n.reach, n.from) {
-		o := c.nets[uid]
-		if o == nil || contains(reach, uid) == contains(n.reach, uid) && contains(from, uid) == contains(n.from, uid) {
+	all := ways{was.others(), n.others(), nil}
+	for _, uid := range all.others() {
+		o, way := c.nets[uid], n.way(uid)
+		if o == nil || way == was.way(uid) {
 			continue
 		}
-		near := contains(n.reach, uid) || contains(n.from, uid)
-		if i, is := slices.BinarySearchFunc(o.near, n, byUID); is && !near {
+		if i, is := slices.BinarySearchFunc(o.near, n, byUID); is && way == 0 {
 			o.near = slices.Delete(o.near, i, i+1)
 			c.lookAgain(n, o)
-		} else if !is && near {
+		} else if !is && way != 0 {
 			o.near = slices.Insert(o.near, i, n)
 		}
 		c.crossAll(o)
@@ -77,16 +122,10 @@ func (c *Core) join(n *network) {
 	}
 }
 
-func merged(lists ...[]overlay.UID) []overlay.UID {
-	all := slices.Concat(lists...)
-	slices.SortFunc(all, overlay.UID.Compare)
-	return slices.Compact(all)
-}
-
 // crossFrom brings the rows of other networks' endpoints up to date in one that
 // is served from now on, or not any more.
 func (c *Core) crossFrom(n *network) {
-	for _, uid := range merged(n.reach, n.from) {
+	for _, uid := range n.others() {
 		if o := c.nets[uid]; o != nil {
 			c.crossAll(o)
 		}
@@ -103,14 +142,17 @@ func (c *Core) crossAll(n *network) {
 func byUID(a, b *network) int { return a.uid.Compare(b.uid) }
 
 // wanted subscribes to a network whose record came or changed, if one that is
-// served here is routed to or from it. fresh: it was not known before.
+// served here has a way to it. fresh: it was not known before.
 func (c *Core) wanted(n *network, fresh bool) {
 	if fresh {
 		for _, o := range c.sortedNets() {
-			if contains(o.reach, n.uid) || contains(o.from, n.uid) {
+			if o.way(n.uid) != 0 {
 				n.near = append(n.near, o)
 			}
 		}
+	}
+	for _, o := range n.near {
+		c.ownRows(o) // its subnets are among them
 	}
 	switch {
 	case len(n.near) == 0:
@@ -134,7 +176,7 @@ func (c *Core) lookAgain(n, other *network) {
 
 // whole reports whether all is known that has rows in a network's tables, so
 // that what nobody wants there may be taken away: its own log to an end, and
-// those of the networks that it is routed to and from.
+// those of the networks that it has a way to.
 func (c *Core) whole(n *network) bool {
 	if !n.log.complete {
 		return false
@@ -142,24 +184,13 @@ func (c *Core) whole(n *network) bool {
 	if !n.serving && !n.occupied() {
 		return true
 	}
-	for _, list := range [][]overlay.UID{n.rec.Reach, n.rec.From} {
-		for _, uid := range list {
-			if o := c.nets[uid]; o == nil && !c.fleet.complete || o != nil && o.live() && !o.log.complete {
-				return false
-			}
+	w := waysOf(n.rec)
+	for _, uid := range w.others() {
+		if o := c.nets[uid]; o == nil && !c.fleet.complete || o != nil && o.live() && !o.log.complete {
+			return false
 		}
 	}
 	return true
-}
-
-// giveWay looks anew at the endpoints of other networks whose MAC a network has
-// itself now, or not any more: one that its own guests send to is no other's.
-func (c *Core) giveWay(n *network, mac overlay.MAC) {
-	for _, uid := range n.reach {
-		if o := c.nets[uid]; o != nil && o.eps[mac] != nil {
-			c.cross(o, mac, o.eps[mac])
-		}
-	}
 }
 
 // cross brings up to date what an endpoint has in the tables of other networks.
@@ -174,8 +205,8 @@ func (c *Core) cross(n *network, mac overlay.MAC, e *endpoint) {
 		c.crossed(by, e.rev, in(old, now.in), now)
 	}
 	for _, was := range old {
-		if now := in(e.crossed, was.in); now.empty() {
-			c.crossed(by, e.rev, was, now)
+		if !slices.ContainsFunc(e.crossed, func(x crossing) bool { return x.in == was.in }) {
+			c.crossed(by, e.rev, was, crossing{in: was.in})
 		}
 	}
 }
@@ -190,34 +221,73 @@ func in(list []crossing, n *network) crossing {
 	return crossing{in: n}
 }
 
-// crossings is what an endpoint is to have in the networks that are routed to
-// its own: it is reached where its own network's guests reach it, on this host
+// crossings is what an endpoint is to have in the networks that have a way to
+// its own: it is sent to where its own network's guests send to it, on this host
 // also before it is known which device it is behind.
 func (c *Core) crossings(n *network, mac overlay.MAC, e *endpoint) (out []crossing) {
 	if !n.live() || e.gone || e.rec == nil {
 		return nil
 	}
 	p := c.planned(n, mac, e, n.guests[mac])
-	at, addrs := p.VTEP, n.routable(e.rec.Addresses)
+	at, via, alias := p.VTEP, p.Sources, overlay.Alias(n.uid, mac)
+	if at.IsValid() {
+		via = append(slices.Clip(via), at)
+	}
 	if p.Port != 0 || !at.IsValid() && e.rec.Host == c.cfg.Self {
 		at = c.cfg.VTEP
 	}
 	for _, o := range n.near {
-		if !o.serving {
+		way := o.way(n.uid)
+		if !o.serving || way == 0 {
 			continue
 		}
-		x := crossing{in: o}
-		if mine := o.eps[mac]; at.IsValid() && contains(o.reach, n.uid) && (mine == nil || !mine.own) {
-			x.reach = plan.Reached{VNI: o.rec.VNI, Into: n.rec.VNI, MAC: mac, Addrs: addrs, VTEP: at}
+		x := plan.Crossing{VNI: o.rec.VNI, Into: n.rec.VNI, MAC: alias, Addrs: n.routable(e.rec.Addresses)}
+		switch {
+		case way&wayBridge != 0: // then nothing is routed between them
+			x.MAC, x.Addrs, x.VTEP, x.Via = mac, e.rec.Addresses, at, via
+			x.Bridged, x.Known = true, o.rec.Distribution == overlay.DistributeOnDemand
+		case way&wayReach != 0:
+			x.VTEP, x.Routes = at, o.hops[nextHop{n.uid, mac}]
+			x.Shadowed = o.outshone(alias, overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac})
+			if n.rec.MTU < o.rec.MTU {
+				x.MTU = n.rec.MTU
+			}
 		}
-		if contains(o.from, n.uid) {
-			x.at, x.others = p.VTEP, p.Sources
+		if way&(wayFrom|wayBridge) == wayFrom {
+			x.Sends, x.Via = true, via
 		}
-		if !x.empty() {
-			out = append(out, x)
+		if x.VTEP.IsValid() || x.Sends || len(x.Via) > 0 {
+			out = append(out, crossing{o, x})
 		}
 	}
 	return out
+}
+
+// Two endpoints that a network reaches may have one alias, since it is 46 bits of
+// a hash. It is that of the first of them, by network and MAC: who is older
+// cannot be told, for a binding is new whenever its guest moves. The other is
+// not reached; both want the row that guards the alias, and are known by that.
+
+// outshone reports whether an alias is another's in a network.
+func (n *network) outshone(alias overlay.MAC, by overlay.Key) bool {
+	return slices.ContainsFunc(n.namesakes(alias, by), func(o overlay.Key) bool { return o.Compare(by) < 0 })
+}
+
+// namesakes are the others that want an alias to be theirs in a network.
+func (n *network) namesakes(alias overlay.MAC, by overlay.Key) (others []overlay.Key) {
+	rs := n.rows.get(hoststate.Key{Table: hoststate.TableReach, VNI: n.rec.VNI, MAC: alias})
+	if rs == nil || !rs.has {
+		return nil
+	}
+	if rs.first.by != by {
+		others = append(others, rs.first.by)
+	}
+	for _, w := range rs.more {
+		if w.by != by {
+			others = append(others, w.by)
+		}
+	}
+	return others
 }
 
 // routable is those of an endpoint's addresses that are in a subnet of its
@@ -232,21 +302,20 @@ func (n *network) routable(addrs []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return !inside(a) })
 }
 
-// crossed replaces what an endpoint has in one other network.
+// crossed replaces what an endpoint has in one other network, and looks anew at
+// those whose alias is the same when it begins or ceases to want it.
 func (c *Core) crossed(by overlay.Key, rev overlay.Rev, was, now crossing) {
 	n := now.in
-	c.was, c.will = plan.ReachedRows(c.was[:0], was.reach), plan.ReachedRows(c.will[:0], now.reach)
+	c.was, c.will = plan.CrossingRows(c.was[:0], was.plan), plan.CrossingRows(c.will[:0], now.plan)
 	c.replace(n.rows, c.was, c.will, by, rev)
-	var room [8]netip.Addr
-	for _, v := range now.via(room[:0]) {
-		if n.routedBy[v]++; n.routedBy[v] == 1 {
-			c.add(n.rows, plan.RoutedRow(n.rec.VNI, v), memberBy(n), overlay.Rev{})
-		}
+	alias := now.plan.MAC
+	switch had, has := was.wantsAlias(), now.wantsAlias(); {
+	case had == has:
+		return
+	case had:
+		alias = was.plan.MAC
 	}
-	for _, v := range was.via(room[:0]) {
-		if n.routedBy[v]--; n.routedBy[v] == 0 {
-			delete(n.routedBy, v)
-			c.remove(n.rows, plan.RoutedRow(n.rec.VNI, v).Key, memberBy(n))
-		}
+	for _, k := range n.namesakes(alias, by) {
+		c.cross(c.nets[k.UID], k.MAC, c.nets[k.UID].eps[k.MAC])
 	}
 }

@@ -16,6 +16,13 @@ const (
 	alone2 = "n2 20 domain 10.2.0.0/24 fd00:2::/64"
 )
 
+// alias1 to alias3 are the names of n1's mac1 in n2, and of n2's others in n1.
+var (
+	alias1 = overlay.Alias(netUID("n1"), mac(mac1)).String()
+	alias2 = overlay.Alias(netUID("n2"), mac(mac2)).String()
+	alias3 = overlay.Alias(netUID("n2"), mac(mac3)).String()
+)
+
 // far is the endpoint of n2 on h2 that guests of n1 reach.
 const far = "at h2 p2 " + mac2 + " 10.2.0.2,fd00:2::2"
 
@@ -47,20 +54,31 @@ func (r *rig) crossing() string {
 
 func (r *rig) crosses(when string, lines ...string) {
 	r.tb.Helper()
-	if got, want := r.crossing(), strings.Join(lines, "\n"); got != want {
+	if got, want := strings.Join(sorted(strings.Split(r.crossing(), "\n")), "\n"), strings.Join(sorted(lines), "\n"); got != want {
 		r.tb.Errorf("%s, the kernel holds\n%s\nwant\n%s", when, got, want)
 	}
 }
 
 const routerRow = "fdb 10 " + router + " dst 192.0.2.201 static,extern_learn,router"
 
-// reached are the rows of mac2 in n1.
+// reached are the rows of mac2 in n1 by which it is sent to; sending are those by
+// which it may send there.
 func reached(vtep string, addrs ...string) (out []string) {
-	out = append(out, "reach 10 "+mac2)
+	out = append(out, "reach 10 "+alias2)
 	for _, a := range addrs {
-		out = append(out, "neigh 10 "+a+" lladdr "+mac2+" permanent,culvert", "reach 10 "+a)
+		out = append(out, "neigh 10 "+a+" lladdr "+alias2+" permanent,culvert", "reach 10 "+a)
 	}
-	return append(out, "fdb 10 "+mac2+" dst "+vtep+" vni 20 static,extern_learn")
+	return append(out, "fdb 10 "+alias2+" dst "+vtep+" vni 20 static,extern_learn")
+}
+
+func sending(addrs string, vteps ...string) (out []string) {
+	for _, a := range strings.Split(addrs, ",") {
+		out = append(out, "from 10 "+a+" of "+alias2)
+	}
+	for _, v := range vteps {
+		out = append(out, "routed 10 "+alias2+" via "+v)
+	}
+	return out
 }
 
 // TestRoutesToAnotherNetwork: the other's log is wanted as soon as a guest is
@@ -79,14 +97,15 @@ func TestRoutesToAnotherNetwork(t *testing.T) {
 	r.did()
 	r.log("n2", "port p2 "+mac2, far)
 	r.wants(
-		"set source 10 "+router+" via 192.0.2.202",
-		"set reach 10 "+mac2, "set reach 10 10.2.0.2", "set reach 10 fd00:2::2",
-		"set fdb 10 "+mac2+" dst 192.0.2.202 vni 20 static,extern_learn",
-		"set neigh 10 10.2.0.2 lladdr "+mac2+" permanent,culvert",
-		"set neigh 10 fd00:2::2 lladdr "+mac2+" permanent,culvert",
+		"set routed 10 "+alias2+" via 192.0.2.202",
+		"set from 10 10.2.0.2 of "+alias2, "set from 10 fd00:2::2 of "+alias2,
+		"set reach 10 "+alias2, "set reach 10 10.2.0.2", "set reach 10 fd00:2::2",
+		"set fdb 10 "+alias2+" dst 192.0.2.202 vni 20 static,extern_learn",
+		"set neigh 10 10.2.0.2 lladdr "+alias2+" permanent,culvert",
+		"set neigh 10 fd00:2::2 lladdr "+alias2+" permanent,culvert",
 	)
 	r.says("ack 9")
-	for _, want := range []string{"\n" + routerRow + "\n", "\nmaster 10 " + router + " dev cvx10 static,extern_learn\n", "port tap-p1 mac " + mac1 + " open,routed\n"} {
+	for _, want := range []string{"\n" + routerRow + "\n", "\nmaster 10 " + router + " dev cvx10 static,extern_learn\n", "port tap-p1 mac " + mac1 + " open,routed\n", "alias 10 " + alias1 + " of " + mac1 + "\n"} {
 		if !strings.Contains(r.dump(), want) {
 			t.Errorf("the kernel lacks %q:\n%s", want, r.dump())
 		}
@@ -106,7 +125,7 @@ func TestRoutesToWhatDoesNotSelectThisHost(t *testing.T) {
 	r.connect()
 	r.log("n1", "port p1 "+mac1)
 	r.log("n2", "port p2 "+mac2, far)
-	if have := r.crossing(); !strings.Contains(have, "fdb 10 "+mac2+" dst 192.0.2.202 vni 20 ") || !strings.Contains(have, "reach 10 10.2.0.2") {
+	if have := r.crossing(); !strings.Contains(have, "fdb 10 "+alias2+" dst 192.0.2.202 vni 20 ") || !strings.Contains(have, "reach 10 10.2.0.2") {
 		t.Errorf("what is reached is not in the tables:\n%s", have)
 	}
 	if strings.Contains(r.dump(), "cvb20") {
@@ -124,24 +143,24 @@ func TestRoutesToWhatDoesNotSelectThisHost(t *testing.T) {
 func TestRoutedEndpointsFollow(t *testing.T) {
 	t.Parallel()
 	r := routed(t)
-	via := func(v string) string { return "source 10 " + router + " via " + v }
-	rows := func(extra []string, more ...string) []string { return sorted(append(extra, more...)) }
+	rows := func(lists ...[]string) []string { return sorted(append(slices.Concat(lists...), routerRow)) }
+	both := "10.2.0.2,fd00:2::2"
 	for _, c := range []struct {
 		log, line string
 		want      []string
 	}{
-		{"n2", "port p3 " + mac3, rows(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), routerRow, via("192.0.2.202"))},
-		{"n2", "at h3 p2 " + mac2 + " 10.2.0.2,fd00:2::2 from=h2", rows(reached("192.0.2.203", "10.2.0.2", "fd00:2::2"), routerRow, via("192.0.2.202"), via("192.0.2.203"))},
-		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"))},
-		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9,10.9.0.9,fe80::9", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"))},
-		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9 pre=h4", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"), via("192.0.2.204"))},
-		{"", "host h3 192.0.2.99", rows(reached("192.0.2.99", "10.2.0.9"), routerRow, via("192.0.2.99"), via("192.0.2.204"))},
-		{"", "host h3 192.0.2.99 dead", rows(nil, routerRow, via("192.0.2.204"))},
-		{"", "host h3 192.0.2.203", rows(reached("192.0.2.203", "10.2.0.9"), routerRow, via("192.0.2.203"), via("192.0.2.204"))},
-		{"n2", "at h1 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.201", "10.2.0.9"), routerRow)},
-		{"n2", "at h2 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.202", "10.2.0.9"), routerRow, via("192.0.2.202"))},
-		{"n2", "-at h2 p2 " + mac2 + " 10.2.0.9", rows(nil, routerRow)},
-		{"n2", far, rows(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), routerRow, via("192.0.2.202"))},
+		{"n2", "port p3 " + mac3, rows(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), sending(both, "192.0.2.202"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.2,fd00:2::2 from=h2", rows(reached("192.0.2.203", "10.2.0.2", "fd00:2::2"), sending(both, "192.0.2.202", "192.0.2.203"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.203", "10.2.0.9"), sending("10.2.0.9", "192.0.2.203"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9,10.9.0.9,fe80::9", rows(reached("192.0.2.203", "10.2.0.9"), sending("10.2.0.9", "192.0.2.203"))},
+		{"n2", "at h3 p2 " + mac2 + " 10.2.0.9 pre=h4", rows(reached("192.0.2.203", "10.2.0.9"), sending("10.2.0.9", "192.0.2.203", "192.0.2.204"))},
+		{"", "host h3 192.0.2.99", rows(reached("192.0.2.99", "10.2.0.9"), sending("10.2.0.9", "192.0.2.204", "192.0.2.99"))},
+		{"", "host h3 192.0.2.99 dead", rows(sending("10.2.0.9", "192.0.2.204"))},
+		{"", "host h3 192.0.2.203", rows(reached("192.0.2.203", "10.2.0.9"), sending("10.2.0.9", "192.0.2.203", "192.0.2.204"))},
+		{"n2", "at h1 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.201", "10.2.0.9"), sending("10.2.0.9"))},
+		{"n2", "at h2 p2 " + mac2 + " 10.2.0.9", rows(reached("192.0.2.202", "10.2.0.9"), sending("10.2.0.9", "192.0.2.202"))},
+		{"n2", "-at h2 p2 " + mac2 + " 10.2.0.9", rows()},
+		{"n2", far, rows(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), sending(both, "192.0.2.202"))},
 	} {
 		r.news(c.log, c.line)
 		if got, want := strings.Join(sorted(strings.Split(r.crossing(), "\n")), "\n"), strings.Join(c.want, "\n"); got != want {
@@ -150,29 +169,37 @@ func TestRoutedEndpointsFollow(t *testing.T) {
 	}
 }
 
-// TestThoseWhoRouteHereAreCounted: a host may route here as long as one endpoint
-// is on it that may send here, and after a move for a while.
-func TestThoseWhoRouteHereAreCounted(t *testing.T) {
+// TestWhoMayRouteHere: the hosts that an endpoint is on which may send here, for
+// that endpoint alone, and after a move for a while the one that it left.
+func TestWhoMayRouteHere(t *testing.T) {
 	t.Parallel()
 	r := routed(t)
-	routes := func(when, vtep string, want bool) {
+	routes := func(when, alias, vtep string, want bool) {
 		t.Helper()
-		if got := strings.Contains(r.dump(), "source 10 "+router+" via "+vtep+"\n"); got != want {
-			t.Errorf("%s: %s may route here: %v, want %v", when, vtep, got, want)
+		if got := strings.Contains(r.dump(), "routed 10 "+alias+" via "+vtep+"\n"); got != want {
+			t.Errorf("%s: %s may route here for %s: %v, want %v", when, vtep, alias, got, want)
 		}
 	}
 	r.news("n2", "port p3 "+mac3, "at h2 p3 "+mac3+" 10.2.0.3")
+	routes("both", alias2, "192.0.2.202", true)
+	routes("both", alias3, "192.0.2.202", true)
 	r.news("n2", "-"+far)
-	routes("one is left", "192.0.2.202", true)
+	routes("one is left", alias2, "192.0.2.202", false)
+	routes("one is left", alias3, "192.0.2.202", true)
 	r.news("n2", "at h3 p3 "+mac3+" 10.2.0.3 from=h2")
-	routes("it moved", "192.0.2.202", true)
-	routes("it moved", "192.0.2.203", true)
+	routes("it moved", alias3, "192.0.2.202", true)
+	routes("it moved", alias3, "192.0.2.203", true)
 	r.tick(11 * second)
-	routes("long ago", "192.0.2.202", false)
+	routes("long ago", alias3, "192.0.2.202", false)
 	r.news("", "network "+"n1 10 domain reach=n2 10.1.0.0/24")
-	routes("it may not send here", "192.0.2.203", false)
-	if !strings.Contains(r.crossing(), "fdb 10 "+mac3+" dst 192.0.2.203 vni 20") {
+	if got := r.crossing(); strings.Contains(got, "routed ") || strings.Contains(got, "from ") || strings.Contains(got, "alias ") {
+		t.Errorf("it may not send here:\n%s", got)
+	}
+	if !strings.Contains(r.crossing(), "fdb 10 "+alias3+" dst 192.0.2.203 vni 20") {
 		t.Errorf("it is not reached:\n%s", r.crossing())
+	}
+	if got := r.dump(); strings.Contains(got, "\nalias ") {
+		t.Errorf("nobody sends here by another name:\n%s", got)
 	}
 }
 
@@ -198,11 +225,13 @@ func TestPoliciesOpenAndClose(t *testing.T) {
 	r.news("", "network "+alone1, "network "+alone2)
 	r.wants(
 		"tune vni 10",
-		"del neigh 10 fd00:2::2 lladdr "+mac2+" permanent,culvert",
-		"del neigh 10 10.2.0.2 lladdr "+mac2+" permanent,culvert",
-		"del fdb 10 "+mac2+" dst 192.0.2.202 vni 20 static,extern_learn",
-		"del reach 10 fd00:2::2", "del reach 10 10.2.0.2", "del reach 10 "+mac2,
-		"del source 10 "+router+" via 192.0.2.202",
+		"del neigh 10 fd00:2::2 lladdr "+alias2+" permanent,culvert",
+		"del neigh 10 10.2.0.2 lladdr "+alias2+" permanent,culvert",
+		"del fdb 10 "+alias2+" dst 192.0.2.202 vni 20 static,extern_learn",
+		"del reach 10 fd00:2::2", "del reach 10 10.2.0.2", "del reach 10 "+alias2,
+		"del alias 10 "+alias1+" of "+mac1,
+		"del from 10 fd00:2::2 of "+alias2, "del from 10 10.2.0.2 of "+alias2,
+		"del routed 10 "+alias2+" via 192.0.2.202",
 		"tune vni 20",
 	)
 	r.says("remove n2", "ack 13")
@@ -260,6 +289,17 @@ func TestAdoptsRoutesWithoutAWrite(t *testing.T) {
 	r.says("ack 9")
 }
 
+// routesGone is what takes away all that n1 has of n2, found there by an agent
+// that starts.
+var routesGone = []string{
+	"del neigh 10 10.2.0.2 lladdr " + alias2 + " permanent,culvert",
+	"del neigh 10 fd00:2::2 lladdr " + alias2 + " permanent,culvert",
+	"del fdb 10 " + alias2 + " dst 192.0.2.202 vni 20 static,extern_learn",
+	"del reach 10 10.2.0.2", "del reach 10 fd00:2::2", "del reach 10 " + alias2,
+	"del from 10 10.2.0.2 of " + alias2, "del from 10 fd00:2::2 of " + alias2,
+	"del routed 10 " + alias2 + " via 192.0.2.202",
+}
+
 // TestDeletesNoRoutesBeforeAPassHasEnded: neither the end of the network's own
 // log nor half of the other's says that nobody is there.
 func TestDeletesNoRoutesBeforeAPassHasEnded(t *testing.T) {
@@ -283,11 +323,7 @@ func TestDeletesNoRoutesBeforeAPassHasEnded(t *testing.T) {
 	r.finish(&end, netUID("n2"), "n2", true)
 	r.step(end)
 	r.wants(
-		"del neigh 10 10.2.0.2 lladdr "+mac2+" permanent,culvert",
-		"del neigh 10 fd00:2::2 lladdr "+mac2+" permanent,culvert",
-		"del fdb 10 "+mac2+" dst 192.0.2.202 vni 20 static,extern_learn",
-		"del reach 10 10.2.0.2", "del reach 10 fd00:2::2", "del reach 10 "+mac2,
-		"del source 10 "+router+" via 192.0.2.202",
+		routesGone...,
 	)
 }
 
@@ -296,13 +332,6 @@ func TestDeletesNoRoutesBeforeAPassHasEnded(t *testing.T) {
 // before its record came.
 func TestWhatStandsInTheWayOfDeletions(t *testing.T) {
 	t.Parallel()
-	gone := []string{
-		"del neigh 10 10.2.0.2 lladdr " + mac2 + " permanent,culvert",
-		"del neigh 10 fd00:2::2 lladdr " + mac2 + " permanent,culvert",
-		"del fdb 10 " + mac2 + " dst 192.0.2.202 vni 20 static,extern_learn",
-		"del reach 10 10.2.0.2", "del reach 10 fd00:2::2", "del reach 10 " + mac2,
-		"del source 10 " + router + " via 192.0.2.202",
-	}
 	for name, news := range map[string]string{"closed": "network " + alone1, "deleted": "-network " + both2} {
 		r := routed(t)
 		r.restart()
@@ -313,7 +342,11 @@ func TestWhatStandsInTheWayOfDeletions(t *testing.T) {
 		r.wants()
 		r.news("", news)
 		got := strings.Join(slices.DeleteFunc(strings.Split(r.did(), "\n"), func(l string) bool { return strings.HasPrefix(l, "tune") || strings.HasPrefix(l, "del-link") }), "\n")
-		if want := strings.Join(gone, "\n"); got != want {
+		want := strings.Join(routesGone, "\n")
+		if name == "closed" { // nor does anybody send here
+			want = strings.Replace(want, "\ndel from", "\ndel alias 10 "+alias1+" of "+mac1+"\ndel from", 1)
+		}
+		if got != want {
 			t.Errorf("%s: operations are\n%s\nwant\n%s", name, got, want)
 		}
 	}
@@ -383,28 +416,28 @@ func TestALogThatNeverComesKeepsNoDevice(t *testing.T) {
 	}
 }
 
-// TestOwnEndpointsComeFirst: a MAC that a network's own guests use is theirs,
-// and no frame to it is kept from them; nor is an address.
-func TestOwnEndpointsComeFirst(t *testing.T) {
+// TestEqualMACs: the same MAC in both networks, on this host, on others and on
+// the same other: each is sent to, and none meets another's rows.
+func TestEqualMACs(t *testing.T) {
 	t.Parallel()
 	r := routed(t)
 	own := "at h3 p4 " + mac2 + " 10.1.0.4"
-	r.news("n1", "port p4 "+mac2, own)
-	r.crosses("its own",
-		"fdb 10 "+mac2+" dst 192.0.2.203 static,extern_learn",
-		routerRow,
-		"neigh 10 10.1.0.4 lladdr "+mac2+" permanent,culvert",
-		"source 10 "+mac2+" via 192.0.2.203",
-		"source 10 "+router+" via 192.0.2.202",
-	)
-	r.news("n1", "-"+own)
-	if got, want := strings.Join(sorted(strings.Split(r.crossing(), "\n")), "\n"), strings.Join(sorted(append(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), routerRow, "source 10 "+router+" via 192.0.2.202")), "\n"); got != want {
-		t.Errorf("gone, and the kernel holds\n%s\nwant\n%s", got, want)
+	rows := func(lists ...[]string) []string { return sorted(append(slices.Concat(lists...), routerRow)) }
+	there, ours := slices.Concat(reached("192.0.2.202", "10.2.0.2", "fd00:2::2"), sending("10.2.0.2,fd00:2::2", "192.0.2.202")), func(v string) []string {
+		return []string{"fdb 10 " + mac2 + " dst " + v + " static,extern_learn", "neigh 10 10.1.0.4 lladdr " + mac2 + " permanent,culvert", "source 10 " + mac2 + " via " + v}
 	}
-	r.news("n1", "at h3 p5 "+mac3+" 10.2.0.2")
-	r.news("n2", "at h4 p2 "+mac2+" 10.2.0.2") // newer
-	if !strings.Contains(r.crossing(), "neigh 10 10.2.0.2 lladdr "+mac3) {
-		t.Errorf("the kernel holds\n%s", r.crossing())
+	r.news("n1", "port p4 "+mac2, own)
+	r.crosses("both elsewhere", rows(there, ours("192.0.2.203"))...)
+	r.news("n1", "at h2 p4 "+mac2+" 10.1.0.4")
+	r.crosses("on one host", rows(there, ours("192.0.2.202"))...)
+	r.news("n1", "-"+own)
+	r.crosses("one is gone", rows(there)...)
+	r.news("n2", "port p5 "+mac1, "at h1 p5 "+mac1+" 10.2.0.5")
+	name := overlay.Alias(netUID("n2"), mac(mac1)).String()
+	for _, want := range []string{"\nmaster 10 " + mac1 + " dev tap-p1 static,sticky\n", "\nfdb 10 " + name + " dst 192.0.2.201 vni 20 static,extern_learn\n"} {
+		if !strings.Contains(r.dump(), want) {
+			t.Errorf("both here: the kernel lacks %q:\n%s", want, r.dump())
+		}
 	}
 }
 

@@ -10,18 +10,19 @@ import (
 
 // contribution is one endpoint's (or host's, or port's) wish for a row.
 type contribution struct {
-	by   overlay.Key
-	lent bool // of another network's endpoint: those of its own come first
-	rev  overlay.Rev
-	val  hoststate.Val
+	by  overlay.Key
+	rev overlay.Rev
+	val hoststate.Val
 }
 
-// before reports whether what a wants counts and what b wants does not.
-func (a *contribution) before(b *contribution) bool {
-	if a.lent != b.lent {
-		return b.lent
-	}
+// before reports whether what a wants counts and what b wants does not: the
+// newer, but of two with one alias the one whose name it is (see outshone).
+func (r *rowState) before(a, b *contribution) bool {
 	d := a.rev.Compare(b.rev)
+	if r.key.Table == hoststate.TableAlias {
+		d = 0
+		a, b = b, a
+	}
 	return d > 0 || d == 0 && a.by.Compare(b.by) > 0
 }
 
@@ -58,7 +59,7 @@ func (r *rowState) want() hoststate.Val {
 	}
 	best := &r.first
 	for i := range r.more {
-		if c := &r.more[i]; c.before(best) {
+		if c := &r.more[i]; r.before(c, best) {
 			best = c
 		}
 	}
@@ -114,7 +115,7 @@ func (c *Core) add(s *rowSet, r hoststate.Row, by overlay.Key, rev overlay.Rev) 
 	if r.Key.Table == hoststate.TableRepl {
 		rs.count++
 	} else {
-		rs.wish(contribution{by, s.lent(by), rev, r.Val})
+		rs.wish(contribution{by, rev, r.Val})
 	}
 	c.changed(s, rs)
 }

@@ -16,7 +16,6 @@ import (
 // memory for each row of an endpoint instead of one for all, and three times
 // the room.
 type rowSet struct {
-	net    overlay.UID // zero: the host's
 	byPort map[int32]*rowState
 	byMAC  map[overlay.MAC]*rowState
 	byIP   map[netip.Addr]*rowState // those without any of the three, too
@@ -28,15 +27,10 @@ type rowSet struct {
 	fresh  []rowState // where new rows come from, many at a time
 }
 
-func newRowSet(net overlay.UID) *rowSet {
-	s := &rowSet{net: net}
+func newRowSet() *rowSet {
+	s := &rowSet{}
 	s.forget()
 	return s
-}
-
-// lent reports whether a wish is of an endpoint of another network.
-func (s *rowSet) lent(by overlay.Key) bool {
-	return by.Kind == overlay.KindEndpoint && by.UID != s.net
 }
 
 // forget takes all rows out of the set.

@@ -22,7 +22,7 @@ func TestRowSetIsAMap(t *testing.T) {
 		}
 	})
 	rapid.Check(t, func(t *rapid.T) {
-		s, want := newRowSet(overlay.UID{}), map[hoststate.Key]*rowState{}
+		s, want := newRowSet(), map[hoststate.Key]*rowState{}
 		t.Repeat(map[string]func(*rapid.T){
 			"row": func(t *rapid.T) {
 				k := key.Draw(t, "key")

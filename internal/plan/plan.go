@@ -43,6 +43,11 @@ type Endpoint struct {
 	Relays []netip.Addr
 	// Relay: it left this host, and what still arrives here is sent on to VTEP.
 	Relay bool
+	// Alias is how other networks' hosts name it, if frames to it may come
+	// here; zero: none do so.
+	Alias overlay.MAC
+	// Routes are prefixes beyond all networks that are reached by way of it.
+	Routes []netip.Prefix
 }
 
 // Rows appends the rows of one endpoint in the order in which they are to be
@@ -50,13 +55,20 @@ type Endpoint struct {
 //
 //   - anywhere: whose frames the underlay's program takes for it, and who may
 //     relay to it, before anything that makes such frames come.
+//   - where frames of other networks' hosts to it may come, also while it is
+//     expected or was here: which name of theirs is its own. It is taken for its
+//     own before anything else is looked up, so that a relay sends it on, too.
 //   - here: the bridge's entry on its own port, and nothing else. An address
 //     of a local guest in the neighbour table would be answered by the proxy
 //     beside the guest, also to the guest's own duplicate address detection.
 //   - elsewhere: both FDBs, since a MAC that only the VXLAN device knows is
 //     flooded to every local guest by the bridge; one place in the list that
-//     broadcast is copied along; and a neighbour for each address, last, so
+//     broadcast is copied along; and a neighbour for each address after that, so
 //     that nobody is told a MAC that cannot be sent to.
+//   - here or elsewhere: the prefixes behind it, last. What it sends from them
+//     to the network's own guests has its MAC, and needs nothing; what it sends
+//     to another network has a row of that one's (see CrossingRows). Its port
+//     may not check addresses, which are not its own.
 func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
 	for _, v := range e.Sources {
 		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableSource, VNI: e.VNI, MAC: e.MAC, IP: v}})
@@ -64,11 +76,14 @@ func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
 	for _, v := range e.Relays {
 		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRelayed, VNI: e.VNI, MAC: e.MAC, IP: v}})
 	}
+	if !e.Alias.IsZero() {
+		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableAlias, VNI: e.VNI, MAC: e.Alias}, Val: hoststate.Val{MAC: e.MAC}})
+	}
 	if e.Port != 0 {
-		return append(buf, hoststate.Row{
+		return routeRows(append(buf, hoststate.Row{
 			Key: hoststate.Key{Table: hoststate.TableMaster, VNI: e.VNI, MAC: e.MAC},
 			Val: hoststate.Val{Port: e.Port, Flags: LocalFlags},
-		})
+		}), e.VNI, e.MAC, e.Routes)
 	}
 	if !e.VTEP.IsValid() {
 		return buf
@@ -94,6 +109,7 @@ func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
 			Val: hoststate.Val{MAC: e.MAC, Flags: NeighFlags},
 		})
 	}
+	buf = routeRows(buf, e.VNI, e.MAC, e.Routes)
 	if e.Relay {
 		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRelay, VNI: e.VNI, MAC: e.MAC}})
 	}

@@ -54,6 +54,22 @@ neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert`,
 relayed 42 52:54:00:00:00:01 via 192.0.2.2
 master 42 52:54:00:00:00:01 dev if7 static,sticky`,
 		},
+		"sent to by another name here, and a next hop": {
+			Endpoint{VNI: 42, MAC: mac, Port: 7, Alias: overlay.MAC{2, 10, 0, 0, 0, 1}, Routes: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}},
+			`alias 42 02:0a:00:00:00:01 of 52:54:00:00:00:01
+master 42 52:54:00:00:00:01 dev if7 static,sticky
+route 42 10.9.0.0/16 via 52:54:00:00:00:01`,
+		},
+		"a next hop elsewhere": {
+			Endpoint{VNI: 42, MAC: mac, VTEP: vtep, Flood: overlay.FloodNone, Routes: []netip.Prefix{netip.MustParsePrefix("::/0")}},
+			`source 42 52:54:00:00:00:01 via 192.0.2.2
+fdb 42 52:54:00:00:00:01 dst 192.0.2.2 static,extern_learn
+master 42 52:54:00:00:00:01 dev cvx42 static,extern_learn
+route 42 ::/0 via 52:54:00:00:00:01`,
+		},
+		"a next hop of which nobody knows where it is: nothing": {
+			Endpoint{VNI: 42, MAC: mac, Routes: []netip.Prefix{netip.MustParsePrefix("::/0")}}, ``,
+		},
 		"moved away from here: relayed, last": {
 			Endpoint{VNI: 42, MAC: mac, Addrs: []netip.Addr{ip4}, VTEP: vtep, Flood: overlay.FloodNone, Relay: true},
 			`source 42 52:54:00:00:00:01 via 192.0.2.2
