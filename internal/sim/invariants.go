@@ -17,13 +17,14 @@ type history struct {
 	macs     map[netMAC]bool
 	addrs    map[netAddr]bool
 	vteps    map[netip.Addr]bool
-	goneAt   map[overlay.UID]uint64 // networks
-	bound    map[netMAC][]written   // endpoints, oldest first
-	ways     map[way]bool           // that policies opened
-	foreign  map[netAddr]bool       // tunnel end points without an agent
-	learns   map[overlay.UID]bool   // networks that took a guest's own word
-	said     map[netAddr]bool       // what guests said to have
-	gates    map[netAddr]bool       // gateways
+	goneAt   map[overlay.UID]uint64      // networks
+	bound    map[netMAC][]written        // endpoints, oldest first
+	ways     map[way]bool                // that policies opened
+	foreign  map[netAddr]bool            // tunnel end points without an agent
+	learns   map[overlay.UID]bool        // networks that took a guest's own word
+	said     map[netAddr]bool            // what guests said to have
+	gates    map[netAddr]bool            // gateways
+	aliases  map[overlay.MAC]overlay.UID // of ports, and their networks
 }
 
 // written is one change of a record.
@@ -67,8 +68,10 @@ func (x *history) note(v value) {
 		} else if !slices.Contains(x.networks, r.UID) {
 			x.networks = append(x.networks, r.UID)
 		}
-		for _, to := range r.Reach {
-			x.ways[way{r.UID, to}] = true
+		for _, kind := range []wayKind{byReach, byFrom, byBridge} {
+			for _, to := range kind.of(r) {
+				x.ways[way{r.UID, to, kind}] = true
+			}
 		}
 		if r.Admission == overlay.AdmitLearn {
 			x.learns[r.UID] = true
@@ -81,6 +84,7 @@ func (x *history) note(v value) {
 		}
 	case *overlay.Port:
 		x.macs[netMAC{r.Network, r.MAC}] = true
+		x.aliases[overlay.Alias(r.Network, r.MAC)] = r.Network
 		for _, a := range r.Addresses {
 			x.addrs[netAddr{r.Network, a}] = true
 		}
@@ -199,8 +203,8 @@ func (h *host) checkBatch(ops []hoststate.Op) {
 // what says that all of it stands.
 func stageOf(t hoststate.Table) int {
 	return slices.Index([]hoststate.Table{
-		hoststate.TableVTEP, hoststate.TableSource, hoststate.TableRelayed, hoststate.TableReach, hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl,
-		hoststate.TableNeigh, hoststate.TableRelay, hoststate.TableOwn, hoststate.TablePort, hoststate.TableMember, hoststate.TableMark,
+		hoststate.TableVTEP, hoststate.TableSource, hoststate.TableRouted, hoststate.TableFrom, hoststate.TableRelayed, hoststate.TableAlias, hoststate.TableReach,
+		hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableRoute, hoststate.TableRelay, hoststate.TableOwn, hoststate.TablePort, hoststate.TableMember, hoststate.TableMark,
 	}, t)
 }
 

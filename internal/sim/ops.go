@@ -184,7 +184,7 @@ func (w *world) portDoc(n *overlay.Network, i int) overlay.Doc {
 	d.Port.Network = n.Name
 	if w.chance(0.7) {
 		d.Port.MAC = overlay.MAC{0x52, 0x54, 0, 0, 0, byte(i + 1)}
-		if w.routed && w.chance(0.9) { // or it may be that of another network of the domain
+		if w.routed && w.chance(0.5) { // or it may be that of another network of the domain
 			d.Port.MAC[4] = n.Name[1]
 		}
 	}
