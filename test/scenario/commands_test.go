@@ -36,7 +36,8 @@ const still = 1500 * time.Millisecond
 //	exit N culvert ARGS...       it must end with that exit code
 //	eventually [-stdout RE] culvert ARGS...   again and again until it succeeds
 //	eventually -without RE culvert ARGS...    ... and does not print that
-//	golden HOST FILE [NETWORK]   the host's tables, read from its kernel, become FILE
+//	golden HOST FILE [NETWORK]   the host's tables, read from its kernel, become FILE;
+//	                             aliases are written NETWORK~MAC
 //	probe VM VM                  from here to the end nothing may get from one to the other
 //	pinging NAME VM TARGET [INTERVAL]   ping in the background, 1 ms apart
 //	pinged NAME MOST             end it; at most MOST were lost, and none came twice
@@ -155,7 +156,10 @@ func (s *story) golden(ts *testscript.TestScript, neg bool, args []string) {
 	s.written[args[1]] = true
 	ok := s.poll(func() bool {
 		last := have
-		have, err = s.lab.Tables(s.ctx, args[0], bridge)
+		if have, err = s.lab.Tables(s.ctx, args[0], bridge); across.MatchString(have) {
+			s.aliases(ts)
+			have = s.named(have)
+		}
 		if have != last {
 			since = time.Now()
 		}

@@ -106,8 +106,9 @@ type story struct {
 	captures map[string]*lab.Capture
 	links    map[string]string
 	clients  map[string]*client
-	running  []*exec.Cmd     // ended with the story
-	written  map[string]bool // files of tables that were used, with -update
+	running  []*exec.Cmd       // ended with the story
+	written  map[string]bool   // files of tables that were used, with -update
+	names    map[string]string // of aliases, see aliases
 }
 
 type probe struct {
@@ -119,7 +120,7 @@ func newStory(t *testing.T, file string) *story {
 	t.Helper()
 	s := &story{
 		t: t, file: file, name: fmt.Sprintf("s%xn%d", os.Getpid(), serial.Add(1)),
-		pings: map[string]*pinging{}, captures: map[string]*lab.Capture{}, links: map[string]string{}, clients: map[string]*client{}, written: map[string]bool{},
+		pings: map[string]*pinging{}, captures: map[string]*lab.Capture{}, links: map[string]string{}, clients: map[string]*client{}, written: map[string]bool{}, names: map[string]string{},
 	}
 	var err error
 	if s.lab, err = lab.New(s.name, lab.Config{Culvert: []string{program}}); err != nil {
