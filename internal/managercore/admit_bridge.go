@@ -11,7 +11,8 @@ import (
 )
 
 // Bridged networks are one segment: what must be one thing within a network must
-// be so across them, too.
+// be so across them, too. Two that are bridged with a third are none, but their
+// endpoints stand in its tables by their MACs, each of which is one.
 
 // bridgeOf are the networks bridged with one, sorted, as the policies of the
 // request say.
@@ -39,6 +40,18 @@ func (a *admission) segment(what string, n, o *overlay.Network) *api.Refusal {
 		return api.Refuse(api.CodeMACInUse, what, fmt.Sprintf("MAC %s is in network %s and in network %s, which are bridged", m, typed(n), typed(o)),
 			"give one of the two another MAC, by deleting and creating the port: culvert port list --network "+typed(o))
 	}
+	for _, x := range [...][2]*overlay.Network{{n, o}, {o, n}} {
+		for _, uid := range a.bridgeOf(x[0]) {
+			if uid == x[1].UID {
+				continue
+			}
+			third := a.network(uid)
+			if m := a.c.twin(x[1], third); !m.IsZero() {
+				return api.Refuse(api.CodeMACInUse, what, fmt.Sprintf("MAC %s is in network %s and in network %s, which are both bridged with network %s", m, typed(x[1]), typed(third), typed(x[0])),
+					"give one of the two another MAC, by deleting and creating the port: culvert port list --network "+typed(third))
+			}
+		}
+	}
 	if ad := a.c.twinAddress(n, o); ad.IsValid() {
 		return api.Refuse(api.CodeAddressInUse, what, fmt.Sprintf("%s is %s in network %s and %s in network %s, which are bridged", ad, a.c.holds(n, ad), typed(n), a.c.holds(o, ad), typed(o)),
 			"take it from one of the two: culvert port set PORT --ip ADDRESS")
@@ -60,6 +73,12 @@ func (a *admission) ownInSegment(d *overlay.Doc, p *overlay.Port) *api.Refusal {
 				owner = a.c.ownerName(k) + "'s"
 			}
 			return api.Refuse(api.CodeMACInUse, title(d)+" was not written", fmt.Sprintf("MAC %s is %s %s", p.MAC, owner, beside), "give another --mac, or none to have one allocated")
+		}
+		for _, third := range a.bridgeOf(o) {
+			if third != n.UID && a.c.hasMAC(third, p.MAC) {
+				return api.Refuse(api.CodeMACInUse, title(d)+" was not written", fmt.Sprintf("MAC %s is in network %s, which is bridged with network %s as network %s is", p.MAC, typed(a.network(third)), typed(o), typed(n)),
+					"give another --mac, or none to have one allocated")
+			}
 		}
 		for _, ad := range slices.Concat(p.Addresses, p.Shared) {
 			if owner := a.c.holds(o, ad); owner != "" {
@@ -109,11 +128,20 @@ func (c *Core) hasMAC(network overlay.UID, m overlay.MAC) bool {
 	return w != nil && !w.gone
 }
 
-// macBeyond is the first network bridged with n that has a MAC; nil if none has.
+// macBeyond is the first network bridged with n, or with such a one, that has a
+// MAC; nil if none has.
 func (c *Core) macBeyond(n *overlay.Network, m overlay.MAC) *overlay.Network {
+	at := func(uid overlay.UID) *overlay.Network {
+		return c.rows[Key{Kind: overlay.KindNetwork, UID: uid}].rec.(*overlay.Network)
+	}
 	for _, uid := range n.Bridge {
 		if c.hasMAC(uid, m) {
-			return c.rows[Key{Kind: overlay.KindNetwork, UID: uid}].rec.(*overlay.Network)
+			return at(uid)
+		}
+		for _, third := range at(uid).Bridge {
+			if third != n.UID && c.hasMAC(third, m) {
+				return at(third)
+			}
 		}
 	}
 	return nil

@@ -163,3 +163,17 @@ func TestWhatIsNotBridged(t *testing.T) {
 	}
 	r.must(ModeCreate, twins[1])
 }
+
+// TestMACsOfTwoThatAreBridgedWithAThird: both stand in the third's tables, so
+// they have none in common, in whatever order they come; addresses they may.
+func TestMACsOfTwoThatAreBridgedWithAThird(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.must(ModeCreate, domain("shop"), within("shop", network("mid", "10.1.0.0/24")), within("shop", network("left", "10.2.0.0/24")), within("shop", network("right", "10.3.0.0/24")),
+		bridged(policy("l", "left", "mid")), withMAC(port("a", "left", "10.2.0.2"), twinMAC), withMAC(port("b", "right", "10.3.0.2"), twinMAC))
+	r.refusedFor(api.CodeMACInUse, "MAC "+twinMAC.String()+" is in network right and in network left, which are both bridged with network mid", r.put(ModeCreate, bridged(policy("r", "mid", "right"))))
+	r.remove(overlay.KindPort, "b")
+	r.must(ModeCreate, bridged(policy("r", "mid", "right")))
+	r.refusedFor(api.CodeMACInUse, "MAC "+twinMAC.String()+" is in network left, which is bridged with network mid as network right is", r.put(ModeCreate, withMAC(port("b", "right"), twinMAC)))
+	r.must(ModeCreate, port("c", "right"))
+}
