@@ -80,6 +80,7 @@ func TestBeyondAllNetworks(t *testing.T) {
 		{"to its own network", eth(router, mine, v4, ip4(own4, their4, 6, tcp)), hoststate.DropRouter},
 		{"the last hop", eth(router, mine, v4, hops(1, ip4(own4, out4, 6, tcp))), hoststate.DropRouter},
 		{"the last hop, IPv6", eth(router, mine, v6, hops(1, ip6(own6, out6, 6, tcp))), hoststate.DropRouter},
+		{"IPv6 behind a tag, with hops where it seems to have them", eth(router, mine, vlan, tag(0, v6), func() []byte { p := ip6(own6, out6, 6, tcp); p[3] = 64; return p }()), hoststate.DropRouter},
 		{"behind a tag", eth(router, mine, vlan, tag(0, v4), ip4(own4, out4, 6, tcp)), hoststate.DropRouter},
 		{"from a link-local address", eth(router, mine, v6, ip6(link6, out6, 6, tcp)), hoststate.DropRouter},
 		{"a foreign IPv4", eth(router, mine, v4, ip4(their4, out4, 6, tcp)), hoststate.DropSourceIP},

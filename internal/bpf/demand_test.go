@@ -52,6 +52,8 @@ func TestUnknownIsBounded(t *testing.T) {
 		b := newDemanding(t, many, safe)
 		b.verdicts(b.objects.CvFromPort, port, []frameCase{{what, frame, 0}, {what + ", again", frame, hoststate.DropUnknown}})
 	}
+	r := newDemanding(t, many, routed)
+	r.verdicts(r.objects.CvFromPort, port, []frameCase{{"routed", costly["IPv4"], 0}, {"routed, again", costly["IPv4"], hoststate.DropUnknown}})
 	b := newDemanding(t, many, safe)
 	b.run(b.objects.CvFromPort, costly["IPv4"]) // the bucket is empty from here on
 	var free []frameCase
