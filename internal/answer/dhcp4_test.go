@@ -65,8 +65,9 @@ func options4Of(t interface{ Fatal(...any) }, frame []byte) (order []byte, all m
 			continue
 		}
 		order = append(order, b[0])
-		all[b[0]] = b[2 : 2+b[1]]
-		b = b[2+b[1]:]
+		n := 2 + int(b[1])
+		all[b[0]] = b[2:n]
+		b = b[n:]
 	}
 	if len(b) == 0 {
 		t.Fatal("no end mark")
