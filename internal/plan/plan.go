@@ -48,6 +48,8 @@ type Endpoint struct {
 	Alias overlay.MAC
 	// Routes are prefixes beyond all networks that are reached by way of it.
 	Routes []netip.Prefix
+	// Demand: its network is told on demand, and it is one that this host knows.
+	Demand bool
 }
 
 // Rows appends the rows of one endpoint in the order in which they are to be
@@ -69,7 +71,13 @@ type Endpoint struct {
 //     to the network's own guests has its MAC, and needs nothing; what it sends
 //     to another network has a row of that one's (see CrossingRows). Its port
 //     may not check addresses, which are not its own.
+//   - where the network is told on demand: that the host knows it, first, since
+//     frames from those that it does not know are taken from more hosts. Its
+//     place in the list is its host's there, see ListRow.
 func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
+	if e.Demand {
+		buf = append(buf, KnownRow(e.VNI, e.MAC))
+	}
 	for _, v := range e.Sources {
 		buf = append(buf, hoststate.Row{Key: hoststate.Key{Table: hoststate.TableSource, VNI: e.VNI, MAC: e.MAC, IP: v}})
 	}
@@ -97,7 +105,7 @@ func Rows(buf []hoststate.Row, e Endpoint) []hoststate.Row {
 		Key: hoststate.Key{Table: hoststate.TableMaster, VNI: e.VNI, MAC: e.MAC},
 		Val: hoststate.Val{Flags: RemoteFlags},
 	})
-	if e.Flood == overlay.FloodHER {
+	if e.Flood == overlay.FloodHER && !e.Demand {
 		buf = append(buf, hoststate.Row{
 			Key: hoststate.Key{Table: hoststate.TableRepl, VNI: e.VNI, IP: e.VTEP},
 			Val: hoststate.Val{Flags: ReplFlags},
