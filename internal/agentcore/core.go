@@ -101,6 +101,7 @@ type Core struct {
 	relays    []relayEnd
 	adverts   []advertAt
 	claims    map[uint64]claimRef
+	asks      Time            // when the next want that guests cause is due: a bucket
 	was, will []hoststate.Row // scratch of replan
 	problems  map[string]Time // text -> since
 	drops     dropCounts
@@ -125,6 +126,13 @@ type Stats struct {
 	Answers       uint64 // frames sent to guests that asked, and advertisements
 	Unanswered    uint64 // ... that were one too many
 	SharesDelayed uint64 // changes of shared addresses that waited because a port made too many
+
+	// Of on-demand networks.
+	Misses       uint64 // that the kernel told of
+	Wants        uint64 // that guests caused, and the manager was asked for
+	WantsRefused uint64 // ... that were too many
+	Negative     uint64 // questions for what it was known that nobody has
+	Dropped      uint64 // wants that were given up
 }
 
 type hostEntry struct {
@@ -148,6 +156,7 @@ type logState struct {
 	sum      overlay.Sum
 	named    map[overlay.Key]bool // during a full pass; nil otherwise
 	wantFull bool
+	partial  bool // it holds what this host wanted, as told on demand
 }
 
 // New makes a core that knows nothing yet.
@@ -165,7 +174,7 @@ func New(cfg Config) *Core {
 func (c *Core) Stats() Stats { return c.stats }
 
 // Event is one of Items, Connected, Disconnected, Answered, Read, Applied,
-// Bell, Heard, Guests, Ask, Order and Tick.
+// Bell, Missed, Heard, Guests, Ask, Order and Tick.
 type Event interface{ event() }
 
 // Item is one entry of a log.
@@ -232,6 +241,10 @@ type Applied struct{ Results []hoststate.Result }
 // Bell is a doorbell of the kernel.
 type Bell struct{ hoststate.Doorbell }
 
+// Missed is a guest's frame of which the kernel says that its tables have no
+// entry for it.
+type Missed struct{ hoststate.Miss }
+
 // Order is an attach or a detach from the local API. Its result comes back in
 // Applied like any other; ID is the caller's.
 type Order struct{ Op hoststate.Op }
@@ -246,6 +259,7 @@ func (Answered) event()     {}
 func (Read) event()         {}
 func (Applied) event()      {}
 func (Bell) event()         {}
+func (Missed) event()       {}
 func (Heard) event()        {}
 func (Guests) event()       {}
 func (Order) event()        {}
@@ -270,6 +284,8 @@ func (c *Core) Step(now Time, e Event) (wake Time) {
 		c.applied(e)
 	case Bell:
 		c.bell(e.Doorbell)
+	case Missed:
+		c.missed(e.Miss)
 	case Heard:
 		c.heard(e)
 	case Guests:
@@ -366,6 +382,7 @@ func (c *Core) dueNet(n *network) {
 			c.alarmAt(n.doubtDue)
 		}
 	}
+	c.alarmAt(n.sweepAt) // NextUp sweeps
 	for _, mac := range sortedMACs(n.guests) {
 		c.dueGuest(n, n.guests[mac])
 	}

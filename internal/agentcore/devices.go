@@ -10,7 +10,7 @@ import (
 
 // touch marks a network whose devices are to be looked at.
 func (c *Core) touch(n *network) {
-	n.dirty = true
+	n.dirty, n.look = true, true
 	if !n.open {
 		n.open, n.gen = true, c.work.open()
 	}
@@ -30,6 +30,7 @@ func (c *Core) device(n *network) hoststate.Device {
 	return hoststate.Device{
 		VNI: n.rec.VNI, Local: c.cfg.VTEP, UDPPort: c.cfg.UDPPort, MTU: deviceMTU(n.rec), DF: n.rec.DF,
 		Alias: hoststate.DeviceAlias(c.cfg.Cluster, n.uid, n.rev), AltName: n.rec.TenantName + "." + n.rec.Name,
+		Misses: n.demanded,
 	}
 }
 
@@ -42,6 +43,7 @@ func deviceMTU(n *overlay.Network) uint32 { return max(uint32(n.MTU), 1500) }
 func (c *Core) serve(n *network) {
 	if want := c.wantServing(n); want != n.serving {
 		n.serving = want
+		c.conform(n)
 		c.replanAll(n)
 		c.crossFrom(n)
 		if !want && n.vxlan == 0 { // somebody else took it away, and no look will find that
@@ -107,6 +109,9 @@ func (c *Core) NextOps(buf []hoststate.Op, max int) []hoststate.Op {
 	buf = c.takeRows(c.global, overlay.UID{}, c.tapsKnown(), false, max, buf)
 	buf = c.orphans(buf)
 	for _, n := range c.sortedNets() {
+		if n.listed != n.demanded {
+			c.conform(n)
+		}
 		if n.dirty && n.flying == 0 && !n.waitLinks && n.retryAt <= c.now {
 			buf = c.deviceOps(n, buf)
 		}
@@ -134,6 +139,9 @@ func (c *Core) tapsKnown() bool {
 	for _, n := range c.nets { // order-free: all must be
 		if n.live() && len(n.taps) > 0 && (!n.log.complete || !n.heard && n.strangers()) {
 			return false
+		}
+		if c.structure(n); n.log.partial && n.unheard > 0 {
+			return false // what devices name is not known
 		}
 	}
 	return true
@@ -207,7 +215,7 @@ func (c *Core) deviceOps(n *network, buf []hoststate.Op) []hoststate.Op {
 // of which nothing else is wanted now: somebody else changed them. That a
 // VXLAN device is gone, and a port's settings, are counted where they are read.
 func (c *Core) countRepairs(n *network, ops []hoststate.Op) {
-	wish := deviceWish{rev: n.rev, serving: n.serving}
+	wish := deviceWish{rev: n.rev, serving: n.serving, misses: n.demanded}
 	for i := range ops {
 		switch ops[i].Kind {
 		case hoststate.OpTune, hoststate.OpUp, hoststate.OpMakeBridge:
@@ -226,6 +234,7 @@ func (c *Core) countRepairs(n *network, ops []hoststate.Op) {
 type deviceWish struct {
 	rev     overlay.Rev
 	serving bool
+	misses  bool
 }
 
 // mayServe reports whether this host may have devices of a network: it is told
@@ -333,7 +342,7 @@ func (c *Core) wantVXLAN(n *network, d hoststate.Device, vl hoststate.Link, have
 		emit(hoststate.Op{Kind: hoststate.OpDelLink, Index: n.vxlan})
 		return
 	case c.outdated(vl, n) && vl.Guarded:
-	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood || vl.Learns || !vl.IPv6 || vl.Master != n.bridge || !vl.Guarded || vl.Alias != d.Alias:
+	case vl.MTU != d.MTU || vl.DF != d.DF || vl.Local != d.Local || vl.Flood != d.Misses || vl.Learns || !vl.IPv6 || vl.Master != n.bridge || !vl.Guarded || vl.Alias != d.Alias:
 		emit(hoststate.Op{Kind: hoststate.OpTune, Dev: d})
 	}
 	if !n.tablesRead {
@@ -405,7 +414,12 @@ func (c *Core) solvedPrefix(prefix string) {
 
 // rowHeld runs when a row was seen to be as wanted.
 func (c *Core) rowHeld(f flight) {
-	if n := c.nets[f.net]; n != nil && !n.filled && n.vxlan != 0 {
+	n := c.nets[f.net]
+	if n == nil {
+		return
+	}
+	c.rowStands(n, f.row.key)
+	if !n.filled && n.vxlan != 0 {
 		if l := c.links[n.vxlan]; l.Up {
 			n.filled = true
 		} else {

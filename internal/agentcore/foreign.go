@@ -32,6 +32,8 @@ func (c *Core) ownRows(n *network) {
 		}
 	}
 	n.own = rows
+	defer c.routedByMembers(n)
+	defer c.relist(n)
 	by, has := memberBy(n), func(list []hoststate.Row, k hoststate.Key) bool {
 		return slices.ContainsFunc(list, func(r hoststate.Row) bool { return r.Key == k })
 	}

@@ -68,7 +68,7 @@ func (c *Core) routed(n *network, t *tap, f *packet.Forward) {
 			frame = answer.Undelivered(*f, answer.NoPort, overlay.ServerMAC, f.To)
 		}
 	} else {
-		frame = c.undelivered(n, f)
+		frame = c.undelivered(n, t, f)
 	}
 	if frame != nil {
 		c.send(t, frame)
@@ -78,7 +78,7 @@ func (c *Core) routed(n *network, t *tap, f *packet.Forward) {
 // undelivered says why a packet was not sent on; nil if there is nothing to say:
 // about one to all of a subnet, which is no unicast (RFC 1812 section 4.3.2.7),
 // and if the tables have a way meanwhile.
-func (c *Core) undelivered(n *network, f *packet.Forward) []byte {
+func (c *Core) undelivered(n *network, t *tap, f *packet.Forward) []byte {
 	_, linked := linkOf(c.subnets(n, n.rec.Reach), f.To)
 	w := waysOf(n.rec)
 	link, any := linkOf(c.subnets(n, w.others()), f.To)
@@ -95,9 +95,24 @@ func (c *Core) undelivered(n *network, f *packet.Forward) []byte {
 	case way:
 		return nil
 	case linked || route:
+		if !c.nobodyHas(n, t, f.To) {
+			return nil // it is not known yet whether anybody has it
+		}
 		why = answer.NoHost
 	}
 	return answer.Undelivered(*f, why, overlay.ServerMAC, router)
+}
+
+// nobodyHas reports whether nobody is known to have an address that the router
+// has a link to. In a network that is told on demand it is asked for first.
+func (c *Core) nobodyHas(n *network, t *tap, a netip.Addr) bool {
+	for _, uid := range n.rec.Reach {
+		o := c.nets[uid]
+		if o != nil && o.live() && slices.ContainsFunc(o.rec.Subnets, func(s overlay.Subnet) bool { return s.Prefix.Contains(a) }) {
+			return c.wayTo(o, t, a)
+		}
+	}
+	return true
 }
 
 // wayTo reports whether the tables have a way to an address, which packets of

@@ -94,6 +94,9 @@ func (c *Core) place(n *network, mac overlay.MAC) {
 		delete(n.guests, mac)
 	} else {
 		n.guests[mac] = best
+		if e := n.eps[mac]; e != nil && e.gone && c.unsure(n, mac) {
+			e.unsure = true // that it left was told, and perhaps not who had it then
+		}
 		if e := n.eps[mac]; best.claimed && e != nil && !e.gone && e.rec != nil && e.rec.Host != c.cfg.Self {
 			best.left = true
 		}
@@ -130,6 +133,9 @@ func (c *Core) housed(n *network, mac overlay.MAC) {
 // owns reports whether the endpoint is here: no binding says otherwise, or a
 // sign of life came after the binding that does.
 func (g *guest) owns(self overlay.UID, e *endpoint) bool {
+	if e.unsure {
+		return false
+	}
 	if e.gone || e.rec == nil || e.rec.Host == self {
 		return true
 	}
@@ -226,6 +232,8 @@ func (c *Core) heard(e Heard) {
 		if _, ok := n.byMAC[src]; ok || !n.log.complete { // which MACs are declared is not known yet
 			t.seen = src
 			c.identify(n, t)
+		} else {
+			c.suspect(n, t, src)
 		}
 	}
 	c.answersFor(n, e)
@@ -241,7 +249,8 @@ func (c *Core) heard(e Heard) {
 	default:
 		c.foreignMAC(n, t, src)
 	}
-	c.joined(t, e)
+	c.joined(n, t, e)
+	c.sendsTo(n, t, e)
 	if g := n.guests[src]; g != nil && g.tap == t && !e.ToGuest {
 		c.asked(n, g, e)
 	}
@@ -255,7 +264,7 @@ func (c *Core) lives(n *network, g *guest, at Time) {
 		c.place(n, g.mac)
 	}
 	switch {
-	case !n.log.complete || n.guests[g.mac] != g || e == nil:
+	case !n.log.complete || n.guests[g.mac] != g || e == nil || e.unsure:
 	case g.owns(c.cfg.Self, e):
 		if g.away(c.cfg.Self, e) && at > g.tap.said {
 			g.lived, g.back = true, e.leaving // whatever its hypervisor forgot to say
@@ -412,7 +421,7 @@ func (c *Core) nicChanged(said hoststate.NIC, answer bool) {
 				continue
 			}
 			was := t.nic.State
-			t.nic = x
+			t.nic, n.look = x, true
 			if was != x.State {
 				t.said = c.now
 				for _, g := range t.guests() {

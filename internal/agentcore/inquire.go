@@ -23,7 +23,7 @@ type inquiry struct {
 // after that may be newer.
 func (c *Core) weigh(n *network, t *tap) {
 	g := t.declared
-	if !t.word || g == nil || !n.log.complete || n.guests[g.mac] != g {
+	if !t.word || g == nil || !n.log.complete || n.guests[g.mac] != g || c.unsure(n, g.mac) {
 		return
 	}
 	t.word = false
@@ -58,7 +58,7 @@ func (c *Core) NextInquiry() bool {
 				continue
 			}
 			switch e := n.eps[g.mac]; {
-			case c.behind[n.uid] || n.log.sent.Less(g.waitFor): // what stands against it is yet to come
+			case c.behind[n.uid] || n.log.sent.Less(g.waitFor) || c.unsure(n, g.mac): // what stands against it is yet to come
 				q.wanted = true
 			case e == nil || g.owns(c.cfg.Self, e):
 				g.unsure = 0

@@ -4,7 +4,7 @@ import "culvert/internal/overlay"
 
 // Known is what the core has been told, as full passes over each log: fed to a
 // new core it gives the same knowledge. Logs whose first pass has not ended
-// are left out.
+// are left out; of one that is being passed over again it says how far that is.
 func (c *Core) Known() []Items {
 	if !c.fleet.complete {
 		return nil
@@ -24,19 +24,38 @@ func (c *Core) Known() []Items {
 		if !n.live() || !n.log.complete {
 			continue
 		}
-		it := Items{Begins: []overlay.UID{n.uid}, Ends: []End{{Network: n.uid, Full: true, Sum: n.log.sum, Sent: n.log.sent}}}
-		for _, uid := range sortedUIDs(n.ports) {
-			p := n.ports[uid]
-			it.Items = append(it.Items, Item{p.rev, p.gone, p.rec})
-		}
-		for _, mac := range sortedMACs(n.eps) {
-			if e := n.eps[mac]; e.rec != nil {
-				it.Items = append(it.Items, Item{e.rev, e.gone, e.rec})
-			}
+		it := Items{
+			Begins: []overlay.UID{n.uid}, Items: n.entries(nil), Members: n.entriesOf(n.members),
+			Ends: []End{{Network: n.uid, Full: true, Sum: n.log.sum, Sent: n.log.sent, OnDemand: n.log.partial}},
 		}
 		out = append(out, it)
+		if n.log.named != nil {
+			out = append(out, Items{Begins: []overlay.UID{n.uid}, Items: n.entries(n.log.named), Members: n.entriesOf(n.gather)})
+		}
 	}
 	out[len(out)-1].UpTo = c.upTo
+	return out
+}
+
+// entries lists what a network's log said; with named only that.
+func (n *network) entries(named map[overlay.Key]bool) (out []Item) {
+	for _, uid := range sortedUIDs(n.ports) {
+		if p := n.ports[uid]; named == nil || named[overlay.Key{Kind: overlay.KindPort, UID: uid}] {
+			out = append(out, Item{p.rev, p.gone, p.rec})
+		}
+	}
+	for _, mac := range sortedMACs(n.eps) {
+		if e := n.eps[mac]; e.rec != nil && (named == nil || named[overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}]) {
+			out = append(out, Item{e.rev, e.gone, e.rec})
+		}
+	}
+	return out
+}
+
+func (n *network) entriesOf(members map[overlay.UID]bool) (out []overlay.Member) {
+	for _, h := range sortedUIDs(members) {
+		out = append(out, overlay.Member{Network: n.uid, Host: h, Gone: !members[h]})
+	}
 	return out
 }
 

@@ -43,6 +43,7 @@ type network struct {
 	subscribed bool // its log is wanted
 	told       bool // ... and the manager was told in this session
 	anew       bool // ... before what it sent was forgotten
+	byWants    bool // ... that it wants it on demand
 
 	// Devices, as read and as wanted.
 	bridge, vxlan int32 // ifindex, 0 if not there
@@ -69,6 +70,10 @@ type network struct {
 	taps map[int32]*tap
 	rows *rowSet
 
+	demands
+	lists
+	waiting map[netip.Addr][]asker // guests, by what they wait for
+
 	doubts   map[hoststate.Key]bool // rang, and the links may explain it: see bell
 	doubtDue Time                   // by then, or the tables are read
 }
@@ -84,7 +89,10 @@ type endpoint struct {
 	rec  *overlay.Endpoint
 	rev  overlay.Rev
 	gone bool
-	at   Time // when it was told that it is there
+	// unsure: nothing was told of it, though somebody may have it: see unsure.
+	unsure bool
+	at     Time // when it was told that it is there
+	used   Time // when a guest here last sent to it, of an on-demand network
 	// relayEnd is until when the host that it moved from relays; zero: it does
 	// not.
 	relayEnd Time
@@ -119,10 +127,19 @@ func (c *Core) items(e Items) {
 		if l := c.log(uid); l != nil {
 			l.named = map[overlay.Key]bool{}
 		}
+		if n := c.nets[uid]; n != nil {
+			n.gather = map[overlay.UID]bool{}
+			for _, w := range n.wants { // order-free: each by itself
+				w.told = false // a pass answers all, and what came before it may be of another
+			}
+		}
 	}
 	for _, it := range e.Items {
 		c.item(it)
 	}
+	c.membersTold(e.Members)
+	c.toldWants(e.Told)
+	c.dropped(e.Dropped)
 	for _, end := range e.Ends {
 		c.logEnd(end)
 	}
@@ -165,7 +182,7 @@ func (c *Core) item(it Item) {
 	if l == nil {
 		return // of a network that was deleted, or that never selected us
 	}
-	if l.named == nil && (!l.complete || it.Rev.Compare(l.sent) <= 0) {
+	if l.named == nil && (!l.complete || !l.partial && it.Rev.Compare(l.sent) <= 0) {
 		c.stats.Stale++ // of what the log is past, or of a subscription that was given up
 		return
 	}
@@ -234,6 +251,9 @@ func (c *Core) vtepChanged(host overlay.UID) {
 				c.replan(n, mac)
 			}
 		}
+		if n.members[host] {
+			c.relist(n)
+		}
 	}
 }
 
@@ -260,6 +280,7 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 		n.subscribed = false
 		delete(c.behind, n.uid)
 		c.clear(n)
+		n.forgetWants()
 	} else {
 		c.byVNI[r.VNI] = n
 		if old == nil && c.linksRead {
@@ -282,6 +303,10 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 	if !it.Gone && old != nil && (!old.Tell.Equal(&r.Tell) || old.MTU != r.MTU || old.Admission != r.Admission || !slices.Equal(old.Subnets, r.Subnets) || old.Domain != r.Domain) {
 		c.toldOtherwise(n)
 	}
+	if !it.Gone && old != nil && old.Distribution != r.Distribution {
+		c.distribute(n)
+	}
+	c.conform(n)
 	c.wanted(n, old == nil)
 	c.touch(n)
 }
@@ -291,7 +316,7 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 // rows an endpoint has.
 func (c *Core) clear(n *network) {
 	n.ports, n.byName, n.byMAC = map[overlay.UID]*portEntry{}, map[string]overlay.UID{}, map[overlay.MAC]overlay.UID{}
-	n.shared = map[netip.Addr]int{}
+	n.shared, n.members, n.gather = map[netip.Addr]int{}, nil, nil
 	for _, idx := range sortedTaps(n.taps) {
 		c.identify(n, n.taps[idx])
 	}
@@ -301,6 +326,7 @@ func (c *Core) clear(n *network) {
 	}
 	n.eps, n.mine, n.pre, n.owner = map[overlay.MAC]*endpoint{}, map[overlay.MAC]bool{}, map[overlay.MAC]bool{}, map[netip.Addr]overlay.MAC{}
 	n.log, n.anew, n.awaits = logState{}, true, overlay.Rev{}
+	c.relist(n)
 }
 
 func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
@@ -315,13 +341,7 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 	key := overlay.Key{Kind: overlay.KindPort, UID: r.UID}
 	if p.rec != nil && !p.gone {
 		n.log.sum.Sub(key, p.rev)
-		n.countShared(p.rec, -1)
-		if n.byName[p.rec.Name] == r.UID {
-			delete(n.byName, p.rec.Name)
-		}
-		if n.byMAC[p.rec.MAC] == r.UID {
-			delete(n.byMAC, p.rec.MAC)
-		}
+		n.unlist(r.UID, p.rec)
 	}
 	p.rec, p.rev, p.gone = r, it.Rev, it.Gone
 	if !it.Gone {
@@ -333,6 +353,9 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 		t := n.taps[idx]
 		switch g := t.declared; {
 		case g == nil:
+			if !it.Gone && (t.learned[r.MAC] != nil || slices.Contains(t.suspects, r.MAC)) {
+				t.seen = r.MAC
+			}
 			c.identify(n, t)
 			if t.declared == nil && !it.Gone { // it may have spoken with this MAC
 				c.wantTables(n)
@@ -341,7 +364,19 @@ func (c *Core) portItem(n *network, r *overlay.Port, it Item) {
 			c.identify(n, t)
 			c.unshare(n, t)
 			c.member(n, t) // its addresses may be others
+			n.look = true
 		}
+	}
+}
+
+// unlist takes a port out of what ports are found by.
+func (n *network) unlist(uid overlay.UID, p *overlay.Port) {
+	n.countShared(p, -1)
+	if n.byName[p.Name] == uid {
+		delete(n.byName, p.Name)
+	}
+	if n.byMAC[p.MAC] == uid {
+		delete(n.byMAC, p.MAC)
 	}
 }
 
@@ -360,7 +395,7 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 	}
 	c.moves(n, e, r, it)
 	was := *e
-	e.rec, e.rev, e.gone, e.leaving = r, it.Rev, it.Gone, false
+	e.rec, e.rev, e.gone, e.leaving, e.unsure = r, it.Rev, it.Gone, false, false
 	if was.rec == nil || was.gone || it.Gone || was.rec.Host != r.Host {
 		e.at = c.now
 	}
@@ -391,6 +426,10 @@ func (c *Core) endpointItem(n *network, r *overlay.Endpoint, it Item) {
 	c.replan(n, r.MAC)
 	if !it.Gone {
 		c.owned(n, r, it.Rev)
+		c.holds(n, r)
+	}
+	if n.log.partial {
+		c.sweepBy(n, c.now) // what had an address may have it no more
 	}
 	if g := n.guests[r.MAC]; g != nil {
 		c.bindingChanged(n, g, e)

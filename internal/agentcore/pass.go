@@ -1,6 +1,7 @@
 package agentcore
 
 import (
+	"maps"
 	"slices"
 
 	"culvert/internal/hoststate"
@@ -31,23 +32,29 @@ func (c *Core) logEnd(e End) {
 			c.solvedPrefix(olderStore)
 			c.sweepFleet(l, e.Sent)
 		} else {
-			c.sweepNet(n, e.Sent)
+			c.sweepNet(n, e.Sent, e.OnDemand)
 		}
 		if n != nil {
 			for _, o := range n.near {
 				c.lookAgain(o, n)
 			}
+			if e.OnDemand {
+				n.purge()
+			}
 		}
-		l.named, l.complete = nil, true
+		l.named, l.complete, l.partial = nil, true, e.OnDemand
 	}
 	if l.sent.Less(e.Sent) {
 		l.sent = e.Sent
 	}
-	delete(c.behind, e.Network)
+	if n == nil || l.partial == n.onDemand() { // else it is wanted anew in the other mode
+		delete(c.behind, e.Network)
+	}
 	if n != nil {
 		c.owesLess(n)
 	}
 	if n != nil {
+		c.ended(n)
 		if l.sum != e.Sum {
 			c.stats.SumWrong++
 			l.wantFull, l.named = true, nil
@@ -89,16 +96,24 @@ func (c *Core) sweepFleet(l *logState, at overlay.Rev) {
 	}
 }
 
-func (c *Core) sweepNet(n *network, at overlay.Rev) {
+func (c *Core) sweepNet(n *network, at overlay.Rev, onDemand bool) {
 	for _, uid := range sortedUIDs(n.ports) {
 		p := n.ports[uid]
-		if !p.gone && !n.log.named[overlay.Key{Kind: overlay.KindPort, UID: uid}] {
+		switch {
+		case p.gone || n.log.named[overlay.Key{Kind: overlay.KindPort, UID: uid}]:
+		case onDemand && !n.toldOf(overlay.Want{MAC: p.rec.MAC}) && !n.toldOf(overlay.Want{Name: p.rec.Name}):
+			n.forgetPort(uid) // it was not asked for
+		default:
 			c.portItem(n, p.rec, Item{Rev: at, Gone: true})
 		}
 	}
 	for _, mac := range sortedMACs(n.eps) {
 		e := n.eps[mac]
-		if !e.gone && !n.log.named[overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}] {
+		switch {
+		case e.gone || n.log.named[overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac}]:
+		case onDemand && !n.toldOf(overlay.Want{MAC: mac}):
+			c.forget(n, mac) // it was not asked for
+		default:
 			c.endpointItem(n, e.rec, Item{Rev: at, Gone: true})
 		}
 	}
@@ -111,4 +126,25 @@ func sortedUIDs[V any](m map[overlay.UID]V) []overlay.UID {
 	}
 	slices.SortFunc(out, overlay.UID.Compare)
 	return out
+}
+
+// ended goes on with what waited for the end of a pass.
+func (c *Core) ended(n *network) {
+	c.allMembers(n)
+	if !n.wanting() {
+		n.forgetWants()
+	}
+	if n.log.complete && !n.log.partial {
+		for _, mac := range sortedMACs(n.guests) {
+			c.bindingKnown(n, mac)
+		}
+	}
+	c.conform(n)
+}
+
+// purge forgets what is not there any more of a network of which not all is
+// known: its tombstones say nothing.
+func (n *network) purge() {
+	maps.DeleteFunc(n.ports, func(_ overlay.UID, p *portEntry) bool { return p.gone })
+	maps.DeleteFunc(n.eps, func(mac overlay.MAC, e *endpoint) bool { return e.gone && n.guests[mac] == nil })
 }

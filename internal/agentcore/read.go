@@ -135,6 +135,8 @@ func (c *Core) read(e Read) {
 		c.alarmAt(c.now + c.cfg.Verify)
 	}
 	c.recognise(n, e.State.Rows)
+	c.recall(n, e.State.Rows)
+	c.idle(n, e.State)
 	if n.vxlan == 0 { // nothing is ours to be there
 		for _, r := range hoststate.SortedRows(e.State.Rows) {
 			c.learned(n, r.Key, r.Val)
@@ -179,6 +181,8 @@ func (c *Core) learned(n *network, k hoststate.Key, v hoststate.Val) bool {
 	if declared {
 		t.seen = k.MAC
 		c.identify(n, t)
+	} else {
+		c.suspect(n, t, k.MAC)
 	}
 	return t.declared != nil || v.Flags == 0 || c.relearn(n, t, k, v)
 }

@@ -17,7 +17,7 @@ func (c *Core) replan(n *network, mac overlay.MAC) {
 		return
 	}
 	if e == nil {
-		e = &endpoint{gone: true} // no binding yet, only the port here
+		e = &endpoint{gone: true, unsure: c.unsure(n, mac)} // no binding yet, only the port here
 		n.eps[mac] = e
 	}
 	// The rows are computed again rather than kept: they are the larger part.
@@ -69,7 +69,8 @@ func (c *Core) planned(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.
 // placed is where one (network, MAC) is to this host, and who may send for it
 // and to it.
 func (c *Core) placed(n *network, mac overlay.MAC, e *endpoint, g *guest) plan.Endpoint {
-	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood, Routes: n.hops[nextHop{n.uid, mac}]}
+	p := plan.Endpoint{VNI: n.rec.VNI, MAC: mac, Flood: n.rec.Flood, Routes: n.hops[nextHop{n.uid, mac}],
+		Demand: n.demanded && (g != nil || e.rec != nil && !e.gone)}
 	if g != nil && g.owns(c.cfg.Self, e) && !g.away(c.cfg.Self, e) {
 		p.Port = g.tap.index
 		c.relayed(&p, e)

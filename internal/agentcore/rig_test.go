@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"culvert/internal/hoststate"
 	"culvert/internal/kernel/kerneltest"
@@ -29,7 +30,16 @@ type rig struct {
 	hold   bool                   // operations are given, but not answered
 	flying []hoststate.Result
 	reads  int
-	first  int32 // device that was plugged
+	first  int32              // device that was plugged
+	each   func(hoststate.Op) // after each operation; nil: they are done together
+}
+
+// chunk is how many operations are done together.
+func (r *rig) chunk(n int) int {
+	if r.each != nil {
+		return 1
+	}
+	return n
 }
 
 func named(kind byte, name string) (u overlay.UID) {
@@ -79,7 +89,13 @@ func (r *rig) settle() {
 			continue
 		}
 		if ops := r.c.NextOps(nil, 200); len(ops) > 0 {
-			res := r.m.Apply(context.Background(), ops)
+			var res []hoststate.Result
+			for part := range slices.Chunk(ops, r.chunk(len(ops))) {
+				res = append(res, r.m.Apply(context.Background(), part)...)
+				if r.each != nil {
+					r.each(part[0])
+				}
+			}
 			for _, x := range res {
 				r.ops = append(r.ops, x.Op.String())
 			}
@@ -88,6 +104,12 @@ func (r *rig) settle() {
 				continue
 			}
 			r.c.Step(r.now, Applied{Results: res})
+			continue
+		}
+		if misses := r.m.Misses(); len(misses) > 0 {
+			for _, m := range misses {
+				r.c.Step(r.now, Missed{m})
+			}
 			continue
 		}
 		if bells := r.m.Doorbells(); len(bells) > 0 {
@@ -127,7 +149,7 @@ func (r *rig) wants(lines ...string) {
 // item makes one entry from a line. A leading "-" makes a tombstone.
 //
 //	host h2 192.0.2.2 [dead]
-//	network n1 10 [none] [blocked] [learn] [dhcp] [tells] [foreign=192.0.2.9] [domain] [mtu=1400] [hosts=h1,h2]
+//	network n1 10 [none] [blocked] [ondemand] [learn] [dhcp] [tells] [foreign=192.0.2.9] [domain] [mtu=1400] [hosts=h1,h2]
 //	  [reach=n2,n3] [from=n2] [bridge=n2] [hop=10.9.0.0/16,n2,02:00:00:00:00:02 ...] [10.0.0.0/24 ...]
 //	port p1 02:00:00:00:00:01 [ip=10.0.0.1,fd00::1] [share=10.0.0.9] [checked] [host ...]
 //	at h2 p1 02:00:00:00:00:01 10.0.0.1,fd00::1 [pre=h3] [from=h1]
@@ -144,6 +166,9 @@ func (r *rig) item(network, line string) Item {
 		n := &overlay.Network{Meta: meta('n'), TenantName: "default", MTU: 1450}
 		fmt.Sscan(f[2], (*uint32)(&n.VNI))
 		n.Blocked = slices.Contains(f, "blocked")
+		if slices.Contains(f, "ondemand") {
+			n.Distribution = overlay.DistributeOnDemand
+		}
 		if slices.Contains(f, "learn") {
 			n.Admission = overlay.AdmitLearn
 		} else if slices.Contains(f, "dhcp") {
@@ -339,31 +364,64 @@ func (r *rig) ups() string {
 		if u.Empty() {
 			return strings.Join(out, "\n")
 		}
-		for _, a := range u.Add {
-			out = append(out, fmt.Sprintf("add %s from %v", strings.TrimRight(string(a.Network[1:]), "\x00"), a.Sent))
-		}
-		for _, x := range u.Remove {
-			out = append(out, "remove "+strings.TrimRight(string(x[1:]), "\x00"))
-		}
-		for _, cl := range u.Claims {
-			verb := "claim"
-			switch {
-			case cl.Leave && cl.Pre:
-				verb = "unexpect"
-			case cl.Leave:
-				verb = "leave"
-			case cl.Pre:
-				verb = "expect"
-			}
-			out = append(out, fmt.Sprintf("%s %d %s base %v %s", verb, cl.ID, cl.MAC, cl.Base, cl.Evidence))
-		}
-		if u.InventoryEnd {
-			out = append(out, "inventory ends")
-		}
-		if !u.Ack.IsZero() {
-			out = append(out, fmt.Sprintf("ack %v", u.Ack))
-		}
+		out = append(out, upLines(u)...)
 	}
+}
+
+// upLines are what the core tells at once.
+func upLines(u Up) (out []string) {
+	for _, d := range u.Demands {
+		out = append(out, demandLine(d))
+	}
+	for _, a := range u.Add {
+		line := fmt.Sprintf("add %s from %v", nameOf(a.Network), a.Sent)
+		if a.OnDemand {
+			line += " on demand"
+		}
+		out = append(out, line)
+	}
+	for _, x := range u.Remove {
+		out = append(out, "remove "+nameOf(x))
+	}
+	for _, cl := range u.Claims {
+		verb := "claim"
+		switch {
+		case cl.Leave && cl.Pre:
+			verb = "unexpect"
+		case cl.Leave:
+			verb = "leave"
+		case cl.Pre:
+			verb = "expect"
+		}
+		out = append(out, fmt.Sprintf("%s %d %s base %v %s", verb, cl.ID, cl.MAC, cl.Base, cl.Evidence))
+	}
+	if u.InventoryEnd {
+		out = append(out, "inventory ends")
+	}
+	if !u.Ack.IsZero() {
+		out = append(out, fmt.Sprintf("ack %v", u.Ack))
+	}
+	return out
+}
+
+func nameOf(uid overlay.UID) string { return strings.TrimRight(string(uid[1:]), "\x00") }
+
+// demandLine is "want NETWORK WHAT [for MAC]" or "drop NETWORK WHAT".
+func demandLine(d Demand) string {
+	verb, what := "want", d.MAC.String()
+	switch {
+	case d.Name != "":
+		what = "port " + d.Name
+	case d.Address.IsValid():
+		what = d.Address.String()
+	}
+	if d.Drop {
+		verb = "drop"
+	}
+	if !d.For.IsZero() {
+		what += " for " + d.For.String()
+	}
+	return verb + " " + nameOf(d.Network) + " " + what
 }
 
 // says compares what the core has to tell.
@@ -376,3 +434,6 @@ func (r *rig) says(lines ...string) {
 
 // dump is what the kernel holds.
 func (r *rig) dump() string { return r.m.String() }
+
+// clock is the time for the model kernel's entries.
+func (r *rig) clock() time.Duration { return time.Duration(r.now) }

@@ -178,7 +178,7 @@ func (c *Core) lookAgain(n, other *network) {
 // that what nobody wants there may be taken away: its own log to an end, and
 // those of the networks that it has a way to.
 func (c *Core) whole(n *network) bool {
-	if !n.log.complete {
+	if !n.log.complete || n.unfound > 0 {
 		return false
 	}
 	if !n.serving && !n.occupied() {
@@ -186,7 +186,7 @@ func (c *Core) whole(n *network) bool {
 	}
 	w := waysOf(n.rec)
 	for _, uid := range w.others() {
-		if o := c.nets[uid]; o == nil && !c.fleet.complete || o != nil && o.live() && !o.log.complete {
+		if o := c.nets[uid]; o == nil && !c.fleet.complete || o != nil && o.live() && (!o.log.complete || o.unfound > 0) {
 			return false
 		}
 	}
@@ -245,7 +245,7 @@ func (c *Core) crossings(n *network, mac overlay.MAC, e *endpoint) (out []crossi
 		switch {
 		case way&wayBridge != 0: // then nothing is routed between them
 			x.MAC, x.Addrs, x.VTEP, x.Via = mac, e.rec.Addresses, at, via
-			x.Bridged, x.Known = true, o.rec.Distribution == overlay.DistributeOnDemand
+			x.Bridged, x.Known = true, o.demanded
 		case way&wayReach != 0:
 			x.VTEP, x.Routes = at, o.hops[nextHop{n.uid, mac}]
 			x.Shadowed = o.outshone(alias, overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac})

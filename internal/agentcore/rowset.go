@@ -11,8 +11,8 @@ import (
 // rowSet is the rows of one network, or the host's global ones.
 //
 // A row is found by the port of its key, or its MAC, or its address: the first
-// of them that it has. Those that share it are few (a MAC has its two entries
-// and its sources) and are chained. One map with whole keys costs a look into
+// of them that it has, and of a group's list the address. Those that share it
+// are few (a MAC has its two entries and its sources) and are chained. One map with whole keys costs a look into
 // memory for each row of an endpoint instead of one for all, and three times
 // the room.
 type rowSet struct {
@@ -44,7 +44,7 @@ func (s *rowSet) first(k *hoststate.Key) *rowState {
 	switch {
 	case k.Port != 0:
 		return s.byPort[k.Port]
-	case k.MAC != overlay.MAC{}:
+	case k.MAC != overlay.MAC{} && k.Table != hoststate.TableRepl:
 		if s.last == nil || s.last.key.MAC != k.MAC {
 			s.last = s.byMAC[k.MAC]
 		}
@@ -59,7 +59,7 @@ func (s *rowSet) begin(k *hoststate.Key, rs *rowState) {
 	switch {
 	case k.Port != 0:
 		begin(s.byPort, k.Port, rs)
-	case k.MAC != overlay.MAC{}:
+	case k.MAC != overlay.MAC{} && k.Table != hoststate.TableRepl:
 		begin(s.byMAC, k.MAC, rs)
 		s.last = rs
 	default:

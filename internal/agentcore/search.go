@@ -99,8 +99,12 @@ func (c *Core) seek(n *network, t *tap, a netip.Addr) {
 	c.seeks = append(c.seeks, Seek{n.uid, a})
 }
 
-// seekFor has what a guest asks for searched; not what it asks for to take it.
+// seekFor has what a guest asks for searched; not what it asks for to take it,
+// and not before it is known that nobody has it.
 func (c *Core) seekFor(n *network, g *guest, f packet.Fact) {
+	if n.log.partial && !c.asksFor(n, g, f) {
+		return
+	}
 	if f.Kind == packet.ARPRequest || f.Kind == packet.NeighborSolicit {
 		c.seek(n, g.tap, f.Target)
 	}

@@ -32,17 +32,19 @@ type member struct {
 //
 // Reports count from devices that nothing names yet, too: a guest says them
 // when it comes up, and does not say them again.
-func (c *Core) joined(t *tap, e Heard) {
+func (c *Core) joined(n *network, t *tap, e Heard) {
 	mac := e.Fact.Src
 	if e.Fact.Kind != packet.GroupReport || e.ToGuest || t.declared != nil && t.declared.mac != mac {
 		return
 	}
+	changed := false
 	for _, m := range e.Groups {
 		k := member{mac, m.Group}
 		switch {
+		case m.Join == t.groups[k]:
+			continue
 		case !m.Join:
 			delete(t.groups, k)
-		case t.groups[k]:
 		case len(t.groups) >= maxGroups:
 			c.deny(t, mac, m.Group, "its port has as many groups as are remembered")
 		default:
@@ -51,6 +53,10 @@ func (c *Core) joined(t *tap, e Heard) {
 			}
 			t.groups[k] = true
 		}
+		changed = true
+	}
+	if changed && n.listed {
+		c.relist(n)
 	}
 }
 

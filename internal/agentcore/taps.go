@@ -20,8 +20,10 @@ type tap struct {
 	apart   bool // flood and IPv6 are off: it was made a port of ours, claimed or not
 	guarded bool
 
-	seen overlay.MAC   // a MAC that was heard on it and is declared, or may be
-	nic  hoststate.NIC // what the hypervisor says of it; the zero one: nothing
+	seen overlay.MAC // a MAC that was heard on it and is declared, or may be
+	// suspects are MACs heard on it that may be declared: see suspect.
+	suspects []overlay.MAC
+	nic      hoststate.NIC // what the hypervisor says of it; the zero one: nothing
 
 	// came: it began to pass frames while this agent ran. A device that was
 	// there already at the first look may be what a migration left behind.
@@ -41,12 +43,14 @@ type tap struct {
 	learned  map[overlay.MAC]*guest // undeclared endpoints that were heard on it, and virtual MACs of its port
 
 	groups map[member]bool // multicast groups that guests have joined
+	sends  []overlay.MAC   // groups that they send to besides: see sendsTo
 	denied []denial        // see deny
 
 	answers  Time // when the next answer to its guests is due: a bucket
 	advertAt Time // when the next unsolicited advertisement is
 	changes  Time // of shared addresses: a bucket
 	seeks    Time // when the next search for its guests is: a bucket
+	wants    Time // when the next want of theirs is: a bucket
 
 	isMember bool
 	guard    []hoststate.Row // what was asked for of its port program
@@ -110,7 +114,7 @@ func (c *Core) tapChanged(n *network, t *tap, l hoststate.Link) {
 	c.ask(n, t)
 	if up && n.looked { // a NIC that begins to pass frames
 		t.came = true
-		if t.pending = !n.log.complete; !t.pending {
+		if t.pending = !n.log.complete || t.declared != nil && c.unsure(n, t.declared.mac); !t.pending {
 			c.tapUp(n, t)
 		}
 	}
@@ -189,7 +193,9 @@ func (c *Core) identify(n *network, t *tap) {
 		t.declared = &guest{tap: t, mac: mac, port: port, evidence: ev}
 		c.place(n, mac)
 		if t.came && !t.pending {
-			c.came(n, t.declared)
+			if t.pending = c.unsure(n, mac); !t.pending {
+				c.came(n, t.declared)
+			}
 		}
 		c.weigh(n, t)
 	}
@@ -237,6 +243,9 @@ func (c *Core) tapWent(n *network, t *tap) {
 	}
 	gone := t.guests()
 	t.declared, t.learned = nil, nil
+	if len(t.groups)+len(t.sends) > 0 {
+		c.relist(n)
+	}
 	c.guard(n, t, nil)
 	for _, g := range gone {
 		c.endConflict(g)
@@ -272,6 +281,9 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 	if n.routes() {
 		p.Flags |= hoststate.Routed
 	}
+	if n.demanded {
+		p.Flags |= hoststate.Demand
+	}
 	if n.rec.Admission == overlay.AdmitDHCP && t.declared == nil {
 		p.Flags |= hoststate.CheckIP // it has what it was leased, and nothing else
 	}
@@ -283,6 +295,8 @@ func (c *Core) portRows(n *network, t *tap) []hoststate.Row {
 		e := n.eps[g.mac]
 		switch {
 		case e == nil:
+		case e.unsure:
+			continue
 		case g.owns(c.cfg.Self, e):
 			if g.away(c.cfg.Self, e) {
 				p.Flags |= hoststate.Watch

@@ -86,7 +86,8 @@ func (c *Core) connected(e Connected) {
 	c.claims = map[uint64]claimRef{}
 	c.fleet.named = nil
 	for _, n := range c.nets { // order-free: each by itself
-		n.told, n.log.named = false, nil
+		n.told, n.log.named, n.gather = false, nil, nil
+		c.sayAgain(n)
 		n.claiming, n.awaits = 0, overlay.Rev{}
 		if n.subscribed {
 			c.behind[n.uid] = true
@@ -115,10 +116,12 @@ func (c *Core) subscribe(n *network) {
 	switch {
 	case n.subscribed && !want:
 		c.clear(n)
+		n.forgetWants()
 		delete(c.behind, n.uid)
 		c.heardAll()
 	case !n.subscribed && want:
 		c.behind[n.uid] = true
+		c.sayAgain(n)
 	}
 	n.subscribed = want
 	c.join(n)
@@ -146,15 +149,17 @@ func (c *Core) NextUp() Up {
 		return u
 	}
 	c.sayWaits(&u)
+	c.sayDemands(&u)
 	for _, n := range c.sortedNets() {
 		switch {
 		case n.subscribed && (!n.told || n.anew):
-			pos := Position{Network: n.uid, Sent: n.log.sent}
-			if n.log.wantFull {
+			pos := Position{Network: n.uid, Sent: n.log.sent, OnDemand: n.onDemand()}
+			if n.log.wantFull || n.log.partial != pos.OnDemand {
 				pos.Sent, n.log.wantFull = overlay.Rev{}, false
 			}
+			n.gather = map[overlay.UID]bool{}
 			u.Add = append(u.Add, pos)
-			n.told, n.anew = true, false
+			n.told, n.anew, n.byWants = true, false, pos.OnDemand
 		case !n.subscribed && n.told:
 			u.Remove = append(u.Remove, n.uid)
 			n.told, n.anew = false, false
@@ -165,7 +170,7 @@ func (c *Core) NextUp() Up {
 			c.claimNet(n, &u)
 		}
 	}
-	if !c.inventory && c.tapsKnown() && c.allClaimed() {
+	if !c.inventory && c.tapsKnown() && c.tapsTold() && c.allClaimed() {
 		c.inventory, u.InventoryEnd = true, true
 	}
 	c.adopt()
@@ -236,7 +241,7 @@ func (c *Core) claim(n *network, g *guest, u *Up, cl Claim) {
 // waits reports whether a guest is not to be claimed in any way now: it is
 // under way, or was refused and nothing is new since.
 func (c *Core) waits(n *network, g *guest, e *endpoint) bool {
-	return g.claim != 0 || g.retryAt > c.now || n.conflict || e == nil || e.rev.Less(g.waitFor) && n.log.sent.Less(g.waitFor)
+	return g.claim != 0 || g.retryAt > c.now || n.conflict || e == nil || c.unsure(n, g.mac) || e.rev.Less(g.waitFor) && n.log.sent.Less(g.waitFor)
 }
 
 // mayClaim decides whether a guest is to be claimed now: it is here, the kernel
@@ -295,6 +300,19 @@ func (c *Core) departed(n *network) []overlay.MAC {
 		}
 	}
 	return out
+}
+
+// tapsTold reports whether all that devices here want of on-demand networks was
+// told in this session.
+func (c *Core) tapsTold() bool {
+	for _, n := range c.nets { // order-free: all must be
+		for _, w := range n.wants { // order-free: all must be
+			if w.tap && !w.told {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // allClaimed reports whether every guest that is here and ours to have was

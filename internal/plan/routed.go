@@ -153,10 +153,3 @@ func routeRows(buf []hoststate.Row, v overlay.VNI, via overlay.MAC, prefixes []n
 func RouteKey(v overlay.VNI, p netip.Prefix) hoststate.Key {
 	return hoststate.Key{Table: hoststate.TableRoute, VNI: v, IP: p.Addr(), Bits: uint8(p.Bits())}
 }
-
-// RoutedRow is the row by which frames are taken that the host at vtep has
-// routed into a network for endpoints that this host knows nothing of: of an
-// on-demand network that may send there, and of which that host is a member.
-func RoutedRow(v overlay.VNI, vtep netip.Addr) hoststate.Row {
-	return hoststate.Row{Key: hoststate.Key{Table: hoststate.TableRouted, VNI: v, IP: vtep}, Val: hoststate.Val{Flags: hoststate.Strangers}}
-}
