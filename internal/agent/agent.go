@@ -34,6 +34,9 @@ type Kernel interface {
 	// Listen calls hear for each frame that a port program hands up, until
 	// ctx ends.
 	Listen(ctx context.Context, hear func(hoststate.Heard)) error
+	// Misses calls f for what guests' frames did not find in the tables of
+	// devices with hoststate.Device.Misses, until ctx ends.
+	Misses(ctx context.Context, f func(hoststate.Miss)) error
 }
 
 // Prober asks whether other hosts answer.
@@ -108,11 +111,12 @@ type Agent struct {
 	mgrs   Managers
 	log    *slog.Logger
 
-	inbox chan func() // runs on the loop
-	bells bells
-	ears  *ears
-	out   outbox
-	jr    *journal
+	inbox  chan func() // runs on the loop
+	bells  bells
+	ears   *ears
+	misses *misses
+	out    outbox
+	jr     *journal
 
 	core   *agentcore.Core // loop only
 	orders map[uint64]chan hoststate.Result
@@ -145,7 +149,7 @@ func New(k Kernel, m Managers, cfg Config) *Agent {
 		cfg.Verify = 60 * time.Second
 	}
 	return &Agent{
-		cfg: cfg, kernel: k, mgrs: m, log: cfg.Log, inbox: make(chan func(), 64), bells: newBells(), ears: newEars(), out: newOutbox(),
+		cfg: cfg, kernel: k, mgrs: m, log: cfg.Log, inbox: make(chan func(), 64), bells: newBells(), ears: newEars(), misses: newMisses(), out: newOutbox(),
 		orders: map[uint64]chan hoststate.Result{}, looked: make(chan struct{}), looking: make(chan struct{}, 1),
 		core: agentcore.New(agentcore.Config{
 			Cluster: cfg.Cluster, Self: cfg.Host, Name: cfg.Name, VTEP: cfg.VTEP, UDPPort: cfg.UDPPort,
@@ -173,6 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.workKernel(ctx, work, done) })
 	wg.Go(func() { watchErr <- a.kernel.Watch(ctx, a.bells.ring) })
 	wg.Go(func() { watchErr <- a.kernel.Listen(ctx, a.ears.hear) })
+	wg.Go(func() { a.keepMisses(ctx) })
 	wg.Go(func() { a.keepStream(ctx) })
 	return a.loop(ctx, work, done, watchErr)
 }
@@ -204,6 +209,7 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 			a.cfg.Inquire()
 		}
 		a.tell()
+		a.hearMisses(ctx)
 		a.setTimer(timer, a.core.Step(a.now(), agentcore.Tick{})) // after pulling, which may set alarms too
 		select {
 		case f := <-done:
@@ -218,6 +224,8 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 			for _, h := range a.ears.take() {
 				a.core.Step(a.now(), h)
 			}
+		case <-a.misses.wake:
+			a.missed()
 		case <-timer.C:
 		case <-report.C:
 			if a.cfg.Now().Sub(a.reported) >= reportEvery || a.news() {

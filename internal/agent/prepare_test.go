@@ -49,6 +49,11 @@ func (k *modelKernel) Listen(ctx context.Context, _ func(hoststate.Heard)) error
 	return nil
 }
 
+func (k *modelKernel) Misses(ctx context.Context, _ func(hoststate.Miss)) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 // silentManagers have no stream; they know ports if they answer at all.
 type silentManagers struct {
 	ports map[string]*overlay.Port // by what PortQuery prints

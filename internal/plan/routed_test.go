@@ -78,9 +78,6 @@ neigh 42 10.0.0.1 lladdr 52:54:00:00:00:01 permanent,culvert`,
 		"on a host whose address is not known, and sends nothing: nothing": {
 			CrossingRows(nil, Crossing{VNI: 42, Into: 43, MAC: alias, Addrs: []netip.Addr{ip4}, Routes: prefixes}), ``,
 		},
-		"whom nobody knows": {
-			[]hoststate.Row{RoutedRow(43, vtep)}, `routed 43 any via 192.0.2.2 strangers`,
-		},
 	} {
 		if got := text(c.rows); got != c.want {
 			t.Errorf("%s:\n%s\nwant\n%s", name, got, c.want)
