@@ -103,12 +103,16 @@ func bridgedRows(out map[hoststate.Key]hoststate.Val, n, o *overlay.Network, mac
 	}
 }
 
-// ofRouted is the flag of ports whose guests have a router.
-func ofRouted(n *overlay.Network) hoststate.Flags {
-	if n.Domain.IsZero() {
-		return 0
+// ofRouted are the flags of ports whose guests have a router, and of those in
+// networks that are told on demand.
+func ofRouted(n *overlay.Network) (f hoststate.Flags) {
+	if !n.Domain.IsZero() {
+		f |= hoststate.Routed
 	}
-	return hoststate.Routed
+	if onDemand(n) {
+		f |= hoststate.Demand
+	}
+	return f
 }
 
 // expectedAcross adds what other networks have in one that a host serves: where

@@ -69,7 +69,7 @@ func (w *world) handOver(x, y *nic) {
 // its network, and what it answers is taken there.
 func (w *world) checkReached(p placed, x *nic, when string) {
 	for _, h := range w.hosts {
-		if _, serves := h.kernel.Link(p.net.VNI.VXLAN()); !serves {
+		if _, serves := h.kernel.Link(p.net.VNI.VXLAN()); !serves || w.unknown(h, p) {
 			continue
 		}
 		if why := w.astray(h, p, x); why != "" {

@@ -114,6 +114,7 @@ func (h *host) witness(s *stream, p api.Probe) {
 func (h *host) newKernel() {
 	h.kernel = kerneltest.New()
 	h.kernel.Fail, h.kernel.FailRead, h.kernel.Lose = h.failOp, h.failRead, h.loseBell
+	h.kernel.Clock = func() time.Duration { return time.Duration(h.w.now) }
 }
 
 // losePower takes agent, kernel and VMs at once; nobody is told. The disk
@@ -140,7 +141,13 @@ func (h *host) losePower(again int64) {
 		}
 	}
 	h.newKernel()
-	w.after(again, h.powerOn)
+	h.outages++
+	this := h.outages
+	w.after(again, func() {
+		if h.outages == this {
+			h.powerOn()
+		}
+	})
 }
 
 func (h *host) powerOn() {
@@ -231,6 +238,7 @@ func (w *world) manyDie() {
 		return
 	}
 	w.log("probe: %d hosts die at once", many)
+	w.useAll()
 	lost, left := w.hosts[:many], w.hosts[many:]
 	before := map[*host]int{}
 	for _, o := range left {

@@ -41,6 +41,8 @@ const (
 	SourceKilled                     // the source's agent dies at a step of a migration
 	DestinationKilled                // the destination's agent does
 	MigratedUnmanaged                // no manager decides while a migration begins, runs or ends
+	MissLost                         // a miss of the kernel's
+	MissDoubled                      // ... is told twice
 	RowVandalised                    // rows written or deleted by somebody else
 	DeviceVandalised                 // devices deleted or set down by somebody else
 	RulesVandalised                  // nftables flushed or opened by somebody else
@@ -70,7 +72,7 @@ var faultNames = [faults]string{
 	"store-slow", "watch-before-answer", "stream-cut", "message-lost", "message-late", "claims-replayed", "items-doubled", "answers-doubled",
 	"agent-slow", "bells-overflowed", "bell-lost", "read-failed", "op-full", "op-transient", "op-refused", "op-unknown", "ops-half-done",
 	"heard-lost", "heard-late", "heard-doubled", "guests-lost", "guests-late", "guests-doubled", "guests-reordered",
-	"source-killed", "destination-killed", "migrated-unmanaged",
+	"source-killed", "destination-killed", "migrated-unmanaged", "miss-lost", "miss-doubled",
 	"row-vandalised", "device-vandalised", "rules-vandalised", "power-lost", "host-cut-off", "nic-flapped", "moved-early", "moved-late", "moved-back", "back-unmanaged", "aborted-early", "aborted-late",
 	"destination-failed", "suspended", "device-left", "hypervisor-restarted", "address-moved",
 	"vni-refused", "vni-reused", "network-with-ports", "journal-rewritten",

@@ -64,6 +64,7 @@ type host struct {
 	deaf     int64        // until when its hypervisor tells nothing
 	words    int64        // when its hypervisor's newest event arrives
 	applying int64        // until when the newest batch is under way
+	outages  int          // of its power, ever
 	started  int64        // its agent
 	vteps    []netip.Addr // that it had, ever
 }
@@ -86,6 +87,7 @@ func (h *host) startAgent() {
 	w.log("agent of %s starts, %d frames in its journal", h.name, len(h.journal))
 	for _, f := range h.journal {
 		it := h.decodeItems(f.bytes)
+		it.Told = nil // no journal has them
 		h.seen.items(h, it, f.covers)
 		h.core.Step(agentcore.Time(w.now), coreItems(it))
 	}
@@ -304,6 +306,7 @@ func (h *host) trouble(d int64) { h.troubled = max(h.troubled, h.w.now+d) }
 // ring delivers the kernel's doorbells.
 func (h *host) ring() {
 	w := h.w
+	h.miss()
 	bells := h.kernel.Doorbells()
 	if len(bells) == 0 {
 		return
@@ -395,7 +398,7 @@ func (h *host) heard(s *stream, d api.Down, f frame) {
 func (h *host) rewriteJournal(at frame) {
 	var out []frame
 	for _, it := range h.core.Known() {
-		in := api.Items{Begins: it.Begins, UpTo: it.UpTo}
+		in := api.Items{Begins: it.Begins, Members: it.Members, UpTo: it.UpTo}
 		for _, x := range it.Items {
 			in.Items = append(in.Items, api.StreamItem{Rev: x.Rev, Gone: x.Gone, Rec: x.Rec})
 		}
@@ -431,7 +434,7 @@ func (h *host) decodeItems(b []byte) *api.Items {
 }
 
 func coreItems(in *api.Items) agentcore.Items {
-	out := agentcore.Items{Begins: in.Begins, UpTo: in.UpTo}
+	out := agentcore.Items{Begins: in.Begins, Members: in.Members, Told: in.Told, Dropped: in.Dropped, UpTo: in.UpTo}
 	for _, it := range in.Items {
 		out.Items = append(out.Items, agentcore.Item{Rev: it.Rev, Gone: it.Gone, Rec: it.Rec})
 	}
@@ -454,6 +457,7 @@ func (h *host) tell() {
 	if s == nil {
 		h.w.fail("agent of %s speaks without a stream", h.name)
 	}
+	h.tellDemands(s, u.Demands)
 	if len(u.Add)+len(u.Remove) > 0 {
 		in := &api.Interest{Remove: u.Remove}
 		for _, p := range u.Add {

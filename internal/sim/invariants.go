@@ -203,7 +203,7 @@ func (h *host) checkBatch(ops []hoststate.Op) {
 // what says that all of it stands.
 func stageOf(t hoststate.Table) int {
 	return slices.Index([]hoststate.Table{
-		hoststate.TableVTEP, hoststate.TableSource, hoststate.TableRouted, hoststate.TableFrom, hoststate.TableRelayed, hoststate.TableAlias, hoststate.TableReach,
+		hoststate.TableVTEP, hoststate.TableKnown, hoststate.TableSource, hoststate.TableRouted, hoststate.TableFrom, hoststate.TableRelayed, hoststate.TableAlias, hoststate.TableReach,
 		hoststate.TableFDB, hoststate.TableMaster, hoststate.TableRepl, hoststate.TableNeigh, hoststate.TableRoute, hoststate.TableRelay, hoststate.TableOwn, hoststate.TablePort, hoststate.TableMember, hoststate.TableMark,
 	}, t)
 }
@@ -252,6 +252,9 @@ func (h *host) checkSet(op hoststate.Op) {
 	uid, ok := h.owner(k.VNI)
 	if !ok {
 		return // the devices went meanwhile: the kernel refuses
+	}
+	if !h.w.open && h.checkDemand(uid, op) {
+		return
 	}
 	if !h.w.open && h.isAcross(uid, op.Row) {
 		h.checkAcross(uid, op)
@@ -347,6 +350,7 @@ func (h *host) checkDel(op hoststate.Op) {
 	if h.troubled > w.now || gone || !h.served(uid, 20*second) {
 		return
 	}
+	h.checkGiven(uid, op)
 	have, present := h.kernel.Row(k)
 	if n := w.store.network(uid); n != nil && present && have == op.Row.Val {
 		want := w.expect(h, n, h.seen.decidedEver[uid])

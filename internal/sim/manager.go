@@ -268,9 +268,8 @@ func (m *manager) heard(s *stream, up api.Up) {
 	switch {
 	case up.Hello != nil:
 		m.hello(s, up.Hello)
-	case up.Interest != nil:
-		s.add = append(s.add, up.Interest.Add...)
-		s.remove = append(s.remove, up.Interest.Remove...)
+	case up.Interest != nil || up.Demands != nil:
+		s.asked = append(s.asked, up)
 		s.wake()
 	case up.Claims != nil:
 		e := managercore.Claimed{Host: s.host.uid, Session: up.Claims.Session}
@@ -322,22 +321,10 @@ func (m *manager) send(s *stream) {
 	if s.poor != nil {
 		v = s.poor
 	}
-	for _, n := range s.remove {
-		s.cursor.Unsubscribe(n)
-		m.step(managercore.Subscribed{Host: s.host.uid, Session: s.session, Network: n, Off: true})
-	}
-	if len(s.add) > 0 {
-		s.sent = nil // what came before a pass began anew never comes in it
-	}
-	for _, p := range s.add {
-		if s.cursor.Subscribe(v, p.Network, p.Sent) {
-			m.step(managercore.Subscribed{Host: s.host.uid, Session: s.session, Network: p.Network})
-		}
-	}
-	s.add, s.remove = nil, nil
+	m.interest(s, v)
 	for s.down.unread < s.window {
 		b := s.cursor.Next(v, s.batch)
-		if len(b.Items)+len(b.Ends)+len(b.Begins) > 0 || s.told.Less(b.UpTo) {
+		if !b.Empty() || s.told.Less(b.UpTo) {
 			m.tell(s, b)
 		}
 		if !b.UpTo.IsZero() {
@@ -349,7 +336,10 @@ func (m *manager) send(s *stream) {
 }
 
 func (m *manager) tell(s *stream, b managercore.Batch) {
-	out := &api.Items{Begins: b.Begins, UpTo: b.UpTo}
+	out := &api.Items{Begins: b.Begins, Members: b.Members, Told: b.Told, Dropped: b.Dropped, UpTo: b.UpTo}
+	if len(b.Dropped) > 0 {
+		s.sent = nil // what came before it was given up never comes after
+	}
 	for _, it := range b.Items {
 		out.Items = append(out.Items, api.StreamItem{Wire: it.Wire})
 	}

@@ -29,11 +29,11 @@ var operations = []op{
 
 // operate does one operation of chance.
 func (w *world) operate() {
-	total, all := 0, operations
-	if w.routed {
+	total, all := 0, slices.Concat(operations, demandOperations)
+	switch {
+	case w.routed:
 		all = slices.Concat(operations, domainOperations)
-	}
-	if w.open {
+	case w.open:
 		all = slices.Concat(operations, guestOperations)
 	}
 	for _, o := range all {
@@ -119,8 +119,11 @@ func (w *world) networkSpec() overlay.NetworkSpec {
 	if w.chance(0.2) {
 		s.DF = overlay.DFInherit
 	}
-	if w.open {
+	switch {
+	case w.open:
 		w.openSpec(&s)
+	case !w.routed && w.chance(0.3):
+		s.Distribution = overlay.DistributeOnDemand
 	}
 	return s
 }

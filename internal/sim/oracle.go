@@ -124,8 +124,8 @@ func (h *host) served(network overlay.UID, age int64) bool {
 // host: only those of which there can be no two opinions.
 func (w *world) expect(h *host, n *overlay.Network, r uint64) map[hoststate.Key]hoststate.Val {
 	out := map[hoststate.Key]hoststate.Val{}
-	if w.store.values[overlay.KeyOf(n)].n > r {
-		return out
+	if w.store.values[overlay.KeyOf(n)].n > r || w.demanded(n.UID) {
+		return out // of one that is told on demand see checkGiven
 	}
 	here := w.devicesHere(h, n)
 	owners := map[netip.Addr]int{}
@@ -167,7 +167,7 @@ func remoteRows(out map[hoststate.Key]hoststate.Val, n *overlay.Network, mac ove
 	out[key] = hoststate.Val{Dst: vtep, Flags: hoststate.Static | hoststate.Extern}
 	key.Table = hoststate.TableMaster
 	out[key] = hoststate.Val{Flags: hoststate.Static | hoststate.Extern}
-	if n.Flood == overlay.FloodHER {
+	if n.Flood == overlay.FloodHER && !onDemand(n) {
 		out[hoststate.Key{Table: hoststate.TableRepl, VNI: n.VNI, IP: vtep}] = hoststate.Val{Flags: hoststate.Permanent}
 	}
 	for _, a := range addrs {
@@ -280,8 +280,9 @@ func (w *world) expectedRows(h *host, n *overlay.Network, all []placed, rows map
 	}) {
 		return false
 	}
+	w.expectedLists(h, n, all, rows)
 	for _, p := range all {
-		if p.net.UID != n.UID {
+		if p.net.UID != n.UID || !w.expectedKnown(h, p, rows) {
 			continue
 		}
 		pre := w.preOf(n, p.port)
@@ -399,7 +400,7 @@ func (h *host) deviceLines() (out []string) {
 		if l.Isolated {
 			iso = "isolated"
 		}
-		if l.DOVE && !l.Flood && !l.Learns && l.IPv6 && l.Guarded {
+		if l.DOVE && l.Flood == h.wantsMisses(l.VNI) && !l.Learns && l.IPv6 && l.Guarded {
 			dove = "dove"
 		}
 		master := ""

@@ -114,7 +114,7 @@ func (w *world) checkMoved(p placed, x, y *nic, began int64) {
 	relays := e.From == x.host.uid && v.moved >= began
 	back := slices.Contains(e.Pre, x.host.uid) // who expects it back does not relay
 	for _, h := range w.hosts {
-		if _, serves := h.kernel.Link(p.net.VNI.VXLAN()); !serves {
+		if _, serves := h.kernel.Link(p.net.VNI.VXLAN()); !serves || w.unknown(h, p) && h != y.host && h != x.host {
 			continue
 		}
 		at := func(t hoststate.Table, ip netip.Addr) bool {

@@ -66,6 +66,7 @@ func Run(seed uint64, o Options) (res Result) {
 func newWorld(seed uint64) *world {
 	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x43756c76657274)), vnis: map[overlay.VNI]overlay.UID{}, masters: map[netAddr]*vm{}}
 	w.ever = history{macs: map[netMAC]bool{}, addrs: map[netAddr]bool{}, vteps: map[netip.Addr]bool{}, goneAt: map[overlay.UID]uint64{}, bound: map[netMAC][]written{}, ways: map[way]bool{}, aliases: map[overlay.MAC]overlay.UID{}, foreign: map[netAddr]bool{}, learns: map[overlay.UID]bool{}, said: map[netAddr]bool{}, gates: map[netAddr]bool{}}
+	w.talks = newTalks()
 	w.store = &store{
 		w: w, rev: 1, values: map[overlay.Key]value{}, bound: map[overlay.UID][]overlay.Key{}, declared: map[overlay.UID][]overlay.Key{},
 		tell: func(managercore.Stored) {},
@@ -163,6 +164,7 @@ func (w *world) rest() {
 	w.run(w.now + settling)
 	w.finish()
 	w.run(w.now + settling)
+	w.converse()
 	w.judge("at rest")
 	w.idle()
 	w.quietChange()

@@ -88,6 +88,7 @@ func (s *store) commit(fence uint64, ws []encoded) (rev uint64, ok bool) {
 		s.w.checkPlace(s.values[w.key], v)
 		s.values[w.key] = v
 		s.w.ever.note(v)
+		s.w.talks.note(s.w, v)
 		e.Puts = append(e.Puts, managercore.StoredRecord{Rec: v.rec, Gone: v.gone, N: v.n})
 	}
 	s.w.checkHolders(ws)

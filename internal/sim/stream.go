@@ -25,8 +25,8 @@ type stream struct {
 
 	cursor       *managercore.Cursor
 	poor         *managercore.View // if not nil, all that the manager knows
-	add          []api.Position
-	remove       []overlay.UID
+	asked        []api.Up          // interests and demands that were not looked at yet
+	hints        []overlay.Want    // guests elsewhere that ask guests here
 	answers      []api.Answer
 	told         overlay.Rev
 	sent         [][]api.StreamItem // all that was sent

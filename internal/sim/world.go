@@ -89,6 +89,7 @@ type world struct {
 	hosts []*host
 	nics  []*nic
 	ever  history
+	talks talks
 	names int // of devices, ever
 	vteps int // given, ever
 	vnis  map[overlay.VNI]overlay.UID
