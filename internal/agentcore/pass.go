@@ -27,6 +27,7 @@ func (c *Core) logEnd(e End) {
 		c.distrust(e.Sent)
 		return
 	}
+	was := l.partial
 	if e.Full {
 		if n == nil {
 			c.solvedPrefix(olderStore)
@@ -54,7 +55,7 @@ func (c *Core) logEnd(e End) {
 		c.owesLess(n)
 	}
 	if n != nil {
-		c.ended(n)
+		c.ended(n, was)
 		if l.sum != e.Sum {
 			c.stats.SumWrong++
 			l.wantFull, l.named = true, nil
@@ -128,18 +129,29 @@ func sortedUIDs[V any](m map[overlay.UID]V) []overlay.UID {
 	return out
 }
 
-// ended goes on with what waited for the end of a pass.
-func (c *Core) ended(n *network) {
+// ended goes on with what waited for the end of a pass. was: the log was told on
+// demand before it.
+func (c *Core) ended(n *network, was bool) {
 	c.allMembers(n)
 	if !n.wanting() {
 		n.forgetWants()
 	}
-	if n.log.complete && !n.log.partial {
-		for _, mac := range sortedMACs(n.guests) {
+	c.conform(n)
+	if !n.log.complete {
+		return
+	}
+	if !n.log.partial {
+		c.identifyAll(n)
+	}
+	for _, mac := range sortedMACs(n.guests) {
+		if e := n.eps[mac]; !n.log.partial {
 			c.bindingKnown(n, mac)
+		} else if !was && e.rec == nil && !e.unsure && c.unsure(n, mac) {
+			e.unsure = true // it was taken for known while the log was told whole
+			c.replan(n, mac)
+			c.member(n, n.guests[mac].tap)
 		}
 	}
-	c.conform(n)
 }
 
 // purge forgets what is not there any more of a network of which not all is

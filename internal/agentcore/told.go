@@ -34,6 +34,9 @@ func (c *Core) toldWants(told []overlay.Want) {
 		default:
 			c.answerWaiting(n, x.Address)
 		}
+		if w.tap {
+			c.identifyAll(n) // a port that was forgotten meanwhile, and is none
+		}
 		if !x.MAC.IsZero() {
 			c.bindingKnown(n, x.MAC)
 		}
@@ -136,7 +139,15 @@ func (c *Core) passesPort(n *network, r *overlay.Port) bool {
 	return false
 }
 
-// forgetPort takes a port out of what is known.
+// identifyAll looks anew which ports devices are.
+func (c *Core) identifyAll(n *network) {
+	for _, idx := range sortedTaps(n.taps) {
+		c.identify(n, n.taps[idx])
+	}
+}
+
+// forgetPort takes a port out of what is known. A device that is one stays it
+// until the manager has answered for it.
 func (n *network) forgetPort(uid overlay.UID) {
 	p := n.ports[uid]
 	n.log.sum.Sub(overlay.Key{Kind: overlay.KindPort, UID: uid}, p.rev)
