@@ -100,7 +100,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"other kind", "apiVersion: culvert/v1alpha1\nkind: Netwrok\n", `2:7: kind is "Netwrok"; nearest is "Network"`},
 		{"kind in lower case", "apiVersion: culvert/v1alpha1\nkind: port\n", `2:7: kind is "port"; nearest is "Port"`},
 		{"kind is a number", "apiVersion: culvert/v1alpha1\nkind: 1\n", `2:7: kind is a number`},
-		{"later kind", "apiVersion: culvert/v1alpha1\nkind: Gateway\n", `2:7: kind "Gateway" is not in this release (it comes with ways out of the overlay)`},
+		{"later kind", "apiVersion: culvert/v1alpha1\nkind: Site\n", `2:7: kind "Site" is not in this release (it comes with several sites)`},
 		{"unknown field", netHead + "spec:\n  subnet: x\n", `5:3: unknown field "subnet"; nearest is "subnets"`},
 		{"unknown field on top", netHead + "sepc: {}\n", `4:1: unknown field "sepc"; nearest is "spec"`},
 		{"unknown field, nothing near", netHead + "spec: {colour: red}\n", `4:8: unknown field "colour"`},

@@ -36,6 +36,7 @@ var kinds = []struct {
 	{overlay.KindDomain, "Domain"},
 	{overlay.KindNetwork, "Network"},
 	{overlay.KindPolicy, "NetworkPolicy"},
+	{overlay.KindGateway, "Gateway"},
 	{overlay.KindPort, "Port"},
 	{overlay.KindHost, "Host"},
 	{overlay.KindEndpoint, "Endpoint"},
@@ -48,7 +49,7 @@ func ParseKind(field, s string) (overlay.Kind, error) {
 			return k.kind, nil
 		}
 	}
-	return 0, &overlay.FieldError{Field: field, Value: s, Allowed: "tenant, domain, network, policy, port, host or endpoint"}
+	return 0, &overlay.FieldError{Field: field, Value: s, Allowed: "tenant, domain, network, policy, gateway, port, host or endpoint"}
 }
 
 // KindName is the kind as documents spell it: "Network". Empty for a number
@@ -64,7 +65,6 @@ func KindName(k overlay.Kind) string {
 
 // laterKinds are the kinds that the format reserves, with what brings them.
 var laterKinds = map[string]string{
-	"Gateway":          "ways out of the overlay",
 	"SecurityPolicy":   "security policy",
 	"Group":            "security policy",
 	"EncryptionPolicy": "encryption",
@@ -85,6 +85,7 @@ var laterFields = map[string]string{
 	"NetworkPolicy.spec.ports":      "policies by protocol and port",
 	"NetworkPolicy.spec.protocol":   "policies by protocol and port",
 	"NetworkPolicy.spec.encryption": "encryption",
+	"Gateway.spec.l2":               "layer-2 gateways",
 	"Port.spec.allowedAddresses":    "addresses that several ports share",
 	"Port.spec.groups":              "security policy",
 	"Port.spec.security":            "security policy",

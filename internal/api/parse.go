@@ -52,6 +52,8 @@ func ParseResource(r *culvertv1.Resource) (overlay.Doc, error) {
 		return parseDomain(body.Domain)
 	case *culvertv1.Resource_Policy:
 		return parsePolicy(body.Policy)
+	case *culvertv1.Resource_Gateway:
+		return parseGateway(body.Gateway)
 	case *culvertv1.Resource_Host:
 		return overlay.Doc{}, Refuse(CodeField, "Host "+body.Host.GetMetadata().GetName()+" was not written",
 			"a host comes by joining", "Add a host with a token: culvert token create --role agent")
@@ -62,7 +64,7 @@ func ParseResource(r *culvertv1.Resource) (overlay.Doc, error) {
 	return overlay.Doc{}, &overlay.FieldError{Field: "kind", Value: "", Allowed: kindsAllowed}
 }
 
-const kindsAllowed = "Tenant, Domain, Network, NetworkPolicy or Port"
+const kindsAllowed = "Tenant, Domain, Network, NetworkPolicy, Gateway or Port"
 
 // head is what documents of every kind begin with.
 type head interface {

@@ -106,8 +106,10 @@ func RecordPB(rec overlay.Record, gone bool) *culvertv1.Record {
 	case *overlay.Port:
 		pb.Body = &culvertv1.Record_Port{Port: &culvertv1.PortRecord{
 			Meta: metaPB(&r.Meta), Network: uidBytes(r.Network), WantMac: macBytes(r.WantMAC), Mac: macBytes(r.MAC),
-			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts, Shared: addrsBytes(r.Shared), AddressCheck: r.AddressCheck,
+			WantAddresses: addrsBytes(r.WantAddresses), Addresses: addrsBytes(r.Addresses), Vm: r.VM, Hosts: r.Hosts, Shared: addrsBytes(r.Shared), AddressCheck: r.AddressCheck, Gateway: uidBytes(r.Gateway),
 		}}
+	case *overlay.Gateway:
+		pb.Body = &culvertv1.Record_Gateway{Gateway: gatewayPB(r)}
 	case *overlay.Domain:
 		pb.Body = &culvertv1.Record_Domain{Domain: &culvertv1.DomainRecord{Meta: metaPB(&r.Meta), Tenants: uidsBytes(r.Tenants), Routes: routesPB(r.Routes)}}
 	case *overlay.Policy:
@@ -325,10 +327,12 @@ func RecordFromPB(pb *culvertv1.Record) (rec overlay.Record, gone bool, err erro
 			Meta: d.meta(p.GetMeta()), Network: d.uid(p.GetNetwork(), "port's network", true),
 			WantMAC: d.mac(p.GetWantMac(), "wanted MAC", false), MAC: d.mac(p.GetMac(), "MAC", true),
 			WantAddresses: d.addrs(p.GetWantAddresses(), "wanted addresses"), Addresses: d.addrs(p.GetAddresses(), "addresses"),
-			VM: p.GetVm(), Hosts: d.names(p.GetHosts(), "port's hosts"), Shared: d.addrs(p.GetShared(), "shared addresses"), AddressCheck: p.GetAddressCheck(),
+			VM: p.GetVm(), Hosts: d.names(p.GetHosts(), "port's hosts"), Shared: d.addrs(p.GetShared(), "shared addresses"), AddressCheck: p.GetAddressCheck(), Gateway: d.uid(p.GetGateway(), "port's gateway", false),
 		}
 	case *culvertv1.Record_Domain:
 		rec = d.domain(b.Domain)
+	case *culvertv1.Record_Gateway:
+		rec = d.gateway(b.Gateway)
 	case *culvertv1.Record_Policy:
 		rec = d.policy(b.Policy)
 	case *culvertv1.Record_Host:

@@ -173,6 +173,8 @@ func Wrap(m any) *culvertv1.Resource {
 		return &culvertv1.Resource{Body: &culvertv1.Resource_Host{Host: m}}
 	case *culvertv1.Domain:
 		return &culvertv1.Resource{Body: &culvertv1.Resource_Domain{Domain: m}}
+	case *culvertv1.Gateway:
+		return &culvertv1.Resource{Body: &culvertv1.Resource_Gateway{Gateway: m}}
 	case *culvertv1.NetworkPolicy:
 		return &culvertv1.Resource{Body: &culvertv1.Resource_Policy{Policy: m}}
 	case *culvertv1.Endpoint:
@@ -198,6 +200,8 @@ func MetadataOf(r *culvertv1.Resource) *culvertv1.Metadata {
 		return body.Domain.GetMetadata()
 	case *culvertv1.Resource_Policy:
 		return body.Policy.GetMetadata()
+	case *culvertv1.Resource_Gateway:
+		return body.Gateway.GetMetadata()
 	}
 	return nil
 }
@@ -219,6 +223,8 @@ func KindOf(r *culvertv1.Resource) overlay.Kind {
 		return overlay.KindDomain
 	case *culvertv1.Resource_Policy:
 		return overlay.KindPolicy
+	case *culvertv1.Resource_Gateway:
+		return overlay.KindGateway
 	}
 	return 0
 }

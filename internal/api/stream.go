@@ -48,6 +48,7 @@ type Up struct {
 	Report       *Report
 	Breath       bool // the host lives
 	ProbeResult  *ProbeResult
+	Gateways     *GatewayStates
 	Seek         *Seek
 	Waits        *Waits
 	Looked       *Looked
@@ -215,6 +216,8 @@ func UpPB(u Up) *culvertv1.Up {
 		return &culvertv1.Up{Body: &culvertv1.Up_Breath{Breath: &culvertv1.Breath{}}}
 	case u.ProbeResult != nil:
 		return probeResultPB(u.ProbeResult)
+	case u.Gateways != nil:
+		return gatewayStatesPB(u.Gateways)
 	case u.Seek != nil:
 		return seekPB(u.Seek)
 	case u.Looked != nil:
@@ -380,6 +383,8 @@ func UpFromPB(pb *culvertv1.Up) (Up, error) {
 		u.Breath = true
 	case *culvertv1.Up_ProbeResult:
 		u.ProbeResult = d.probeResult(b.ProbeResult)
+	case *culvertv1.Up_GatewayStates:
+		u.Gateways = d.gatewayStates(b.GatewayStates)
 	case *culvertv1.Up_Seek:
 		u.Seek = d.seek(b.Seek)
 	case *culvertv1.Up_Looked:
@@ -485,7 +490,7 @@ func (d *streamDecoder) items(pb *culvertv1.Items) *Items {
 			return out
 		}
 		switch rec.(type) {
-		case *overlay.Host, *overlay.Network, *overlay.Port, *overlay.Endpoint:
+		case *overlay.Host, *overlay.Network, *overlay.Port, *overlay.Endpoint, *overlay.Gateway:
 		default:
 			d.refuse("kind of item")
 		}

@@ -88,7 +88,7 @@ func genPositions(t *rapid.T, label string) []Position {
 }
 
 func genUp(t *rapid.T) Up {
-	switch rapid.IntRange(0, 10).Draw(t, "kind") {
+	switch rapid.IntRange(0, 11).Draw(t, "kind") {
 	case 0:
 		h := &Hello{Least: rapid.Uint32Range(1, 3).Draw(t, "least"), Version: genText(t, "version"), BootID: genText(t, "boot"), VTEP: genAddr(t, "vtep"), Logs: genPositions(t, "logs")}
 		h.Protocol = h.Least + rapid.Uint32Range(0, 3).Draw(t, "protocol")
@@ -139,6 +139,8 @@ func genUp(t *rapid.T) Up {
 		return Up{Waits: &Waits{Devices: rapid.Bool().Draw(t, "devices wait")}}
 	case 9:
 		return Up{Demands: genDemands(t)}
+	case 10:
+		return Up{Gateways: genGateways(t)}
 	}
 	r := &Report{Repairs: rapid.Uint64().Draw(t, "repairs"), Strangers: rapid.Uint64().Draw(t, "strangers")}
 	for range rapid.IntRange(0, 3).Draw(t, "problems") {

@@ -86,7 +86,8 @@ type HostFact struct {
 	Refused       []overlay.Refused
 	RefusedMore   uint32
 	Seen          []overlay.Seen
-	Serves        []overlay.UID // networks, sorted
+	Serves        []overlay.UID          // networks, sorted
+	Gateways      []overlay.GatewayState // that it is a candidate of
 }
 
 // TokenRequest asks for a token.

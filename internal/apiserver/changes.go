@@ -16,7 +16,7 @@ func (q selection) logs(v *managercore.View) []*managercore.Log {
 	switch q.kind {
 	case overlay.KindTenant, overlay.KindDomain, overlay.KindPolicy:
 		return []*managercore.Log{v.Tenants}
-	case overlay.KindNetwork, overlay.KindHost:
+	case overlay.KindNetwork, overlay.KindHost, overlay.KindGateway:
 		return []*managercore.Log{v.Fleet}
 	}
 	var out []*managercore.Log

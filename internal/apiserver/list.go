@@ -93,6 +93,8 @@ func (q selection) mayWant(rec overlay.Record) bool {
 		return rec.Name == q.name
 	case *overlay.Policy:
 		return rec.Name == q.name
+	case *overlay.Gateway:
+		return rec.Name == q.name
 	}
 	return true
 }

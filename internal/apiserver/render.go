@@ -78,6 +78,8 @@ func (r *renderer) record(rec overlay.Record, rev overlay.Rev, gone bool) *culve
 		return api.Wrap(r.domainOf(rec, rev))
 	case *overlay.Policy:
 		return api.Wrap(r.policy(rec, rev))
+	case *overlay.Gateway:
+		return api.Wrap(r.gateway(rec, rev))
 	}
 	return nil
 }
@@ -123,6 +125,8 @@ func (r *renderer) nameOf(rec overlay.Record) string {
 		return "endpoint " + rec.MAC.String()
 	case *overlay.Domain:
 		return "domain " + r.tenant(rec.Tenant) + "/" + rec.Name
+	case *overlay.Gateway:
+		return "gateway " + r.tenant(rec.Tenant) + "/" + rec.Name
 	case *overlay.Policy:
 		return "policy " + r.tenant(rec.Tenant) + "/" + rec.Name
 	}

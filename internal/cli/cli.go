@@ -89,7 +89,7 @@ func Root(env *Env) *cobra.Command {
 	f.StringVarP(&s.output, "output", "o", "text", "text, json or yaml")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err.Error()) })
 	root.AddCommand(
-		s.tenantCommand(), s.networkCommand(), s.portCommand(), s.domainCommand(), s.policyCommand(), s.hostCommand(), s.endpointCommand(),
+		s.tenantCommand(), s.networkCommand(), s.portCommand(), s.domainCommand(), s.policyCommand(), s.gatewayCommand(), s.hostCommand(), s.endpointCommand(),
 		s.applyCommand(), s.schemaCommand(), s.statusCommand(), s.explainCommand(), s.versionCommand(), s.tokenCommand(),
 		s.attachCommand(), s.detachCommand(), s.reportCommand(), s.libvirtCommand(),
 		managerCommand(env), agentCommand(env), initCommand(env), joinCommand(env), labCommand(env),

@@ -33,6 +33,8 @@ func specFlags(kind overlay.Kind) flagSet {
 		return &domainFlags{}
 	case overlay.KindPolicy:
 		return &policyFlags{}
+	case overlay.KindGateway:
+		return &gatewayFlags{}
 	}
 	return &portFlags{}
 }

@@ -209,6 +209,8 @@ func detail(r *culvertv1.Resource) string {
 		return strings.Join(append(append([]string{}, st.GetAddresses()...), st.GetMac()), ", ")
 	case *culvertv1.Resource_Policy:
 		return way(body.Policy) + " in domain " + body.Policy.GetSpec().GetDomain()
+	case *culvertv1.Resource_Gateway:
+		return gatewaySummary(body.Gateway)
 	}
 	return ""
 }
@@ -233,6 +235,7 @@ var columns = map[overlay.Kind][]string{
 	overlay.KindDomain:   {"DOMAIN", "NETWORKS", "POLICIES"},
 	overlay.KindNetwork:  {"NETWORK", "VNI", "SUBNETS", "MTU", "DOMAIN", "PORTS", "ENDPOINTS", "HOSTS"},
 	overlay.KindPolicy:   {"POLICY", "DOMAIN", "WAY"},
+	overlay.KindGateway:  {"GATEWAY", "DOMAIN", "ADDRESS", "NETWORKS", "ACTIVE", "STATE", "HOSTS"},
 	overlay.KindPort:     {"PORT", "NETWORK", "ADDRESS   ", "HOST", "STATE", "SINCE ", "TRAFFIC"},
 	overlay.KindHost:     {"HOST", "VTEP", "STATE", "REVISION", "CHECKED", "ENDPOINTS", "PROBLEMS"},
 	overlay.KindEndpoint: {"ENDPOINT", "NETWORK", "MAC", "ADDRESS", "HOST", "STATE", "SINCE", "EVIDENCE"},
@@ -254,6 +257,8 @@ func row(r *culvertv1.Resource, now time.Time) []string {
 	case *culvertv1.Resource_Domain:
 		st := body.Domain.GetStatus()
 		return []string{title(body.Domain.GetMetadata()), fmt.Sprint(len(st.GetNetworks())), fmt.Sprint(len(st.GetPolicies()))}
+	case *culvertv1.Resource_Gateway:
+		return gatewayRow(body.Gateway)
 	case *culvertv1.Resource_Policy:
 		return []string{title(body.Policy.GetMetadata()), body.Policy.GetSpec().GetDomain(), way(body.Policy)}
 	case *culvertv1.Resource_Port:

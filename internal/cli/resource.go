@@ -84,6 +84,21 @@ declared ports, and no MAC and no address in common; their subnets may be equal.
 	return c
 }
 
+func (s *session) gatewayCommand() *cobra.Command {
+	c := &cobra.Command{Use: "gateway", Short: "Gateways: ways out of a domain, by hosts with an uplink", RunE: group,
+		Example: "  culvert gateway create out --domain shop --host h1 --host h2 --uplink eth1 --address 203.0.113.10/24 --next-hop 203.0.113.1\n  culvert gateway list"}
+	c.Long = c.Short + ".\n\n" + `One of its hosts has it, the first in their order that is ready; another
+takes over when that dies or its uplink does. Which step failed on which host
+is in: culvert gateway show`
+	c.AddCommand(
+		s.createCommand(overlay.KindGateway, "  culvert gateway create out --domain shop --host h1 --host h2 --uplink eth1 --address 203.0.113.10/24 --next-hop 203.0.113.1\n  culvert gateway create six --domain lab --host h1 --uplink eth1 --address 2001:db8::10/64 --next-hop 2001:db8::1 --network web"),
+		s.setCommand(overlay.KindGateway, "  culvert gateway set out --floating 203.0.113.20=10.20.0.5\n  culvert gateway set out --forward tcp/8080=10.20.0.7:80 --forward udp/203.0.113.21:53=10.20.0.8:53\n  culvert gateway set out --host h2 --host h1"),
+		s.listCommand(overlay.KindGateway), s.showCommand(overlay.KindGateway, "out"),
+		s.deleteCommand(overlay.KindGateway, "out"), s.watchCommand(overlay.KindGateway),
+	)
+	return c
+}
+
 func (s *session) hostCommand() *cobra.Command {
 	c := &cobra.Command{Use: "host", Short: "Hosts: machines with an agent", RunE: group,
 		Example: "  culvert host list"}

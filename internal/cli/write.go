@@ -97,7 +97,7 @@ func (s *session) change(ctx context.Context, cl *client.Client, w *waiting, kin
 
 // fresh is the resource that create begins with. The tenant is that of the
 // name, or of --tenant; without either a port goes where its network is, a
-// policy where its domain is.
+// policy and a gateway where their domain is.
 func (s *session) fresh(c *cobra.Command, cl *client.Client, kind overlay.Kind, arg string, f flagSet) (*culvertv1.Resource, error) {
 	n, err := s.name("NAME", arg)
 	if err != nil {
@@ -138,6 +138,8 @@ func blank(kind overlay.Kind, m *culvertv1.Metadata, home string) *culvertv1.Res
 		return api.Wrap(&culvertv1.Domain{ApiVersion: v, Kind: k, Metadata: m})
 	case overlay.KindNetwork:
 		return api.Wrap(&culvertv1.Network{ApiVersion: v, Kind: k, Metadata: m, Spec: &culvertv1.NetworkSpec{}})
+	case overlay.KindGateway:
+		return api.Wrap(&culvertv1.Gateway{ApiVersion: v, Kind: k, Metadata: m, Spec: &culvertv1.GatewaySpec{Domain: home}})
 	case overlay.KindPolicy:
 		return api.Wrap(&culvertv1.NetworkPolicy{ApiVersion: v, Kind: k, Metadata: m, Spec: &culvertv1.NetworkPolicySpec{Domain: home}})
 	}

@@ -88,7 +88,7 @@ func (m *Manager) Hosts() []apiserver.HostFact {
 	defer m.mu.Unlock()
 	var out []apiserver.HostFact
 	for _, st := range *m.states.Load() {
-		f := apiserver.HostFact{UID: st.Host, Connected: st.Open, Applied: st.Acked, Serves: st.Serves, Problems: st.Health}
+		f := apiserver.HostFact{UID: st.Host, Connected: st.Open, Applied: st.Acked, Serves: st.Serves, Problems: st.Health, Gateways: st.Gateways}
 		if st.Session != 0 {
 			f.Age = now.Sub(time.Unix(0, int64(st.AckedAt)))
 		}

@@ -26,7 +26,7 @@ var ErrNewerSchema = errors.New("store is of a newer release")
 var folders = map[overlay.Kind]string{
 	overlay.KindTenant: "tenant", overlay.KindNetwork: "net", overlay.KindPort: "port", overlay.KindHost: "host",
 	overlay.KindEndpoint: "ep", overlay.KindSession: "session", overlay.KindFloor: "floor",
-	overlay.KindDomain: "domain", overlay.KindPolicy: "policy",
+	overlay.KindDomain: "domain", overlay.KindPolicy: "policy", overlay.KindGateway: "gateway",
 }
 
 var kinds = func() map[string]overlay.Kind {

@@ -293,6 +293,12 @@ func (s *stream) take(ctx context.Context, up api.Up) error {
 		}
 	case up.Looked != nil:
 		s.m.looked(s.host, *up.Looked)
+	case up.Gateways != nil:
+		select {
+		case s.m.inbox <- event{e: managercore.GatewaysStated{Host: s.host, Session: s.session, States: up.Gateways.States}, after: s.m.noteStates}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	case up.Breath || up.ProbeResult != nil || up.Seek != nil:
 		return s.alive(ctx, up)
 	}

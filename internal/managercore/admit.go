@@ -112,6 +112,9 @@ func (c *Core) ask(e Asked) {
 func (a *admission) finish(no *api.Refusal) {
 	c, id, changes := a.c, a.req.ID, a.changes
 	if no == nil {
+		no = a.deriveGateways()
+	}
+	if no == nil {
 		no = a.checkRoutes()
 	}
 	if no == nil {
@@ -263,8 +266,10 @@ func (a *admission) putOne(d *overlay.Doc) *api.Refusal {
 		return a.putDomain(d)
 	case overlay.KindPolicy:
 		return a.putPolicy(d)
+	case overlay.KindGateway:
+		return a.putGateway(d)
 	}
-	return api.Refuse(api.CodeField, title(d)+" was not written", "a "+d.Kind.String()+" is observed, not declared", "apply tenants, domains, networks, policies and ports")
+	return api.Refuse(api.CodeField, title(d)+" was not written", "a "+d.Kind.String()+" is observed, not declared", "apply tenants, domains, networks, policies, gateways and ports")
 }
 
 func (a *admission) exists(d *overlay.Doc) overlay.Record {

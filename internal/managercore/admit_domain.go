@@ -229,6 +229,9 @@ func (a *admission) fitsPolicy(what string, p *overlay.Policy) *api.Refusal {
 }
 
 func (a *admission) deleteDomain(d *overlay.Doc, dom *overlay.Domain) *api.Refusal {
+	if no := a.hasGateways(d, dom); no != nil {
+		return no
+	}
 	networks, policies := sorted(a.c.ix.members[dom.UID]), a.policiesOf(dom.UID)
 	if len(networks) > 0 {
 		items := a.listed(networks, func(rec overlay.Record) string {

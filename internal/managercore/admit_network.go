@@ -136,6 +136,9 @@ func (a *admission) narrows(d *overlay.Doc, old *overlay.Network) *api.Refusal {
 	for _, k := range a.sortedPorts(old.UID) {
 		rec, _ := a.get(k)
 		p := rec.(*overlay.Port)
+		if !p.Gateway.IsZero() {
+			continue // its addresses follow the subnets
+		}
 		for _, ad := range slices.Concat(p.Addresses, p.Shared) {
 			if subnetOf(spec.Subnets, ad) < 0 {
 				return api.Refuse(api.CodeOutside, title(d)+" was not changed", fmt.Sprintf("port %s has %s, which no wanted subnet holds as a port's address", p.Name, ad),
@@ -261,10 +264,16 @@ func (a *admission) delete(q Delete) *api.Refusal {
 	case *overlay.Network:
 		return a.deleteNetwork(d, r, q.WithPorts)
 	case *overlay.Port:
+		if no := a.isLeg(d, r, "deleted"); no != nil {
+			return no
+		}
 		a.deletePort(d, r)
 		if rec, live := a.get(Key{Kind: overlay.KindNetwork, UID: r.Network}); live {
 			a.losing(title(d)+" was not deleted", a.cause("delete", d), rec.(*overlay.Network), func(ad netip.Addr) bool { return slices.Contains(r.Addresses, ad) })
 		}
+		return nil
+	case *overlay.Gateway:
+		a.deleteGateway(d, r)
 		return nil
 	case *overlay.Domain:
 		return a.deleteDomain(d, r)
@@ -300,9 +309,10 @@ func (a *admission) deleteNetwork(d *overlay.Doc, n *overlay.Network, withPorts 
 		return no
 	}
 	ports := a.sortedPorts(n.UID)
-	if len(ports) > 0 && !withPorts {
-		items := a.listed(ports, func(rec overlay.Record) string { return a.portLine(rec.(*overlay.Port)) })
-		return api.Refuse(api.CodeHasPorts, title(d)+" was not deleted", count(len(ports), "port uses it", "ports use it"),
+	users := slices.DeleteFunc(slices.Clone(ports), func(k Key) bool { return !a.c.rows[k].rec.(*overlay.Port).Gateway.IsZero() })
+	if len(users) > 0 && !withPorts {
+		items := a.listed(users, func(rec overlay.Record) string { return a.portLine(rec.(*overlay.Port)) })
+		return api.Refuse(api.CodeHasPorts, title(d)+" was not deleted", count(len(users), "port uses it", "ports use it"),
 			"stop or move the VMs, or delete the ports too: culvert network delete "+n.Name+" --with-ports", items...)
 	}
 	if len(ports) > 0 && !n.Blocked {

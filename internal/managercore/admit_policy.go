@@ -96,7 +96,7 @@ func (a *admission) deriveWays() {
 		w := a.c.ways(uid)
 		same := slices.Equal(w.reach, n.Reach) && slices.Equal(w.from, n.From) && slices.Equal(w.bridge, n.Bridge)
 		n.Reach, n.From, n.Bridge = w.reach, w.from, w.bridge
-		hops := a.c.nextHops(&n)
+		hops := joinHops(a.c.nextHops(&n), a.c.gatewayHops(uid))
 		if same && slices.Equal(hops, n.Routes) {
 			continue
 		}

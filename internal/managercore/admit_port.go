@@ -74,6 +74,9 @@ func (a *admission) putPort(d *overlay.Doc) *api.Refusal {
 	if old.Network != n.UID {
 		return api.Refuse(api.CodeImmutable, title(d)+" was not changed", "a port stays in its network", "delete the port and create it in the other network")
 	}
+	if no := a.isLeg(d, old, "changed"); no != nil {
+		return no
+	}
 	return a.setPort(d, n, old)
 }
 

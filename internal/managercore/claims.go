@@ -121,6 +121,9 @@ func (c *Core) mayNot(cl hostClaim) string {
 		return because(api.CodeNotFound, "no such port is declared")
 	}
 	p := pw.rec.(*overlay.Port)
+	if reason := c.mayNotLead(p, cl); reason != "" {
+		return reason
+	}
 	if _, declared := c.ix.macs[netMAC{cl.Network, cl.MAC}]; p.Network != cl.Network || p.MAC != cl.MAC && (declared || !cl.MAC.IsVirtual() || len(p.Shared) == 0 || cl.Pre) {
 		return fmt.Sprintf("port %s has MAC %s in another form than claimed", p.Name, p.MAC)
 	}

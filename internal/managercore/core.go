@@ -89,6 +89,8 @@ type Core struct {
 	questions map[uint64]netIP // of disputes, by number
 	doubles   map[Key]*double
 	doubleIDs map[uint64]Key
+
+	gatewayStates map[overlay.UID]gatewaysSaid // by host
 }
 
 // Stats counts what must never happen, or is worth seeing.
@@ -137,6 +139,7 @@ func (c *Core) reset() {
 	c.lookedAt, c.nextLook, c.brakedAt = 0, 0, 0
 	c.searches, c.disputes, c.questions = map[overlay.UID]map[netip.Addr]search{}, map[netIP]*dispute{}, map[uint64]netIP{}
 	c.doubles, c.doubleIDs = map[Key]*double{}, map[uint64]Key{}
+	c.gatewayStates = map[overlay.UID]gatewaysSaid{}
 	c.publish()
 }
 
@@ -147,7 +150,8 @@ func (c *Core) View() *View { return c.view }
 func (c *Core) Stats() Stats { return c.stats }
 
 // Event is one of Loaded, Stored, TxnDone, Lost, Asked, Opened, Claimed,
-// InventoryEnded, Subscribed, Acked, Closed, Breath, ProbeDone, Seek and Tick.
+// InventoryEnded, Subscribed, Acked, Closed, Breath, ProbeDone, Seek,
+// GatewaysStated and Tick.
 type Event interface{ event() }
 
 // Stored record: what the store says of one key.
@@ -227,6 +231,8 @@ func (c *Core) Step(now Time, e Event) *View {
 		c.probeDone(e)
 	case Seek:
 		c.seek(e)
+	case GatewaysStated:
+		c.gatewaysStated(e)
 	case Tick:
 		c.look()
 	}
@@ -276,6 +282,9 @@ func (c *Core) adopt(r StoredRecord) {
 	case *overlay.Host:
 		c.fleet.put(newItem(rec, rev, r.Gone))
 		c.name(overlay.KindHost, overlay.UID{}, rec.Name, c.fleet.Get(k))
+	case *overlay.Gateway:
+		c.fleet.put(newItem(rec, rev, r.Gone))
+		c.name(overlay.KindGateway, rec.Tenant, rec.Name, c.fleet.Get(k))
 	case *overlay.Network:
 		c.fleet.put(newItem(rec, rev, r.Gone))
 		c.name(overlay.KindNetwork, rec.Tenant, rec.Name, c.fleet.Get(k))
@@ -376,7 +385,7 @@ func (c *Core) dropped(k Key) {
 	switch rec := w.rec.(type) {
 	case *overlay.Tenant, *overlay.Domain, *overlay.Policy:
 		c.tenants.drop(k)
-	case *overlay.Host:
+	case *overlay.Host, *overlay.Gateway:
 		c.fleet.drop(k)
 	case *overlay.Network:
 		c.fleet.drop(k)

@@ -43,6 +43,9 @@ type indexes struct {
 	learned  map[overlay.UID]map[Key]bool // live undeclared endpoints of a network
 	virtual  map[overlay.UID]map[Key]bool // live endpoints of ports, with a virtual router's MAC, of a network
 	shared   map[netIP]map[Key]bool       // live ports that share an address
+	gateways map[overlay.UID]map[Key]bool // live gateways of a tenant and of a domain; zero: all
+	legs     map[overlay.UID]map[Key]bool // live ports of a gateway
+	exits    map[overlay.UID]Key          // the gateway that has a leg in a network
 	// hints: by network and prefix, an address below which none is free. Only
 	// a shortcut: it never changes which address is the lowest free one.
 	hints map[netIP]netip.Addr
@@ -55,7 +58,8 @@ func newIndexes() indexes {
 		byHost: map[overlay.UID]map[Key]bool{}, preAt: map[overlay.UID]map[Key]bool{}, byNet: map[overlay.UID]map[Key]bool{}, allPorts: map[overlay.UID]map[Key]bool{},
 		learned: map[overlay.UID]map[Key]bool{}, virtual: map[overlay.UID]map[Key]bool{}, shared: map[netIP]map[Key]bool{},
 		members: map[overlay.UID]map[Key]bool{}, admits: map[overlay.UID]map[Key]bool{}, policies: map[overlay.UID]map[Key]bool{},
-		hints: map[netIP]netip.Addr{},
+		hints:    map[netIP]netip.Addr{},
+		gateways: map[overlay.UID]map[Key]bool{}, legs: map[overlay.UID]map[Key]bool{}, exits: map[overlay.UID]Key{},
 	}
 }
 
@@ -118,9 +122,16 @@ func (x *indexes) add(k Key, w *row) {
 				addTo(x.policies, of, k)
 			}
 		}
+	case *overlay.Gateway:
+		if !w.gone {
+			x.addGateway(r, k)
+		}
 	case *overlay.Port:
 		addTo(x.allPorts, r.Network, k)
 		if !w.gone {
+			if !r.Gateway.IsZero() {
+				addTo(x.legs, r.Gateway, k)
+			}
 			set(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
 			set(x.macs, netMAC{r.Network, r.MAC}, k)
 			for _, a := range r.Addresses {
@@ -184,9 +195,14 @@ func (x *indexes) remove(k Key, w *row) {
 				removeFrom(x.policies, of, k)
 			}
 		}
+	case *overlay.Gateway:
+		if !w.gone {
+			x.removeGateway(r, k)
+		}
 	case *overlay.Port:
 		removeFrom(x.allPorts, r.Network, k)
 		if !w.gone {
+			removeFrom(x.legs, r.Gateway, k)
 			unset(x.names, nameKey{k.Kind, r.Tenant, r.Name}, k)
 			unset(x.macs, netMAC{r.Network, r.MAC}, k)
 			for _, a := range r.Addresses {

@@ -192,6 +192,7 @@ func (c *Core) look() {
 		}
 	}
 	c.judge(doubtful, late, max(brakeLeast, fleet/10+1))
+	c.lead()
 }
 
 // pardon: this manager itself has not looked for long. What it did not hear

@@ -250,6 +250,7 @@ func (c *Core) sweepOrphans() {
 	for _, k := range unread {
 		c.forget(k)
 	}
+	c.forgetGateways()
 	slices.SortFunc(dead, overlay.UID.Compare)
 	for _, uid := range dead {
 		c.sweepNetwork(uid)

@@ -125,6 +125,8 @@ func causeOf(rec overlay.Record) string {
 		return r.Cause
 	case *overlay.Policy:
 		return r.Cause
+	case *overlay.Gateway:
+		return r.Cause
 	}
 	return ""
 }

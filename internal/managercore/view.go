@@ -16,7 +16,7 @@ import (
 type View struct {
 	// At is the revision up to which the view is whole.
 	At overlay.Rev
-	// Fleet is the log of networks and hosts.
+	// Fleet is the log of networks, gateways and hosts.
 	Fleet *Log
 	// Tenants is the log of what no agent reads: tenants, domains and policies.
 	Tenants *Log

@@ -8,15 +8,16 @@ import (
 
 // HostState is what is known of one host's stream, from memory.
 type HostState struct {
-	Host    overlay.UID
-	Name    string
-	Session uint64
-	Open    bool
-	Acked   overlay.Rev
-	AckedAt Time
-	Serves  []overlay.UID // networks it subscribed to, sorted
-	Dead    bool
-	Health  []string // what is to be said of its life, each beginning with its code
+	Host     overlay.UID
+	Name     string
+	Session  uint64
+	Open     bool
+	Acked    overlay.Rev
+	AckedAt  Time
+	Serves   []overlay.UID // networks it subscribed to, sorted
+	Dead     bool
+	Gateways []overlay.GatewayState // what it says of those that it is a candidate of
+	Health   []string               // what is to be said of its life, each beginning with its code
 }
 
 // HostStates is the state of every live host, by name. A host without a
@@ -30,7 +31,7 @@ func (c *Core) HostStates() []HostState {
 }
 
 func (c *Core) hostState(h *overlay.Host) HostState {
-	st := HostState{Host: h.UID, Name: h.Name, Dead: h.Dead, Health: c.health(h)}
+	st := HostState{Host: h.UID, Name: h.Name, Dead: h.Dead, Health: slices.Concat(c.health(h), c.brokenWays(h)), Gateways: c.statesOf(h.UID)}
 	if s := c.sessions[h.UID]; s != nil {
 		st.Session, st.Open, st.Acked, st.AckedAt = s.n, s.open, s.acked, s.ackedAt
 		for uid := range s.serves { // order-free: sorted below
@@ -55,6 +56,7 @@ func (c *Core) Concerned(rev overlay.Rev) []HostState {
 			selected = append(selected, n)
 		}
 	}
+	candidates := c.candidatesOf(rev)
 	var touched []overlay.UID
 	c.view.nets.Scan(func(uid string, l *Log) bool {
 		for it := range l.After(before) {
@@ -73,7 +75,7 @@ func (c *Core) Concerned(rev overlay.Rev) []HostState {
 		for _, net := range touched {
 			concerned = concerned || slices.Contains(st.Serves, net) || c.hasEndpoint(st.Host, net)
 		}
-		if concerned {
+		if concerned || slices.Contains(candidates, st.Name) {
 			out = append(out, st)
 		}
 	}

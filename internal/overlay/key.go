@@ -47,6 +47,8 @@ func KeyOf(rec Record) Key {
 		return Key{Kind: r.Kind(), UID: r.UID}
 	case *Policy:
 		return Key{Kind: r.Kind(), UID: r.UID}
+	case *Gateway:
+		return Key{Kind: r.Kind(), UID: r.UID}
 	}
 	return Key{}
 }

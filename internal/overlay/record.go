@@ -20,6 +20,7 @@ const (
 	KindFloor    Kind = 7 // internal: never in a log or the API
 	KindDomain   Kind = 8
 	KindPolicy   Kind = 9
+	KindGateway  Kind = 10
 )
 
 // String is the kind's noun in the API, in lower case.
@@ -43,6 +44,8 @@ func (k Kind) String() string {
 		return "domain"
 	case KindPolicy:
 		return "policy"
+	case KindGateway:
+		return "gateway"
 	}
 	return "unknown"
 }
@@ -224,6 +227,8 @@ type Port struct {
 	// AddressCheck: it may send from Addresses and Shared alone, and from the
 	// link-local addresses that follow from its MACs (EUI64LinkLocal).
 	AddressCheck bool
+	// Gateway is what it is a leg of; zero: it is a guest's.
+	Gateway UID
 }
 
 // MaxShared bounds the shared addresses of a port.
@@ -341,7 +346,7 @@ const (
 )
 
 // Record is any of *Tenant, *Network, *Port, *Host, *Endpoint, *Session,
-// *Floor, *Domain and *Policy. A record that has been published is never
+// *Floor, *Domain, *Policy and *Gateway. A record that has been published is never
 // changed; a change is a new record.
 type Record interface {
 	// Kind tells which of them it is.

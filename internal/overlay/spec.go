@@ -17,6 +17,7 @@ type Doc struct {
 	Domain  DomainSpec
 	Port    PortSpec
 	Policy  PolicySpec
+	Gateway GatewaySpec
 }
 
 // TenantSpec is what a user may say of a tenant; 0 means the default.

@@ -801,6 +801,7 @@ type Up struct {
 	//	*Up_Waits
 	//	*Up_Demands
 	//	*Up_Looked
+	//	*Up_GatewayStates
 	Body          isUp_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -951,6 +952,15 @@ func (x *Up) GetLooked() *Looked {
 	return nil
 }
 
+func (x *Up) GetGatewayStates() *GatewayStates {
+	if x != nil {
+		if x, ok := x.Body.(*Up_GatewayStates); ok {
+			return x.GatewayStates
+		}
+	}
+	return nil
+}
+
 type isUp_Body interface {
 	isUp_Body()
 }
@@ -1003,6 +1013,10 @@ type Up_Looked struct {
 	Looked *Looked `protobuf:"bytes,12,opt,name=looked,proto3,oneof"`
 }
 
+type Up_GatewayStates struct {
+	GatewayStates *GatewayStates `protobuf:"bytes,13,opt,name=gateway_states,json=gatewayStates,proto3,oneof"`
+}
+
 func (*Up_Hello) isUp_Body() {}
 
 func (*Up_Interest) isUp_Body() {}
@@ -1027,6 +1041,130 @@ func (*Up_Demands) isUp_Body() {}
 
 func (*Up_Looked) isUp_Body() {}
 
+func (*Up_GatewayStates) isUp_Body() {}
+
+// GatewayStates are of all gateways that the host is a candidate of. They
+// replace what was said before in the stream.
+type GatewayStates struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateways      []*GatewayState        `protobuf:"bytes,1,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayStates) Reset() {
+	*x = GatewayStates{}
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayStates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayStates) ProtoMessage() {}
+
+func (x *GatewayStates) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayStates.ProtoReflect.Descriptor instead.
+func (*GatewayStates) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GatewayStates) GetGateways() []*GatewayState {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+type GatewayState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       []byte                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Ready         bool                   `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`   // it may be active here: all is prepared, and the uplink answers
+	Active        bool                   `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"` // its addresses are up here
+	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`      // that failed
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`  // why
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayState) Reset() {
+	*x = GatewayState{}
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayState) ProtoMessage() {}
+
+func (x *GatewayState) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayState.ProtoReflect.Descriptor instead.
+func (*GatewayState) Descriptor() ([]byte, []int) {
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GatewayState) GetGateway() []byte {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+func (x *GatewayState) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *GatewayState) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *GatewayState) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *GatewayState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Demands are what the host wants to know of on-demand networks, or not any
 // more. It says so before it names the network in an Interest, and again in
 // each stream.
@@ -1039,7 +1177,7 @@ type Demands struct {
 
 func (x *Demands) Reset() {
 	*x = Demands{}
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1189,7 @@ func (x *Demands) String() string {
 func (*Demands) ProtoMessage() {}
 
 func (x *Demands) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[13]
+	mi := &file_culvertv1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1202,7 @@ func (x *Demands) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demands.ProtoReflect.Descriptor instead.
 func (*Demands) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Demands) GetDemands() []*Demand {
@@ -1085,7 +1223,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1235,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[14]
+	mi := &file_culvertv1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1248,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Demand) GetWant() *Want {
@@ -1147,7 +1285,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1297,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[15]
+	mi := &file_culvertv1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1310,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Want) GetNetwork() []byte {
@@ -1215,7 +1353,7 @@ type Looked struct {
 
 func (x *Looked) Reset() {
 	*x = Looked{}
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1365,7 @@ func (x *Looked) String() string {
 func (*Looked) ProtoMessage() {}
 
 func (x *Looked) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[16]
+	mi := &file_culvertv1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1378,7 @@ func (x *Looked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Looked.ProtoReflect.Descriptor instead.
 func (*Looked) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Looked) GetId() uint64 {
@@ -1277,7 +1415,7 @@ type LookView struct {
 
 func (x *LookView) Reset() {
 	*x = LookView{}
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1427,7 @@ func (x *LookView) String() string {
 func (*LookView) ProtoMessage() {}
 
 func (x *LookView) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[17]
+	mi := &file_culvertv1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1440,7 @@ func (x *LookView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookView.ProtoReflect.Descriptor instead.
 func (*LookView) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LookView) GetServed() bool {
@@ -1351,7 +1489,7 @@ type LookRow struct {
 
 func (x *LookRow) Reset() {
 	*x = LookRow{}
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1501,7 @@ func (x *LookRow) String() string {
 func (*LookRow) ProtoMessage() {}
 
 func (x *LookRow) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[18]
+	mi := &file_culvertv1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1514,7 @@ func (x *LookRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookRow.ProtoReflect.Descriptor instead.
 func (*LookRow) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LookRow) GetRow() string {
@@ -1412,7 +1550,7 @@ type Waits struct {
 
 func (x *Waits) Reset() {
 	*x = Waits{}
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1562,7 @@ func (x *Waits) String() string {
 func (*Waits) ProtoMessage() {}
 
 func (x *Waits) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[19]
+	mi := &file_culvertv1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1575,7 @@ func (x *Waits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waits.ProtoReflect.Descriptor instead.
 func (*Waits) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Waits) GetDevices() bool {
@@ -1459,7 +1597,7 @@ type Seek struct {
 
 func (x *Seek) Reset() {
 	*x = Seek{}
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1609,7 @@ func (x *Seek) String() string {
 func (*Seek) ProtoMessage() {}
 
 func (x *Seek) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[20]
+	mi := &file_culvertv1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1622,7 @@ func (x *Seek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seek.ProtoReflect.Descriptor instead.
 func (*Seek) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Seek) GetNetwork() []byte {
@@ -1510,7 +1648,7 @@ type Breath struct {
 
 func (x *Breath) Reset() {
 	*x = Breath{}
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1660,7 @@ func (x *Breath) String() string {
 func (*Breath) ProtoMessage() {}
 
 func (x *Breath) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[21]
+	mi := &file_culvertv1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1673,7 @@ func (x *Breath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Breath.ProtoReflect.Descriptor instead.
 func (*Breath) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 // ProbeResult is what became of a Probe. Unable: it could not be carried out,
@@ -1551,7 +1689,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1701,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[22]
+	mi := &file_culvertv1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1714,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProbeResult) GetId() uint64 {
@@ -1615,7 +1753,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1765,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[23]
+	mi := &file_culvertv1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1778,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -1703,7 +1841,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1853,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[24]
+	mi := &file_culvertv1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1866,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LogPosition) GetNetwork() []byte {
@@ -1763,7 +1901,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1913,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[25]
+	mi := &file_culvertv1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1926,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Interest) GetAdd() []*LogPosition {
@@ -1825,7 +1963,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1975,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[26]
+	mi := &file_culvertv1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1988,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Claim) GetId() uint64 {
@@ -1933,7 +2071,7 @@ type Claims struct {
 
 func (x *Claims) Reset() {
 	*x = Claims{}
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2083,7 @@ func (x *Claims) String() string {
 func (*Claims) ProtoMessage() {}
 
 func (x *Claims) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[27]
+	mi := &file_culvertv1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2096,7 @@ func (x *Claims) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claims.ProtoReflect.Descriptor instead.
 func (*Claims) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Claims) GetSession() uint64 {
@@ -1986,7 +2124,7 @@ type InventoryEnd struct {
 
 func (x *InventoryEnd) Reset() {
 	*x = InventoryEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2136,7 @@ func (x *InventoryEnd) String() string {
 func (*InventoryEnd) ProtoMessage() {}
 
 func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[28]
+	mi := &file_culvertv1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2149,7 @@ func (x *InventoryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryEnd.ProtoReflect.Descriptor instead.
 func (*InventoryEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{28}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *InventoryEnd) GetSession() uint64 {
@@ -2031,7 +2169,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2181,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[29]
+	mi := &file_culvertv1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2194,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{29}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Ack) GetRev() *Rev {
@@ -2084,7 +2222,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2234,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[30]
+	mi := &file_culvertv1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2247,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{30}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Report) GetProblems() []string {
@@ -2186,7 +2324,7 @@ type Seen struct {
 
 func (x *Seen) Reset() {
 	*x = Seen{}
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2336,7 @@ func (x *Seen) String() string {
 func (*Seen) ProtoMessage() {}
 
 func (x *Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[31]
+	mi := &file_culvertv1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2349,7 @@ func (x *Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seen.ProtoReflect.Descriptor instead.
 func (*Seen) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{31}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Seen) GetPorts() []*SeenPort {
@@ -2233,7 +2371,7 @@ type SeenPort struct {
 
 func (x *SeenPort) Reset() {
 	*x = SeenPort{}
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2245,7 +2383,7 @@ func (x *SeenPort) String() string {
 func (*SeenPort) ProtoMessage() {}
 
 func (x *SeenPort) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[32]
+	mi := &file_culvertv1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2258,7 +2396,7 @@ func (x *SeenPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenPort.ProtoReflect.Descriptor instead.
 func (*SeenPort) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{32}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SeenPort) GetNetwork() []byte {
@@ -2299,7 +2437,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2449,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[33]
+	mi := &file_culvertv1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2462,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{33}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Count) GetReason() string {
@@ -2355,7 +2493,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2505,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[34]
+	mi := &file_culvertv1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2518,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{34}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Refused) GetNetwork() []byte {
@@ -2436,7 +2574,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2586,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[35]
+	mi := &file_culvertv1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2599,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{35}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Down) GetBody() isDown_Body {
@@ -2592,7 +2730,7 @@ type Look struct {
 
 func (x *Look) Reset() {
 	*x = Look{}
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2742,7 @@ func (x *Look) String() string {
 func (*Look) ProtoMessage() {}
 
 func (x *Look) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[36]
+	mi := &file_culvertv1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2755,7 @@ func (x *Look) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Look.ProtoReflect.Descriptor instead.
 func (*Look) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{36}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Look) GetId() uint64 {
@@ -2646,7 +2784,7 @@ type LookQuery struct {
 
 func (x *LookQuery) Reset() {
 	*x = LookQuery{}
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +2796,7 @@ func (x *LookQuery) String() string {
 func (*LookQuery) ProtoMessage() {}
 
 func (x *LookQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[37]
+	mi := &file_culvertv1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +2809,7 @@ func (x *LookQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookQuery.ProtoReflect.Descriptor instead.
 func (*LookQuery) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{37}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LookQuery) GetNetwork() []byte {
@@ -2718,7 +2856,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2868,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[38]
+	mi := &file_culvertv1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2881,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{38}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -2794,7 +2932,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +2944,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[39]
+	mi := &file_culvertv1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +2957,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{39}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Probe) GetId() uint64 {
@@ -2856,7 +2994,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_culvertv1_agent_proto_msgTypes[40]
+	mi := &file_culvertv1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +3006,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[40]
+	mi := &file_culvertv1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +3019,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{40}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -2942,7 +3080,7 @@ type Items struct {
 
 func (x *Items) Reset() {
 	*x = Items{}
-	mi := &file_culvertv1_agent_proto_msgTypes[41]
+	mi := &file_culvertv1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3092,7 @@ func (x *Items) String() string {
 func (*Items) ProtoMessage() {}
 
 func (x *Items) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[41]
+	mi := &file_culvertv1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3105,7 @@ func (x *Items) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Items.ProtoReflect.Descriptor instead.
 func (*Items) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{41}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Items) GetItems() []*Item {
@@ -3031,7 +3169,7 @@ type MemberItem struct {
 
 func (x *MemberItem) Reset() {
 	*x = MemberItem{}
-	mi := &file_culvertv1_agent_proto_msgTypes[42]
+	mi := &file_culvertv1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3181,7 @@ func (x *MemberItem) String() string {
 func (*MemberItem) ProtoMessage() {}
 
 func (x *MemberItem) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[42]
+	mi := &file_culvertv1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3194,7 @@ func (x *MemberItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberItem.ProtoReflect.Descriptor instead.
 func (*MemberItem) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{42}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *MemberItem) GetNetwork() []byte {
@@ -3096,7 +3234,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_culvertv1_agent_proto_msgTypes[43]
+	mi := &file_culvertv1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3246,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[43]
+	mi := &file_culvertv1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3259,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{43}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LogEnd) GetNetwork() []byte {
@@ -3173,7 +3311,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_culvertv1_agent_proto_msgTypes[44]
+	mi := &file_culvertv1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3185,7 +3323,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[44]
+	mi := &file_culvertv1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3198,7 +3336,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{44}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -3253,7 +3391,7 @@ type AddressRefusal struct {
 
 func (x *AddressRefusal) Reset() {
 	*x = AddressRefusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[45]
+	mi := &file_culvertv1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3265,7 +3403,7 @@ func (x *AddressRefusal) String() string {
 func (*AddressRefusal) ProtoMessage() {}
 
 func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[45]
+	mi := &file_culvertv1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3278,7 +3416,7 @@ func (x *AddressRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressRefusal.ProtoReflect.Descriptor instead.
 func (*AddressRefusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{45}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AddressRefusal) GetAddress() []byte {
@@ -3304,7 +3442,7 @@ type Answers struct {
 
 func (x *Answers) Reset() {
 	*x = Answers{}
-	mi := &file_culvertv1_agent_proto_msgTypes[46]
+	mi := &file_culvertv1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3316,7 +3454,7 @@ func (x *Answers) String() string {
 func (*Answers) ProtoMessage() {}
 
 func (x *Answers) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[46]
+	mi := &file_culvertv1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3329,7 +3467,7 @@ func (x *Answers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answers.ProtoReflect.Descriptor instead.
 func (*Answers) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{46}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Answers) GetAnswers() []*Answer {
@@ -3354,7 +3492,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_culvertv1_agent_proto_msgTypes[47]
+	mi := &file_culvertv1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3504,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[47]
+	mi := &file_culvertv1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3517,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{47}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Refusal) GetCode() string {
@@ -3431,7 +3569,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_culvertv1_agent_proto_msgTypes[48]
+	mi := &file_culvertv1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3581,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[48]
+	mi := &file_culvertv1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3594,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{48}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ResolveRequest) GetTenant() string {
@@ -3501,7 +3639,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_culvertv1_agent_proto_msgTypes[49]
+	mi := &file_culvertv1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +3651,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_agent_proto_msgTypes[49]
+	mi := &file_culvertv1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +3664,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_culvertv1_agent_proto_rawDescGZIP(), []int{49}
+	return file_culvertv1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ResolveResponse) GetNetwork() []byte {
@@ -3629,7 +3767,7 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x19\n" +
 	"\bhost_uid\x18\x04 \x01(\tR\ahostUid\x12\x1a\n" +
-	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\x93\x05\n" +
+	"\bmanagers\x18\x05 \x03(\tR\bmanagers\"\xdd\x05\n" +
 	"\x02Up\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.culvert.agent.v1.HelloH\x00R\x05hello\x128\n" +
 	"\binterest\x18\x02 \x01(\v2\x1a.culvert.agent.v1.InterestH\x00R\binterest\x122\n" +
@@ -3643,8 +3781,17 @@ const file_culvertv1_agent_proto_rawDesc = "" +
 	"\x05waits\x18\n" +
 	" \x01(\v2\x17.culvert.agent.v1.WaitsH\x00R\x05waits\x125\n" +
 	"\ademands\x18\v \x01(\v2\x19.culvert.agent.v1.DemandsH\x00R\ademands\x122\n" +
-	"\x06looked\x18\f \x01(\v2\x18.culvert.agent.v1.LookedH\x00R\x06lookedB\x06\n" +
-	"\x04body\"=\n" +
+	"\x06looked\x18\f \x01(\v2\x18.culvert.agent.v1.LookedH\x00R\x06looked\x12H\n" +
+	"\x0egateway_states\x18\r \x01(\v2\x1f.culvert.agent.v1.GatewayStatesH\x00R\rgatewayStatesB\x06\n" +
+	"\x04body\"K\n" +
+	"\rGatewayStates\x12:\n" +
+	"\bgateways\x18\x01 \x03(\v2\x1e.culvert.agent.v1.GatewayStateR\bgateways\"\x82\x01\n" +
+	"\fGatewayState\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\fR\agateway\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\bR\x06active\x12\x12\n" +
+	"\x04step\x18\x04 \x01(\tR\x04step\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"=\n" +
 	"\aDemands\x122\n" +
 	"\ademands\x18\x01 \x03(\v2\x18.culvert.agent.v1.DemandR\ademands\"^\n" +
 	"\x06Demand\x12*\n" +
@@ -3848,7 +3995,7 @@ func file_culvertv1_agent_proto_rawDescGZIP() []byte {
 	return file_culvertv1_agent_proto_rawDescData
 }
 
-var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_culvertv1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_culvertv1_agent_proto_goTypes = []any{
 	(*AttachPortRequest)(nil),   // 0: culvert.agent.v1.AttachPortRequest
 	(*AttachPortResponse)(nil),  // 1: culvert.agent.v1.AttachPortResponse
@@ -3863,116 +4010,120 @@ var file_culvertv1_agent_proto_goTypes = []any{
 	(*JoinRequest)(nil),         // 10: culvert.agent.v1.JoinRequest
 	(*JoinResponse)(nil),        // 11: culvert.agent.v1.JoinResponse
 	(*Up)(nil),                  // 12: culvert.agent.v1.Up
-	(*Demands)(nil),             // 13: culvert.agent.v1.Demands
-	(*Demand)(nil),              // 14: culvert.agent.v1.Demand
-	(*Want)(nil),                // 15: culvert.agent.v1.Want
-	(*Looked)(nil),              // 16: culvert.agent.v1.Looked
-	(*LookView)(nil),            // 17: culvert.agent.v1.LookView
-	(*LookRow)(nil),             // 18: culvert.agent.v1.LookRow
-	(*Waits)(nil),               // 19: culvert.agent.v1.Waits
-	(*Seek)(nil),                // 20: culvert.agent.v1.Seek
-	(*Breath)(nil),              // 21: culvert.agent.v1.Breath
-	(*ProbeResult)(nil),         // 22: culvert.agent.v1.ProbeResult
-	(*Hello)(nil),               // 23: culvert.agent.v1.Hello
-	(*LogPosition)(nil),         // 24: culvert.agent.v1.LogPosition
-	(*Interest)(nil),            // 25: culvert.agent.v1.Interest
-	(*Claim)(nil),               // 26: culvert.agent.v1.Claim
-	(*Claims)(nil),              // 27: culvert.agent.v1.Claims
-	(*InventoryEnd)(nil),        // 28: culvert.agent.v1.InventoryEnd
-	(*Ack)(nil),                 // 29: culvert.agent.v1.Ack
-	(*Report)(nil),              // 30: culvert.agent.v1.Report
-	(*Seen)(nil),                // 31: culvert.agent.v1.Seen
-	(*SeenPort)(nil),            // 32: culvert.agent.v1.SeenPort
-	(*Count)(nil),               // 33: culvert.agent.v1.Count
-	(*Refused)(nil),             // 34: culvert.agent.v1.Refused
-	(*Down)(nil),                // 35: culvert.agent.v1.Down
-	(*Look)(nil),                // 36: culvert.agent.v1.Look
-	(*LookQuery)(nil),           // 37: culvert.agent.v1.LookQuery
-	(*Ask)(nil),                 // 38: culvert.agent.v1.Ask
-	(*Probe)(nil),               // 39: culvert.agent.v1.Probe
-	(*Welcome)(nil),             // 40: culvert.agent.v1.Welcome
-	(*Items)(nil),               // 41: culvert.agent.v1.Items
-	(*MemberItem)(nil),          // 42: culvert.agent.v1.MemberItem
-	(*LogEnd)(nil),              // 43: culvert.agent.v1.LogEnd
-	(*Answer)(nil),              // 44: culvert.agent.v1.Answer
-	(*AddressRefusal)(nil),      // 45: culvert.agent.v1.AddressRefusal
-	(*Answers)(nil),             // 46: culvert.agent.v1.Answers
-	(*Refusal)(nil),             // 47: culvert.agent.v1.Refusal
-	(*ResolveRequest)(nil),      // 48: culvert.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),     // 49: culvert.agent.v1.ResolveResponse
-	(*Rev)(nil),                 // 50: culvert.record.v1.Rev
-	(*Item)(nil),                // 51: culvert.record.v1.Item
+	(*GatewayStates)(nil),       // 13: culvert.agent.v1.GatewayStates
+	(*GatewayState)(nil),        // 14: culvert.agent.v1.GatewayState
+	(*Demands)(nil),             // 15: culvert.agent.v1.Demands
+	(*Demand)(nil),              // 16: culvert.agent.v1.Demand
+	(*Want)(nil),                // 17: culvert.agent.v1.Want
+	(*Looked)(nil),              // 18: culvert.agent.v1.Looked
+	(*LookView)(nil),            // 19: culvert.agent.v1.LookView
+	(*LookRow)(nil),             // 20: culvert.agent.v1.LookRow
+	(*Waits)(nil),               // 21: culvert.agent.v1.Waits
+	(*Seek)(nil),                // 22: culvert.agent.v1.Seek
+	(*Breath)(nil),              // 23: culvert.agent.v1.Breath
+	(*ProbeResult)(nil),         // 24: culvert.agent.v1.ProbeResult
+	(*Hello)(nil),               // 25: culvert.agent.v1.Hello
+	(*LogPosition)(nil),         // 26: culvert.agent.v1.LogPosition
+	(*Interest)(nil),            // 27: culvert.agent.v1.Interest
+	(*Claim)(nil),               // 28: culvert.agent.v1.Claim
+	(*Claims)(nil),              // 29: culvert.agent.v1.Claims
+	(*InventoryEnd)(nil),        // 30: culvert.agent.v1.InventoryEnd
+	(*Ack)(nil),                 // 31: culvert.agent.v1.Ack
+	(*Report)(nil),              // 32: culvert.agent.v1.Report
+	(*Seen)(nil),                // 33: culvert.agent.v1.Seen
+	(*SeenPort)(nil),            // 34: culvert.agent.v1.SeenPort
+	(*Count)(nil),               // 35: culvert.agent.v1.Count
+	(*Refused)(nil),             // 36: culvert.agent.v1.Refused
+	(*Down)(nil),                // 37: culvert.agent.v1.Down
+	(*Look)(nil),                // 38: culvert.agent.v1.Look
+	(*LookQuery)(nil),           // 39: culvert.agent.v1.LookQuery
+	(*Ask)(nil),                 // 40: culvert.agent.v1.Ask
+	(*Probe)(nil),               // 41: culvert.agent.v1.Probe
+	(*Welcome)(nil),             // 42: culvert.agent.v1.Welcome
+	(*Items)(nil),               // 43: culvert.agent.v1.Items
+	(*MemberItem)(nil),          // 44: culvert.agent.v1.MemberItem
+	(*LogEnd)(nil),              // 45: culvert.agent.v1.LogEnd
+	(*Answer)(nil),              // 46: culvert.agent.v1.Answer
+	(*AddressRefusal)(nil),      // 47: culvert.agent.v1.AddressRefusal
+	(*Answers)(nil),             // 48: culvert.agent.v1.Answers
+	(*Refusal)(nil),             // 49: culvert.agent.v1.Refusal
+	(*ResolveRequest)(nil),      // 50: culvert.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),     // 51: culvert.agent.v1.ResolveResponse
+	(*Rev)(nil),                 // 52: culvert.record.v1.Rev
+	(*Item)(nil),                // 53: culvert.record.v1.Item
 }
 var file_culvertv1_agent_proto_depIdxs = []int32{
-	23, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
-	25, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
-	27, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
-	28, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
-	29, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
-	30, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
-	21, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
-	22, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
-	20, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
-	19, // 9: culvert.agent.v1.Up.waits:type_name -> culvert.agent.v1.Waits
-	13, // 10: culvert.agent.v1.Up.demands:type_name -> culvert.agent.v1.Demands
-	16, // 11: culvert.agent.v1.Up.looked:type_name -> culvert.agent.v1.Looked
-	14, // 12: culvert.agent.v1.Demands.demands:type_name -> culvert.agent.v1.Demand
-	15, // 13: culvert.agent.v1.Demand.want:type_name -> culvert.agent.v1.Want
-	17, // 14: culvert.agent.v1.Looked.views:type_name -> culvert.agent.v1.LookView
-	18, // 15: culvert.agent.v1.LookView.rows:type_name -> culvert.agent.v1.LookRow
-	50, // 16: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
-	24, // 17: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
-	50, // 18: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
-	24, // 19: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
-	50, // 20: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
-	50, // 21: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
-	26, // 22: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
-	50, // 23: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
-	33, // 24: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
-	33, // 25: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
-	34, // 26: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
-	31, // 27: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
-	32, // 28: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
-	33, // 29: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
-	40, // 30: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
-	41, // 31: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
-	46, // 32: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
-	47, // 33: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
-	39, // 34: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
-	38, // 35: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
-	36, // 36: culvert.agent.v1.Down.look:type_name -> culvert.agent.v1.Look
-	37, // 37: culvert.agent.v1.Look.queries:type_name -> culvert.agent.v1.LookQuery
-	51, // 38: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
-	50, // 39: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
-	43, // 40: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
-	42, // 41: culvert.agent.v1.Items.members:type_name -> culvert.agent.v1.MemberItem
-	15, // 42: culvert.agent.v1.Items.told:type_name -> culvert.agent.v1.Want
-	15, // 43: culvert.agent.v1.Items.dropped:type_name -> culvert.agent.v1.Want
-	50, // 44: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
-	50, // 45: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
-	45, // 46: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
-	44, // 47: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
-	12, // 48: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
-	48, // 49: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
-	10, // 50: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
-	0,  // 51: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
-	2,  // 52: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
-	4,  // 53: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
-	6,  // 54: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
-	8,  // 55: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
-	35, // 56: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
-	49, // 57: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
-	11, // 58: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
-	1,  // 59: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
-	3,  // 60: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
-	5,  // 61: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
-	7,  // 62: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
-	9,  // 63: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
-	56, // [56:64] is the sub-list for method output_type
-	48, // [48:56] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	25, // 0: culvert.agent.v1.Up.hello:type_name -> culvert.agent.v1.Hello
+	27, // 1: culvert.agent.v1.Up.interest:type_name -> culvert.agent.v1.Interest
+	29, // 2: culvert.agent.v1.Up.claims:type_name -> culvert.agent.v1.Claims
+	30, // 3: culvert.agent.v1.Up.inventory_end:type_name -> culvert.agent.v1.InventoryEnd
+	31, // 4: culvert.agent.v1.Up.ack:type_name -> culvert.agent.v1.Ack
+	32, // 5: culvert.agent.v1.Up.report:type_name -> culvert.agent.v1.Report
+	23, // 6: culvert.agent.v1.Up.breath:type_name -> culvert.agent.v1.Breath
+	24, // 7: culvert.agent.v1.Up.probe_result:type_name -> culvert.agent.v1.ProbeResult
+	22, // 8: culvert.agent.v1.Up.seek:type_name -> culvert.agent.v1.Seek
+	21, // 9: culvert.agent.v1.Up.waits:type_name -> culvert.agent.v1.Waits
+	15, // 10: culvert.agent.v1.Up.demands:type_name -> culvert.agent.v1.Demands
+	18, // 11: culvert.agent.v1.Up.looked:type_name -> culvert.agent.v1.Looked
+	13, // 12: culvert.agent.v1.Up.gateway_states:type_name -> culvert.agent.v1.GatewayStates
+	14, // 13: culvert.agent.v1.GatewayStates.gateways:type_name -> culvert.agent.v1.GatewayState
+	16, // 14: culvert.agent.v1.Demands.demands:type_name -> culvert.agent.v1.Demand
+	17, // 15: culvert.agent.v1.Demand.want:type_name -> culvert.agent.v1.Want
+	19, // 16: culvert.agent.v1.Looked.views:type_name -> culvert.agent.v1.LookView
+	20, // 17: culvert.agent.v1.LookView.rows:type_name -> culvert.agent.v1.LookRow
+	52, // 18: culvert.agent.v1.Hello.up_to:type_name -> culvert.record.v1.Rev
+	26, // 19: culvert.agent.v1.Hello.logs:type_name -> culvert.agent.v1.LogPosition
+	52, // 20: culvert.agent.v1.LogPosition.sent:type_name -> culvert.record.v1.Rev
+	26, // 21: culvert.agent.v1.Interest.add:type_name -> culvert.agent.v1.LogPosition
+	52, // 22: culvert.agent.v1.Claim.base:type_name -> culvert.record.v1.Rev
+	52, // 23: culvert.agent.v1.Claim.heard:type_name -> culvert.record.v1.Rev
+	28, // 24: culvert.agent.v1.Claims.claims:type_name -> culvert.agent.v1.Claim
+	52, // 25: culvert.agent.v1.Ack.rev:type_name -> culvert.record.v1.Rev
+	35, // 26: culvert.agent.v1.Report.drops:type_name -> culvert.agent.v1.Count
+	35, // 27: culvert.agent.v1.Report.unread:type_name -> culvert.agent.v1.Count
+	36, // 28: culvert.agent.v1.Report.refused:type_name -> culvert.agent.v1.Refused
+	33, // 29: culvert.agent.v1.Report.seen:type_name -> culvert.agent.v1.Seen
+	34, // 30: culvert.agent.v1.Seen.ports:type_name -> culvert.agent.v1.SeenPort
+	35, // 31: culvert.agent.v1.SeenPort.drops:type_name -> culvert.agent.v1.Count
+	42, // 32: culvert.agent.v1.Down.welcome:type_name -> culvert.agent.v1.Welcome
+	43, // 33: culvert.agent.v1.Down.items:type_name -> culvert.agent.v1.Items
+	48, // 34: culvert.agent.v1.Down.answers:type_name -> culvert.agent.v1.Answers
+	49, // 35: culvert.agent.v1.Down.refused:type_name -> culvert.agent.v1.Refusal
+	41, // 36: culvert.agent.v1.Down.probe:type_name -> culvert.agent.v1.Probe
+	40, // 37: culvert.agent.v1.Down.ask:type_name -> culvert.agent.v1.Ask
+	38, // 38: culvert.agent.v1.Down.look:type_name -> culvert.agent.v1.Look
+	39, // 39: culvert.agent.v1.Look.queries:type_name -> culvert.agent.v1.LookQuery
+	53, // 40: culvert.agent.v1.Items.items:type_name -> culvert.record.v1.Item
+	52, // 41: culvert.agent.v1.Items.up_to:type_name -> culvert.record.v1.Rev
+	45, // 42: culvert.agent.v1.Items.ends:type_name -> culvert.agent.v1.LogEnd
+	44, // 43: culvert.agent.v1.Items.members:type_name -> culvert.agent.v1.MemberItem
+	17, // 44: culvert.agent.v1.Items.told:type_name -> culvert.agent.v1.Want
+	17, // 45: culvert.agent.v1.Items.dropped:type_name -> culvert.agent.v1.Want
+	52, // 46: culvert.agent.v1.LogEnd.sent:type_name -> culvert.record.v1.Rev
+	52, // 47: culvert.agent.v1.Answer.binding:type_name -> culvert.record.v1.Rev
+	47, // 48: culvert.agent.v1.Answer.refused:type_name -> culvert.agent.v1.AddressRefusal
+	46, // 49: culvert.agent.v1.Answers.answers:type_name -> culvert.agent.v1.Answer
+	12, // 50: culvert.agent.v1.Agents.Attach:input_type -> culvert.agent.v1.Up
+	50, // 51: culvert.agent.v1.Agents.Resolve:input_type -> culvert.agent.v1.ResolveRequest
+	10, // 52: culvert.agent.v1.Joining.Join:input_type -> culvert.agent.v1.JoinRequest
+	0,  // 53: culvert.agent.v1.Local.AttachPort:input_type -> culvert.agent.v1.AttachPortRequest
+	2,  // 54: culvert.agent.v1.Local.DetachPort:input_type -> culvert.agent.v1.DetachPortRequest
+	4,  // 55: culvert.agent.v1.Local.ReportGuest:input_type -> culvert.agent.v1.ReportGuestRequest
+	6,  // 56: culvert.agent.v1.Local.Prepare:input_type -> culvert.agent.v1.PrepareRequest
+	8,  // 57: culvert.agent.v1.Local.Tables:input_type -> culvert.agent.v1.TablesRequest
+	37, // 58: culvert.agent.v1.Agents.Attach:output_type -> culvert.agent.v1.Down
+	51, // 59: culvert.agent.v1.Agents.Resolve:output_type -> culvert.agent.v1.ResolveResponse
+	11, // 60: culvert.agent.v1.Joining.Join:output_type -> culvert.agent.v1.JoinResponse
+	1,  // 61: culvert.agent.v1.Local.AttachPort:output_type -> culvert.agent.v1.AttachPortResponse
+	3,  // 62: culvert.agent.v1.Local.DetachPort:output_type -> culvert.agent.v1.DetachPortResponse
+	5,  // 63: culvert.agent.v1.Local.ReportGuest:output_type -> culvert.agent.v1.ReportGuestResponse
+	7,  // 64: culvert.agent.v1.Local.Prepare:output_type -> culvert.agent.v1.PrepareResponse
+	9,  // 65: culvert.agent.v1.Local.Tables:output_type -> culvert.agent.v1.TablesResponse
+	58, // [58:66] is the sub-list for method output_type
+	50, // [50:58] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_agent_proto_init() }
@@ -3994,8 +4145,9 @@ func file_culvertv1_agent_proto_init() {
 		(*Up_Waits)(nil),
 		(*Up_Demands)(nil),
 		(*Up_Looked)(nil),
+		(*Up_GatewayStates)(nil),
 	}
-	file_culvertv1_agent_proto_msgTypes[35].OneofWrappers = []any{
+	file_culvertv1_agent_proto_msgTypes[37].OneofWrappers = []any{
 		(*Down_Welcome)(nil),
 		(*Down_Items)(nil),
 		(*Down_Answers)(nil),
@@ -4010,7 +4162,7 @@ func file_culvertv1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_agent_proto_rawDesc), len(file_culvertv1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

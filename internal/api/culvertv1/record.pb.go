@@ -846,6 +846,7 @@ type PortRecord struct {
 	Hosts         []string               `protobuf:"bytes,8,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	Shared        [][]byte               `protobuf:"bytes,9,rep,name=shared,proto3" json:"shared,omitempty"`                                   // addresses that other ports may hold, too
 	AddressCheck  bool                   `protobuf:"varint,10,opt,name=address_check,json=addressCheck,proto3" json:"address_check,omitempty"` // it may send from these addresses alone
+	Gateway       []byte                 `protobuf:"bytes,11,opt,name=gateway,proto3" json:"gateway,omitempty"`                                // that it is a leg of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -950,6 +951,401 @@ func (x *PortRecord) GetAddressCheck() bool {
 	return false
 }
 
+func (x *PortRecord) GetGateway() []byte {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+type GatewayRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	TenantName    string                 `protobuf:"bytes,2,opt,name=tenant_name,json=tenantName,proto3" json:"tenant_name,omitempty"`
+	Domain        []byte                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
+	Hosts         []string               `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"`                       // in order of preference
+	Uplink        string                 `protobuf:"bytes,5,opt,name=uplink,proto3" json:"uplink,omitempty"`                     // name of the device
+	Addresses     []*PrefixRecord        `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`               // sorted
+	NextHops      [][]byte               `protobuf:"bytes,7,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // one a family
+	Snat          [][]byte               `protobuf:"bytes,8,rep,name=snat,proto3" json:"snat,omitempty"`                         // sorted; empty: the first address of the family
+	Floating      []*FloatingRecord      `protobuf:"bytes,9,rep,name=floating,proto3" json:"floating,omitempty"`                 // sorted by the address outside
+	Forwards      []*ForwardRecord       `protobuf:"bytes,10,rep,name=forwards,proto3" json:"forwards,omitempty"`                // sorted by address outside, protocol and port
+	Networks      [][]byte               `protobuf:"bytes,11,rep,name=networks,proto3" json:"networks,omitempty"`                // sorted; empty: all of the domain
+	Legs          []*LegRecord           `protobuf:"bytes,12,rep,name=legs,proto3" json:"legs,omitempty"`                        // sorted by network
+	Active        []byte                 `protobuf:"bytes,13,opt,name=active,proto3" json:"active,omitempty"`                    // host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayRecord) Reset() {
+	*x = GatewayRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayRecord) ProtoMessage() {}
+
+func (x *GatewayRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayRecord.ProtoReflect.Descriptor instead.
+func (*GatewayRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GatewayRecord) GetMeta() *MetaRecord {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetTenantName() string {
+	if x != nil {
+		return x.TenantName
+	}
+	return ""
+}
+
+func (x *GatewayRecord) GetDomain() []byte {
+	if x != nil {
+		return x.Domain
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetUplink() string {
+	if x != nil {
+		return x.Uplink
+	}
+	return ""
+}
+
+func (x *GatewayRecord) GetAddresses() []*PrefixRecord {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetNextHops() [][]byte {
+	if x != nil {
+		return x.NextHops
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetSnat() [][]byte {
+	if x != nil {
+		return x.Snat
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetFloating() []*FloatingRecord {
+	if x != nil {
+		return x.Floating
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetForwards() []*ForwardRecord {
+	if x != nil {
+		return x.Forwards
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetNetworks() [][]byte {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetLegs() []*LegRecord {
+	if x != nil {
+		return x.Legs
+	}
+	return nil
+}
+
+func (x *GatewayRecord) GetActive() []byte {
+	if x != nil {
+		return x.Active
+	}
+	return nil
+}
+
+type PrefixRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Bits          uint32                 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrefixRecord) Reset() {
+	*x = PrefixRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrefixRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrefixRecord) ProtoMessage() {}
+
+func (x *PrefixRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrefixRecord.ProtoReflect.Descriptor instead.
+func (*PrefixRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PrefixRecord) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *PrefixRecord) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+type FloatingRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outside       []byte                 `protobuf:"bytes,1,opt,name=outside,proto3" json:"outside,omitempty"`
+	Inside        []byte                 `protobuf:"bytes,2,opt,name=inside,proto3" json:"inside,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FloatingRecord) Reset() {
+	*x = FloatingRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FloatingRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FloatingRecord) ProtoMessage() {}
+
+func (x *FloatingRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FloatingRecord.ProtoReflect.Descriptor instead.
+func (*FloatingRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *FloatingRecord) GetOutside() []byte {
+	if x != nil {
+		return x.Outside
+	}
+	return nil
+}
+
+func (x *FloatingRecord) GetInside() []byte {
+	if x != nil {
+		return x.Inside
+	}
+	return nil
+}
+
+type ForwardRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // IANA's number
+	Outside       []byte                 `protobuf:"bytes,2,opt,name=outside,proto3" json:"outside,omitempty"`
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Inside        []byte                 `protobuf:"bytes,4,opt,name=inside,proto3" json:"inside,omitempty"`
+	ToPort        uint32                 `protobuf:"varint,5,opt,name=to_port,json=toPort,proto3" json:"to_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardRecord) Reset() {
+	*x = ForwardRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardRecord) ProtoMessage() {}
+
+func (x *ForwardRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardRecord.ProtoReflect.Descriptor instead.
+func (*ForwardRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ForwardRecord) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *ForwardRecord) GetOutside() []byte {
+	if x != nil {
+		return x.Outside
+	}
+	return nil
+}
+
+func (x *ForwardRecord) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ForwardRecord) GetInside() []byte {
+	if x != nil {
+		return x.Inside
+	}
+	return nil
+}
+
+func (x *ForwardRecord) GetToPort() uint32 {
+	if x != nil {
+		return x.ToPort
+	}
+	return 0
+}
+
+type LegRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       []byte                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Port          string                 `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	Addresses     [][]byte               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LegRecord) Reset() {
+	*x = LegRecord{}
+	mi := &file_culvertv1_record_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LegRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LegRecord) ProtoMessage() {}
+
+func (x *LegRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_record_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LegRecord.ProtoReflect.Descriptor instead.
+func (*LegRecord) Descriptor() ([]byte, []int) {
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LegRecord) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *LegRecord) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *LegRecord) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *LegRecord) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type HostRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *MetaRecord            `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
@@ -962,7 +1358,7 @@ type HostRecord struct {
 
 func (x *HostRecord) Reset() {
 	*x = HostRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1370,7 @@ func (x *HostRecord) String() string {
 func (*HostRecord) ProtoMessage() {}
 
 func (x *HostRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[11]
+	mi := &file_culvertv1_record_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1383,7 @@ func (x *HostRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostRecord.ProtoReflect.Descriptor instead.
 func (*HostRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{11}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HostRecord) GetMeta() *MetaRecord {
@@ -1031,7 +1427,7 @@ type StoreMeta struct {
 
 func (x *StoreMeta) Reset() {
 	*x = StoreMeta{}
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1439,7 @@ func (x *StoreMeta) String() string {
 func (*StoreMeta) ProtoMessage() {}
 
 func (x *StoreMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[12]
+	mi := &file_culvertv1_record_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1452,7 @@ func (x *StoreMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMeta.ProtoReflect.Descriptor instead.
 func (*StoreMeta) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{12}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StoreMeta) GetCluster() string {
@@ -1103,7 +1499,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1511,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[13]
+	mi := &file_culvertv1_record_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1524,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{13}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TokenRecord) GetId() []byte {
@@ -1192,7 +1588,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1600,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[14]
+	mi := &file_culvertv1_record_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1613,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{14}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SessionRecord) GetHost() []byte {
@@ -1258,7 +1654,7 @@ type FloorRecord struct {
 
 func (x *FloorRecord) Reset() {
 	*x = FloorRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[15]
+	mi := &file_culvertv1_record_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1666,7 @@ func (x *FloorRecord) String() string {
 func (*FloorRecord) ProtoMessage() {}
 
 func (x *FloorRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[15]
+	mi := &file_culvertv1_record_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1679,7 @@ func (x *FloorRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FloorRecord.ProtoReflect.Descriptor instead.
 func (*FloorRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{15}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FloorRecord) GetNetwork() []byte {
@@ -1318,7 +1714,7 @@ type EndpointRecord struct {
 
 func (x *EndpointRecord) Reset() {
 	*x = EndpointRecord{}
-	mi := &file_culvertv1_record_proto_msgTypes[16]
+	mi := &file_culvertv1_record_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1726,7 @@ func (x *EndpointRecord) String() string {
 func (*EndpointRecord) ProtoMessage() {}
 
 func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[16]
+	mi := &file_culvertv1_record_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1739,7 @@ func (x *EndpointRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRecord.ProtoReflect.Descriptor instead.
 func (*EndpointRecord) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{16}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndpointRecord) GetNetwork() []byte {
@@ -1432,6 +1828,7 @@ type Record struct {
 	//	*Record_Floor
 	//	*Record_Domain
 	//	*Record_Policy
+	//	*Record_Gateway
 	Body          isRecord_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1439,7 +1836,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_culvertv1_record_proto_msgTypes[17]
+	mi := &file_culvertv1_record_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1848,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[17]
+	mi := &file_culvertv1_record_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1861,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Record) GetGone() bool {
@@ -1562,6 +1959,15 @@ func (x *Record) GetPolicy() *PolicyRecord {
 	return nil
 }
 
+func (x *Record) GetGateway() *GatewayRecord {
+	if x != nil {
+		if x, ok := x.Body.(*Record_Gateway); ok {
+			return x.Gateway
+		}
+	}
+	return nil
+}
+
 type isRecord_Body interface {
 	isRecord_Body()
 }
@@ -1602,6 +2008,10 @@ type Record_Policy struct {
 	Policy *PolicyRecord `protobuf:"bytes,10,opt,name=policy,proto3,oneof"`
 }
 
+type Record_Gateway struct {
+	Gateway *GatewayRecord `protobuf:"bytes,11,opt,name=gateway,proto3,oneof"`
+}
+
 func (*Record_Tenant) isRecord_Body() {}
 
 func (*Record_Network) isRecord_Body() {}
@@ -1620,6 +2030,8 @@ func (*Record_Domain) isRecord_Body() {}
 
 func (*Record_Policy) isRecord_Body() {}
 
+func (*Record_Gateway) isRecord_Body() {}
+
 // Item is one entry of a log.
 type Item struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1631,7 +2043,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_culvertv1_record_proto_msgTypes[18]
+	mi := &file_culvertv1_record_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +2055,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_record_proto_msgTypes[18]
+	mi := &file_culvertv1_record_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +2068,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_culvertv1_record_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_record_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Item) GetRev() *Rev {
@@ -1747,7 +2159,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x04from\x18\x03 \x01(\fR\x04from\x12\x0e\n" +
 	"\x02to\x18\x04 \x01(\fR\x02to\x12\x12\n" +
 	"\x04both\x18\x05 \x01(\bR\x04both\x12\x18\n" +
-	"\abridged\x18\x06 \x01(\bR\abridged\"\xae\x02\n" +
+	"\abridged\x18\x06 \x01(\bR\abridged\"\xc8\x02\n" +
 	"\n" +
 	"PortRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x18\n" +
@@ -1760,7 +2172,41 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x05hosts\x18\b \x03(\tR\x05hosts\x12\x16\n" +
 	"\x06shared\x18\t \x03(\fR\x06shared\x12#\n" +
 	"\raddress_check\x18\n" +
-	" \x01(\bR\faddressCheck\"\x86\x01\n" +
+	" \x01(\bR\faddressCheck\x12\x18\n" +
+	"\agateway\x18\v \x01(\fR\agateway\"\xfc\x03\n" +
+	"\rGatewayRecord\x121\n" +
+	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x1f\n" +
+	"\vtenant_name\x18\x02 \x01(\tR\n" +
+	"tenantName\x12\x16\n" +
+	"\x06domain\x18\x03 \x01(\fR\x06domain\x12\x14\n" +
+	"\x05hosts\x18\x04 \x03(\tR\x05hosts\x12\x16\n" +
+	"\x06uplink\x18\x05 \x01(\tR\x06uplink\x12=\n" +
+	"\taddresses\x18\x06 \x03(\v2\x1f.culvert.record.v1.PrefixRecordR\taddresses\x12\x1b\n" +
+	"\tnext_hops\x18\a \x03(\fR\bnextHops\x12\x12\n" +
+	"\x04snat\x18\b \x03(\fR\x04snat\x12=\n" +
+	"\bfloating\x18\t \x03(\v2!.culvert.record.v1.FloatingRecordR\bfloating\x12<\n" +
+	"\bforwards\x18\n" +
+	" \x03(\v2 .culvert.record.v1.ForwardRecordR\bforwards\x12\x1a\n" +
+	"\bnetworks\x18\v \x03(\fR\bnetworks\x120\n" +
+	"\x04legs\x18\f \x03(\v2\x1c.culvert.record.v1.LegRecordR\x04legs\x12\x16\n" +
+	"\x06active\x18\r \x01(\fR\x06active\"<\n" +
+	"\fPrefixRecord\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\"B\n" +
+	"\x0eFloatingRecord\x12\x18\n" +
+	"\aoutside\x18\x01 \x01(\fR\aoutside\x12\x16\n" +
+	"\x06inside\x18\x02 \x01(\fR\x06inside\"\x8a\x01\n" +
+	"\rForwardRecord\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
+	"\aoutside\x18\x02 \x01(\fR\aoutside\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
+	"\x06inside\x18\x04 \x01(\fR\x06inside\x12\x17\n" +
+	"\ato_port\x18\x05 \x01(\rR\x06toPort\"i\n" +
+	"\tLegRecord\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\fR\anetwork\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\fR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\fR\taddresses\"\x86\x01\n" +
 	"\n" +
 	"HostRecord\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1d.culvert.record.v1.MetaRecordR\x04meta\x12\x12\n" +
@@ -1800,7 +2246,7 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x05since\x18\b \x01(\x10R\x05since\x12\x10\n" +
 	"\x03pre\x18\t \x03(\fR\x03pre\x12\x12\n" +
 	"\x04from\x18\n" +
-	" \x01(\fR\x04from\"\xb4\x04\n" +
+	" \x01(\fR\x04from\"\xf2\x04\n" +
 	"\x06Record\x12\x12\n" +
 	"\x04gone\x18\x01 \x01(\bR\x04gone\x129\n" +
 	"\x06tenant\x18\x02 \x01(\v2\x1f.culvert.record.v1.TenantRecordH\x00R\x06tenant\x12<\n" +
@@ -1812,7 +2258,8 @@ const file_culvertv1_record_proto_rawDesc = "" +
 	"\x05floor\x18\b \x01(\v2\x1e.culvert.record.v1.FloorRecordH\x00R\x05floor\x129\n" +
 	"\x06domain\x18\t \x01(\v2\x1f.culvert.record.v1.DomainRecordH\x00R\x06domain\x129\n" +
 	"\x06policy\x18\n" +
-	" \x01(\v2\x1f.culvert.record.v1.PolicyRecordH\x00R\x06policyB\x06\n" +
+	" \x01(\v2\x1f.culvert.record.v1.PolicyRecordH\x00R\x06policy\x12<\n" +
+	"\agateway\x18\v \x01(\v2 .culvert.record.v1.GatewayRecordH\x00R\agatewayB\x06\n" +
 	"\x04body\"c\n" +
 	"\x04Item\x12(\n" +
 	"\x03rev\x18\x01 \x01(\v2\x16.culvert.record.v1.RevR\x03rev\x121\n" +
@@ -1830,7 +2277,7 @@ func file_culvertv1_record_proto_rawDescGZIP() []byte {
 	return file_culvertv1_record_proto_rawDescData
 }
 
-var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_culvertv1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_culvertv1_record_proto_goTypes = []any{
 	(*Rev)(nil),            // 0: culvert.record.v1.Rev
 	(*MetaRecord)(nil),     // 1: culvert.record.v1.MetaRecord
@@ -1843,14 +2290,19 @@ var file_culvertv1_record_proto_goTypes = []any{
 	(*DomainRecord)(nil),   // 8: culvert.record.v1.DomainRecord
 	(*PolicyRecord)(nil),   // 9: culvert.record.v1.PolicyRecord
 	(*PortRecord)(nil),     // 10: culvert.record.v1.PortRecord
-	(*HostRecord)(nil),     // 11: culvert.record.v1.HostRecord
-	(*StoreMeta)(nil),      // 12: culvert.record.v1.StoreMeta
-	(*TokenRecord)(nil),    // 13: culvert.record.v1.TokenRecord
-	(*SessionRecord)(nil),  // 14: culvert.record.v1.SessionRecord
-	(*FloorRecord)(nil),    // 15: culvert.record.v1.FloorRecord
-	(*EndpointRecord)(nil), // 16: culvert.record.v1.EndpointRecord
-	(*Record)(nil),         // 17: culvert.record.v1.Record
-	(*Item)(nil),           // 18: culvert.record.v1.Item
+	(*GatewayRecord)(nil),  // 11: culvert.record.v1.GatewayRecord
+	(*PrefixRecord)(nil),   // 12: culvert.record.v1.PrefixRecord
+	(*FloatingRecord)(nil), // 13: culvert.record.v1.FloatingRecord
+	(*ForwardRecord)(nil),  // 14: culvert.record.v1.ForwardRecord
+	(*LegRecord)(nil),      // 15: culvert.record.v1.LegRecord
+	(*HostRecord)(nil),     // 16: culvert.record.v1.HostRecord
+	(*StoreMeta)(nil),      // 17: culvert.record.v1.StoreMeta
+	(*TokenRecord)(nil),    // 18: culvert.record.v1.TokenRecord
+	(*SessionRecord)(nil),  // 19: culvert.record.v1.SessionRecord
+	(*FloorRecord)(nil),    // 20: culvert.record.v1.FloorRecord
+	(*EndpointRecord)(nil), // 21: culvert.record.v1.EndpointRecord
+	(*Record)(nil),         // 22: culvert.record.v1.Record
+	(*Item)(nil),           // 23: culvert.record.v1.Item
 }
 var file_culvertv1_record_proto_depIdxs = []int32{
 	2,  // 0: culvert.record.v1.MetaRecord.labels:type_name -> culvert.record.v1.LabelRecord
@@ -1863,24 +2315,30 @@ var file_culvertv1_record_proto_depIdxs = []int32{
 	7,  // 7: culvert.record.v1.DomainRecord.routes:type_name -> culvert.record.v1.RouteRecord
 	1,  // 8: culvert.record.v1.PolicyRecord.meta:type_name -> culvert.record.v1.MetaRecord
 	1,  // 9: culvert.record.v1.PortRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	1,  // 10: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
-	0,  // 11: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
-	3,  // 12: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
-	4,  // 13: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
-	10, // 14: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
-	11, // 15: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
-	16, // 16: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
-	14, // 17: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
-	15, // 18: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
-	8,  // 19: culvert.record.v1.Record.domain:type_name -> culvert.record.v1.DomainRecord
-	9,  // 20: culvert.record.v1.Record.policy:type_name -> culvert.record.v1.PolicyRecord
-	0,  // 21: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
-	17, // 22: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	1,  // 10: culvert.record.v1.GatewayRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	12, // 11: culvert.record.v1.GatewayRecord.addresses:type_name -> culvert.record.v1.PrefixRecord
+	13, // 12: culvert.record.v1.GatewayRecord.floating:type_name -> culvert.record.v1.FloatingRecord
+	14, // 13: culvert.record.v1.GatewayRecord.forwards:type_name -> culvert.record.v1.ForwardRecord
+	15, // 14: culvert.record.v1.GatewayRecord.legs:type_name -> culvert.record.v1.LegRecord
+	1,  // 15: culvert.record.v1.HostRecord.meta:type_name -> culvert.record.v1.MetaRecord
+	0,  // 16: culvert.record.v1.FloorRecord.rev:type_name -> culvert.record.v1.Rev
+	3,  // 17: culvert.record.v1.Record.tenant:type_name -> culvert.record.v1.TenantRecord
+	4,  // 18: culvert.record.v1.Record.network:type_name -> culvert.record.v1.NetworkRecord
+	10, // 19: culvert.record.v1.Record.port:type_name -> culvert.record.v1.PortRecord
+	16, // 20: culvert.record.v1.Record.host:type_name -> culvert.record.v1.HostRecord
+	21, // 21: culvert.record.v1.Record.endpoint:type_name -> culvert.record.v1.EndpointRecord
+	19, // 22: culvert.record.v1.Record.session:type_name -> culvert.record.v1.SessionRecord
+	20, // 23: culvert.record.v1.Record.floor:type_name -> culvert.record.v1.FloorRecord
+	8,  // 24: culvert.record.v1.Record.domain:type_name -> culvert.record.v1.DomainRecord
+	9,  // 25: culvert.record.v1.Record.policy:type_name -> culvert.record.v1.PolicyRecord
+	11, // 26: culvert.record.v1.Record.gateway:type_name -> culvert.record.v1.GatewayRecord
+	0,  // 27: culvert.record.v1.Item.rev:type_name -> culvert.record.v1.Rev
+	22, // 28: culvert.record.v1.Item.record:type_name -> culvert.record.v1.Record
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_record_proto_init() }
@@ -1888,7 +2346,7 @@ func file_culvertv1_record_proto_init() {
 	if File_culvertv1_record_proto != nil {
 		return
 	}
-	file_culvertv1_record_proto_msgTypes[17].OneofWrappers = []any{
+	file_culvertv1_record_proto_msgTypes[22].OneofWrappers = []any{
 		(*Record_Tenant)(nil),
 		(*Record_Network)(nil),
 		(*Record_Port)(nil),
@@ -1898,6 +2356,7 @@ func file_culvertv1_record_proto_init() {
 		(*Record_Floor)(nil),
 		(*Record_Domain)(nil),
 		(*Record_Policy)(nil),
+		(*Record_Gateway)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1905,7 +2364,7 @@ func file_culvertv1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_record_proto_rawDesc), len(file_culvertv1_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

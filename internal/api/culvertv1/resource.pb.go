@@ -1257,6 +1257,508 @@ func (x *NetworkPolicyStatus) GetDirection() string {
 	return ""
 }
 
+// Gateway is a domain's way out: address translation, floating addresses and
+// routing, on one of its hosts at a time.
+type Gateway struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Metadata      *Metadata              `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Spec          *GatewaySpec           `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	Status        *GatewayStatus         `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gateway) Reset() {
+	*x = Gateway{}
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gateway) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gateway) ProtoMessage() {}
+
+func (x *Gateway) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
+func (*Gateway) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Gateway) GetApiVersion() string {
+	if x != nil {
+		return x.ApiVersion
+	}
+	return ""
+}
+
+func (x *Gateway) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Gateway) GetMetadata() *Metadata {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *Gateway) GetSpec() *GatewaySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Gateway) GetStatus() *GatewayStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+type GatewaySpec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	Hosts         []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"` // names of hosts with the uplink, in order of preference
+	Uplink        *GatewayUplink         `protobuf:"bytes,3,opt,name=uplink,proto3" json:"uplink,omitempty"`
+	Snat          []string               `protobuf:"bytes,4,rep,name=snat,proto3" json:"snat,omitempty"` // addresses outside; default the first own one
+	Floating      []*FloatingAddress     `protobuf:"bytes,5,rep,name=floating,proto3" json:"floating,omitempty"`
+	Forwards      []*PortForward         `protobuf:"bytes,6,rep,name=forwards,proto3" json:"forwards,omitempty"`
+	Networks      []string               `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"` // names; empty: all of the domain
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewaySpec) Reset() {
+	*x = GatewaySpec{}
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewaySpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewaySpec) ProtoMessage() {}
+
+func (x *GatewaySpec) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewaySpec.ProtoReflect.Descriptor instead.
+func (*GatewaySpec) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GatewaySpec) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *GatewaySpec) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *GatewaySpec) GetUplink() *GatewayUplink {
+	if x != nil {
+		return x.Uplink
+	}
+	return nil
+}
+
+func (x *GatewaySpec) GetSnat() []string {
+	if x != nil {
+		return x.Snat
+	}
+	return nil
+}
+
+func (x *GatewaySpec) GetFloating() []*FloatingAddress {
+	if x != nil {
+		return x.Floating
+	}
+	return nil
+}
+
+func (x *GatewaySpec) GetForwards() []*PortForward {
+	if x != nil {
+		return x.Forwards
+	}
+	return nil
+}
+
+func (x *GatewaySpec) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+type GatewayUplink struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`                     // of the host, on the outside network
+	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`               // the gateway's own there, with the length of their prefix
+	NextHops      []string               `protobuf:"bytes,3,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // at most one a family
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayUplink) Reset() {
+	*x = GatewayUplink{}
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayUplink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayUplink) ProtoMessage() {}
+
+func (x *GatewayUplink) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayUplink.ProtoReflect.Descriptor instead.
+func (*GatewayUplink) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GatewayUplink) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *GatewayUplink) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *GatewayUplink) GetNextHops() []string {
+	if x != nil {
+		return x.NextHops
+	}
+	return nil
+}
+
+type FloatingAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // outside
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`           // of a guest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FloatingAddress) Reset() {
+	*x = FloatingAddress{}
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FloatingAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FloatingAddress) ProtoMessage() {}
+
+func (x *FloatingAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FloatingAddress.ProtoReflect.Descriptor instead.
+func (*FloatingAddress) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *FloatingAddress) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *FloatingAddress) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type PortForward struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // tcp, udp
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`   // outside; empty: the first own one of the family of to
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	To            string                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	ToPort        uint32                 `protobuf:"varint,5,opt,name=to_port,json=toPort,proto3" json:"to_port,omitempty"` // 0: as port
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortForward) Reset() {
+	*x = PortForward{}
+	mi := &file_culvertv1_resource_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortForward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortForward) ProtoMessage() {}
+
+func (x *PortForward) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortForward.ProtoReflect.Descriptor instead.
+func (*PortForward) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PortForward) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *PortForward) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PortForward) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortForward) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *PortForward) GetToPort() uint32 {
+	if x != nil {
+		return x.ToPort
+	}
+	return 0
+}
+
+type GatewayStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Active        string                 `protobuf:"bytes,1,opt,name=active,proto3" json:"active,omitempty"` // host
+	Hosts         []*GatewayHost         `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Networks      []string               `protobuf:"bytes,3,rep,name=networks,proto3" json:"networks,omitempty"`
+	Ports         []string               `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // of the active host; waiting if there is none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayStatus) Reset() {
+	*x = GatewayStatus{}
+	mi := &file_culvertv1_resource_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayStatus) ProtoMessage() {}
+
+func (x *GatewayStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayStatus.ProtoReflect.Descriptor instead.
+func (*GatewayStatus) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GatewayStatus) GetActive() string {
+	if x != nil {
+		return x.Active
+	}
+	return ""
+}
+
+func (x *GatewayStatus) GetHosts() []*GatewayHost {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *GatewayStatus) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *GatewayStatus) GetPorts() []string {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *GatewayStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+type GatewayHost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // active, begins, ready, not ready, away, dead
+	Step          string                 `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`   // that failed
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayHost) Reset() {
+	*x = GatewayHost{}
+	mi := &file_culvertv1_resource_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayHost) ProtoMessage() {}
+
+func (x *GatewayHost) ProtoReflect() protoreflect.Message {
+	mi := &file_culvertv1_resource_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayHost.ProtoReflect.Descriptor instead.
+func (*GatewayHost) Descriptor() ([]byte, []int) {
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GatewayHost) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *GatewayHost) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *GatewayHost) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *GatewayHost) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
@@ -1270,7 +1772,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1784,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[17]
+	mi := &file_culvertv1_resource_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1797,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{17}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Port) GetApiVersion() string {
@@ -1348,7 +1850,7 @@ type PortSpec struct {
 
 func (x *PortSpec) Reset() {
 	*x = PortSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1862,7 @@ func (x *PortSpec) String() string {
 func (*PortSpec) ProtoMessage() {}
 
 func (x *PortSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[18]
+	mi := &file_culvertv1_resource_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1875,7 @@ func (x *PortSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSpec.ProtoReflect.Descriptor instead.
 func (*PortSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{18}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PortSpec) GetNetwork() string {
@@ -1444,7 +1946,7 @@ type PortStatus struct {
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1958,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[19]
+	mi := &file_culvertv1_resource_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1971,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{19}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PortStatus) GetMac() string {
@@ -1561,7 +2063,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	mi := &file_culvertv1_resource_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +2075,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[20]
+	mi := &file_culvertv1_resource_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +2088,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{20}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Drop) GetReason() string {
@@ -1614,7 +2116,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_culvertv1_resource_proto_msgTypes[21]
+	mi := &file_culvertv1_resource_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +2128,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[21]
+	mi := &file_culvertv1_resource_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +2141,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{21}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Traffic) GetReceivedBytes() uint64 {
@@ -1669,7 +2171,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_culvertv1_resource_proto_msgTypes[22]
+	mi := &file_culvertv1_resource_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +2183,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[22]
+	mi := &file_culvertv1_resource_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +2196,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{22}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Host) GetApiVersion() string {
@@ -1740,7 +2242,7 @@ type HostSpec struct {
 
 func (x *HostSpec) Reset() {
 	*x = HostSpec{}
-	mi := &file_culvertv1_resource_proto_msgTypes[23]
+	mi := &file_culvertv1_resource_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +2254,7 @@ func (x *HostSpec) String() string {
 func (*HostSpec) ProtoMessage() {}
 
 func (x *HostSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[23]
+	mi := &file_culvertv1_resource_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +2267,7 @@ func (x *HostSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostSpec.ProtoReflect.Descriptor instead.
 func (*HostSpec) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{23}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{30}
 }
 
 type HostStatus struct {
@@ -1788,7 +2290,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[24]
+	mi := &file_culvertv1_resource_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2302,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[24]
+	mi := &file_culvertv1_resource_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2315,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{24}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *HostStatus) GetVtep() string {
@@ -1912,7 +2414,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_culvertv1_resource_proto_msgTypes[25]
+	mi := &file_culvertv1_resource_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2426,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[25]
+	mi := &file_culvertv1_resource_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2439,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{25}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Endpoint) GetApiVersion() string {
@@ -1987,7 +2489,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_culvertv1_resource_proto_msgTypes[26]
+	mi := &file_culvertv1_resource_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2501,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[26]
+	mi := &file_culvertv1_resource_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2514,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{26}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *EndpointStatus) GetNetwork() string {
@@ -2103,6 +2605,7 @@ type Resource struct {
 	//	*Resource_Endpoint
 	//	*Resource_Domain
 	//	*Resource_Policy
+	//	*Resource_Gateway
 	Body          isResource_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2110,7 +2613,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_culvertv1_resource_proto_msgTypes[27]
+	mi := &file_culvertv1_resource_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2625,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_culvertv1_resource_proto_msgTypes[27]
+	mi := &file_culvertv1_resource_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2638,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_culvertv1_resource_proto_rawDescGZIP(), []int{27}
+	return file_culvertv1_resource_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Resource) GetBody() isResource_Body {
@@ -2208,6 +2711,15 @@ func (x *Resource) GetPolicy() *NetworkPolicy {
 	return nil
 }
 
+func (x *Resource) GetGateway() *Gateway {
+	if x != nil {
+		if x, ok := x.Body.(*Resource_Gateway); ok {
+			return x.Gateway
+		}
+	}
+	return nil
+}
+
 type isResource_Body interface {
 	isResource_Body()
 }
@@ -2240,6 +2752,10 @@ type Resource_Policy struct {
 	Policy *NetworkPolicy `protobuf:"bytes,7,opt,name=policy,proto3,oneof"`
 }
 
+type Resource_Gateway struct {
+	Gateway *Gateway `protobuf:"bytes,8,opt,name=gateway,proto3,oneof"`
+}
+
 func (*Resource_Tenant) isResource_Body() {}
 
 func (*Resource_Network) isResource_Body() {}
@@ -2253,6 +2769,8 @@ func (*Resource_Endpoint) isResource_Body() {}
 func (*Resource_Domain) isResource_Body() {}
 
 func (*Resource_Policy) isResource_Body() {}
+
+func (*Resource_Gateway) isResource_Body() {}
 
 var File_culvertv1_resource_proto protoreflect.FileDescriptor
 
@@ -2363,7 +2881,46 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04mode\x18\x05 \x01(\tR\x04mode\x12\x12\n" +
 	"\x04cast\x18\x06 \x01(\tR\x04cast\"3\n" +
 	"\x13NetworkPolicyStatus\x12\x1c\n" +
-	"\tdirection\x18\x01 \x01(\tR\tdirection\"\xd9\x01\n" +
+	"\tdirection\x18\x01 \x01(\tR\tdirection\"\xe2\x01\n" +
+	"\aGateway\x12\x1f\n" +
+	"\vapi_version\x18\x01 \x01(\tR\n" +
+	"apiVersion\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x126\n" +
+	"\bmetadata\x18\x03 \x01(\v2\x1a.culvert.v1alpha1.MetadataR\bmetadata\x121\n" +
+	"\x04spec\x18\x04 \x01(\v2\x1d.culvert.v1alpha1.GatewaySpecR\x04spec\x127\n" +
+	"\x06status\x18\x05 \x01(\v2\x1f.culvert.v1alpha1.GatewayStatusR\x06status\"\x9e\x02\n" +
+	"\vGatewaySpec\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x127\n" +
+	"\x06uplink\x18\x03 \x01(\v2\x1f.culvert.v1alpha1.GatewayUplinkR\x06uplink\x12\x12\n" +
+	"\x04snat\x18\x04 \x03(\tR\x04snat\x12=\n" +
+	"\bfloating\x18\x05 \x03(\v2!.culvert.v1alpha1.FloatingAddressR\bfloating\x129\n" +
+	"\bforwards\x18\x06 \x03(\v2\x1d.culvert.v1alpha1.PortForwardR\bforwards\x12\x1a\n" +
+	"\bnetworks\x18\a \x03(\tR\bnetworks\"b\n" +
+	"\rGatewayUplink\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1b\n" +
+	"\tnext_hops\x18\x03 \x03(\tR\bnextHops\";\n" +
+	"\x0fFloatingAddress\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\"\x80\x01\n" +
+	"\vPortForward\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x17\n" +
+	"\ato_port\x18\x05 \x01(\rR\x06toPort\"\xa4\x01\n" +
+	"\rGatewayStatus\x12\x16\n" +
+	"\x06active\x18\x01 \x01(\tR\x06active\x123\n" +
+	"\x05hosts\x18\x02 \x03(\v2\x1d.culvert.v1alpha1.GatewayHostR\x05hosts\x12\x1a\n" +
+	"\bnetworks\x18\x03 \x03(\tR\bnetworks\x12\x14\n" +
+	"\x05ports\x18\x04 \x03(\tR\x05ports\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\"c\n" +
+	"\vGatewayHost\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x12\n" +
+	"\x04step\x18\x03 \x01(\tR\x04step\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xd9\x01\n" +
 	"\x04Port\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
@@ -2443,7 +3000,7 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\n" +
 	"moved_from\x18\n" +
 	" \x01(\tR\tmovedFrom\x12\x14\n" +
-	"\x05state\x18\v \x01(\tR\x05state\"\x82\x03\n" +
+	"\x05state\x18\v \x01(\tR\x05state\"\xb9\x03\n" +
 	"\bResource\x122\n" +
 	"\x06tenant\x18\x01 \x01(\v2\x18.culvert.v1alpha1.TenantH\x00R\x06tenant\x125\n" +
 	"\anetwork\x18\x02 \x01(\v2\x19.culvert.v1alpha1.NetworkH\x00R\anetwork\x12,\n" +
@@ -2451,7 +3008,8 @@ const file_culvertv1_resource_proto_rawDesc = "" +
 	"\x04host\x18\x04 \x01(\v2\x16.culvert.v1alpha1.HostH\x00R\x04host\x128\n" +
 	"\bendpoint\x18\x05 \x01(\v2\x1a.culvert.v1alpha1.EndpointH\x00R\bendpoint\x122\n" +
 	"\x06domain\x18\x06 \x01(\v2\x18.culvert.v1alpha1.DomainH\x00R\x06domain\x129\n" +
-	"\x06policy\x18\a \x01(\v2\x1f.culvert.v1alpha1.NetworkPolicyH\x00R\x06policyB\x06\n" +
+	"\x06policy\x18\a \x01(\v2\x1f.culvert.v1alpha1.NetworkPolicyH\x00R\x06policy\x125\n" +
+	"\agateway\x18\b \x01(\v2\x19.culvert.v1alpha1.GatewayH\x00R\agatewayB\x06\n" +
 	"\x04bodyB*Z(culvert/internal/api/culvertv1;culvertv1b\x06proto3"
 
 var (
@@ -2466,7 +3024,7 @@ func file_culvertv1_resource_proto_rawDescGZIP() []byte {
 	return file_culvertv1_resource_proto_rawDescData
 }
 
-var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_culvertv1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_culvertv1_resource_proto_goTypes = []any{
 	(*Metadata)(nil),            // 0: culvert.v1alpha1.Metadata
 	(*Tenant)(nil),              // 1: culvert.v1alpha1.Tenant
@@ -2485,21 +3043,28 @@ var file_culvertv1_resource_proto_goTypes = []any{
 	(*NetworkPolicy)(nil),       // 14: culvert.v1alpha1.NetworkPolicy
 	(*NetworkPolicySpec)(nil),   // 15: culvert.v1alpha1.NetworkPolicySpec
 	(*NetworkPolicyStatus)(nil), // 16: culvert.v1alpha1.NetworkPolicyStatus
-	(*Port)(nil),                // 17: culvert.v1alpha1.Port
-	(*PortSpec)(nil),            // 18: culvert.v1alpha1.PortSpec
-	(*PortStatus)(nil),          // 19: culvert.v1alpha1.PortStatus
-	(*Drop)(nil),                // 20: culvert.v1alpha1.Drop
-	(*Traffic)(nil),             // 21: culvert.v1alpha1.Traffic
-	(*Host)(nil),                // 22: culvert.v1alpha1.Host
-	(*HostSpec)(nil),            // 23: culvert.v1alpha1.HostSpec
-	(*HostStatus)(nil),          // 24: culvert.v1alpha1.HostStatus
-	(*Endpoint)(nil),            // 25: culvert.v1alpha1.Endpoint
-	(*EndpointStatus)(nil),      // 26: culvert.v1alpha1.EndpointStatus
-	(*Resource)(nil),            // 27: culvert.v1alpha1.Resource
-	nil,                         // 28: culvert.v1alpha1.Metadata.LabelsEntry
+	(*Gateway)(nil),             // 17: culvert.v1alpha1.Gateway
+	(*GatewaySpec)(nil),         // 18: culvert.v1alpha1.GatewaySpec
+	(*GatewayUplink)(nil),       // 19: culvert.v1alpha1.GatewayUplink
+	(*FloatingAddress)(nil),     // 20: culvert.v1alpha1.FloatingAddress
+	(*PortForward)(nil),         // 21: culvert.v1alpha1.PortForward
+	(*GatewayStatus)(nil),       // 22: culvert.v1alpha1.GatewayStatus
+	(*GatewayHost)(nil),         // 23: culvert.v1alpha1.GatewayHost
+	(*Port)(nil),                // 24: culvert.v1alpha1.Port
+	(*PortSpec)(nil),            // 25: culvert.v1alpha1.PortSpec
+	(*PortStatus)(nil),          // 26: culvert.v1alpha1.PortStatus
+	(*Drop)(nil),                // 27: culvert.v1alpha1.Drop
+	(*Traffic)(nil),             // 28: culvert.v1alpha1.Traffic
+	(*Host)(nil),                // 29: culvert.v1alpha1.Host
+	(*HostSpec)(nil),            // 30: culvert.v1alpha1.HostSpec
+	(*HostStatus)(nil),          // 31: culvert.v1alpha1.HostStatus
+	(*Endpoint)(nil),            // 32: culvert.v1alpha1.Endpoint
+	(*EndpointStatus)(nil),      // 33: culvert.v1alpha1.EndpointStatus
+	(*Resource)(nil),            // 34: culvert.v1alpha1.Resource
+	nil,                         // 35: culvert.v1alpha1.Metadata.LabelsEntry
 }
 var file_culvertv1_resource_proto_depIdxs = []int32{
-	28, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
+	35, // 0: culvert.v1alpha1.Metadata.labels:type_name -> culvert.v1alpha1.Metadata.LabelsEntry
 	0,  // 1: culvert.v1alpha1.Tenant.metadata:type_name -> culvert.v1alpha1.Metadata
 	2,  // 2: culvert.v1alpha1.Tenant.spec:type_name -> culvert.v1alpha1.TenantSpec
 	4,  // 3: culvert.v1alpha1.Tenant.status:type_name -> culvert.v1alpha1.TenantStatus
@@ -2517,30 +3082,38 @@ var file_culvertv1_resource_proto_depIdxs = []int32{
 	0,  // 15: culvert.v1alpha1.NetworkPolicy.metadata:type_name -> culvert.v1alpha1.Metadata
 	15, // 16: culvert.v1alpha1.NetworkPolicy.spec:type_name -> culvert.v1alpha1.NetworkPolicySpec
 	16, // 17: culvert.v1alpha1.NetworkPolicy.status:type_name -> culvert.v1alpha1.NetworkPolicyStatus
-	0,  // 18: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
-	18, // 19: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
-	19, // 20: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
-	21, // 21: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
-	20, // 22: culvert.v1alpha1.PortStatus.drops:type_name -> culvert.v1alpha1.Drop
-	0,  // 23: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
-	23, // 24: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
-	24, // 25: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
-	20, // 26: culvert.v1alpha1.HostStatus.drops:type_name -> culvert.v1alpha1.Drop
-	20, // 27: culvert.v1alpha1.HostStatus.unread:type_name -> culvert.v1alpha1.Drop
-	0,  // 28: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
-	26, // 29: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
-	1,  // 30: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
-	5,  // 31: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
-	17, // 32: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
-	22, // 33: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
-	25, // 34: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
-	11, // 35: culvert.v1alpha1.Resource.domain:type_name -> culvert.v1alpha1.Domain
-	14, // 36: culvert.v1alpha1.Resource.policy:type_name -> culvert.v1alpha1.NetworkPolicy
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	0,  // 18: culvert.v1alpha1.Gateway.metadata:type_name -> culvert.v1alpha1.Metadata
+	18, // 19: culvert.v1alpha1.Gateway.spec:type_name -> culvert.v1alpha1.GatewaySpec
+	22, // 20: culvert.v1alpha1.Gateway.status:type_name -> culvert.v1alpha1.GatewayStatus
+	19, // 21: culvert.v1alpha1.GatewaySpec.uplink:type_name -> culvert.v1alpha1.GatewayUplink
+	20, // 22: culvert.v1alpha1.GatewaySpec.floating:type_name -> culvert.v1alpha1.FloatingAddress
+	21, // 23: culvert.v1alpha1.GatewaySpec.forwards:type_name -> culvert.v1alpha1.PortForward
+	23, // 24: culvert.v1alpha1.GatewayStatus.hosts:type_name -> culvert.v1alpha1.GatewayHost
+	0,  // 25: culvert.v1alpha1.Port.metadata:type_name -> culvert.v1alpha1.Metadata
+	25, // 26: culvert.v1alpha1.Port.spec:type_name -> culvert.v1alpha1.PortSpec
+	26, // 27: culvert.v1alpha1.Port.status:type_name -> culvert.v1alpha1.PortStatus
+	28, // 28: culvert.v1alpha1.PortStatus.traffic:type_name -> culvert.v1alpha1.Traffic
+	27, // 29: culvert.v1alpha1.PortStatus.drops:type_name -> culvert.v1alpha1.Drop
+	0,  // 30: culvert.v1alpha1.Host.metadata:type_name -> culvert.v1alpha1.Metadata
+	30, // 31: culvert.v1alpha1.Host.spec:type_name -> culvert.v1alpha1.HostSpec
+	31, // 32: culvert.v1alpha1.Host.status:type_name -> culvert.v1alpha1.HostStatus
+	27, // 33: culvert.v1alpha1.HostStatus.drops:type_name -> culvert.v1alpha1.Drop
+	27, // 34: culvert.v1alpha1.HostStatus.unread:type_name -> culvert.v1alpha1.Drop
+	0,  // 35: culvert.v1alpha1.Endpoint.metadata:type_name -> culvert.v1alpha1.Metadata
+	33, // 36: culvert.v1alpha1.Endpoint.status:type_name -> culvert.v1alpha1.EndpointStatus
+	1,  // 37: culvert.v1alpha1.Resource.tenant:type_name -> culvert.v1alpha1.Tenant
+	5,  // 38: culvert.v1alpha1.Resource.network:type_name -> culvert.v1alpha1.Network
+	24, // 39: culvert.v1alpha1.Resource.port:type_name -> culvert.v1alpha1.Port
+	29, // 40: culvert.v1alpha1.Resource.host:type_name -> culvert.v1alpha1.Host
+	32, // 41: culvert.v1alpha1.Resource.endpoint:type_name -> culvert.v1alpha1.Endpoint
+	11, // 42: culvert.v1alpha1.Resource.domain:type_name -> culvert.v1alpha1.Domain
+	14, // 43: culvert.v1alpha1.Resource.policy:type_name -> culvert.v1alpha1.NetworkPolicy
+	17, // 44: culvert.v1alpha1.Resource.gateway:type_name -> culvert.v1alpha1.Gateway
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_culvertv1_resource_proto_init() }
@@ -2548,7 +3121,7 @@ func file_culvertv1_resource_proto_init() {
 	if File_culvertv1_resource_proto != nil {
 		return
 	}
-	file_culvertv1_resource_proto_msgTypes[27].OneofWrappers = []any{
+	file_culvertv1_resource_proto_msgTypes[34].OneofWrappers = []any{
 		(*Resource_Tenant)(nil),
 		(*Resource_Network)(nil),
 		(*Resource_Port)(nil),
@@ -2556,6 +3129,7 @@ func file_culvertv1_resource_proto_init() {
 		(*Resource_Endpoint)(nil),
 		(*Resource_Domain)(nil),
 		(*Resource_Policy)(nil),
+		(*Resource_Gateway)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2563,7 +3137,7 @@ func file_culvertv1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_culvertv1_resource_proto_rawDesc), len(file_culvertv1_resource_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
