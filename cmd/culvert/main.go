@@ -20,6 +20,7 @@ import (
 	"culvert/internal/agent"
 	"culvert/internal/apiserver"
 	"culvert/internal/cli"
+	"culvert/internal/gateway"
 	"culvert/internal/kernel"
 	"culvert/internal/libvirt"
 	"culvert/internal/manager"
@@ -126,12 +127,15 @@ func runAgent(ctx context.Context, o cli.AgentOptions) error {
 		guests = libvirt.New(libvirt.Config{Socket: o.Libvirt, Log: log})
 		changed, inquire = func() { guests.Refresh("") }, guests.Inquire
 	}
-	a := agent.New(k, agent.NewDialer(me.Managers, anchor, trust.Fixed(leaf)), agent.Config{
+	var a *agent.Agent
+	ways := gateway.New(gateway.Config{NS: gateway.CurrentNS, Prefix: o.NetnsPrefix, Log: log, Told: func(s []overlay.GatewayState) { a.GatewaysAre(s) }})
+	a = agent.New(k, agent.NewDialer(me.Managers, anchor, trust.Fixed(leaf)), agent.Config{
 		Cluster: me.Cluster, Host: host, Name: me.Name, VTEP: vtep, UDPPort: vxlanPort, BootID: bootID(), Version: version,
-		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now, Changed: changed, Inquire: inquire, Prober: k,
+		Journal: filepath.Join(o.Dir, "journal"), Log: log, Now: time.Now, Changed: changed, Inquire: inquire, Prober: k, Ways: ways,
 	})
 	run := newGroup(ctx)
 	run.add(a.Run)
+	run.add(ways.Run)
 	if o.Socket != "" {
 		l, err := apiserver.Socket(o.Socket)
 		if err != nil {

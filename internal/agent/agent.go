@@ -102,6 +102,7 @@ type Config struct {
 	Inquire func()
 	Verify  time.Duration
 	Prober  Prober // nil: this host is no witness
+	Ways    Ways   // nil: this host can be no gateway
 }
 
 // Agent is a running agent.
@@ -124,6 +125,8 @@ type Agent struct {
 
 	looked  chan struct{} // closed when the kernel was looked at
 	looking chan struct{} // of capacity 1: held while an operator's question is answered
+
+	gatewaysAt uint64 // of the core, when Ways were set last; loop only
 
 	told     api.Report     // the last report; loop only
 	seen     []overlay.Seen // what this stream was last told of ports; nil: nothing
@@ -210,6 +213,7 @@ func (a *Agent) loop(ctx context.Context, work chan<- job, done <-chan func(), w
 		}
 		a.tell()
 		a.hearMisses(ctx)
+		a.setWays()
 		a.setTimer(timer, a.core.Step(a.now(), agentcore.Tick{})) // after pulling, which may set alarms too
 		select {
 		case f := <-done:

@@ -187,11 +187,12 @@ type outbox struct {
 	rep     **api.Report
 	results *[]api.ProbeResult
 	looked  *[]api.Looked
+	ways    *waysSaid
 	wake    chan struct{}
 }
 
 func newOutbox() outbox {
-	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), ack: new(overlay.Rev), rep: new(*api.Report), results: new([]api.ProbeResult), looked: new([]api.Looked), wake: make(chan struct{}, 1)}
+	return outbox{mu: new(sync.Mutex), session: new(uint64), ups: new([]agentcore.Up), ack: new(overlay.Rev), rep: new(*api.Report), results: new([]api.ProbeResult), looked: new([]api.Looked), ways: new(waysSaid), wake: make(chan struct{}, 1)}
 }
 
 func (o outbox) ring() {
@@ -205,6 +206,7 @@ func (o outbox) reset(session uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	*o.session, *o.ups, *o.ack, *o.rep, *o.results, *o.looked = session, nil, overlay.Rev{}, nil, nil, nil
+	o.ways.due = o.ways.states != nil
 }
 
 // ackWithin is how long an acknowledgement may wait for another to go with. A
@@ -275,9 +277,15 @@ func (o outbox) drain(ctx context.Context, st Stream, every time.Duration) error
 		o.mu.Lock()
 		ups, ack, rep, results, looked, session := *o.ups, *o.ack, *o.rep, *o.results, *o.looked, *o.session
 		*o.ups, *o.ack, *o.rep, *o.results, *o.looked = nil, overlay.Rev{}, nil, nil, nil
+		ways := o.ways.take()
 		o.mu.Unlock()
 		for _, l := range looked {
 			if err := st.Send(api.Up{Looked: &l}); err != nil {
+				return err
+			}
+		}
+		if ways != nil {
+			if err := st.Send(api.Up{Gateways: ways}); err != nil {
 				return err
 			}
 		}

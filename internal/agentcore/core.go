@@ -61,7 +61,13 @@ type Core struct {
 	stirred   bool // devices came, went or became something since
 	poor      bool // this stream's manager knows less than the kernel here: see distrust
 
-	hosts map[overlay.UID]*hostEntry
+	hosts    map[overlay.UID]*hostEntry
+	gateways map[overlay.UID]*gatewayEntry
+	// gatewaysAt counts up whenever Gateways may say something else.
+	gatewaysAt uint64
+	// fleetHeard: a manager, not the journal, has told of the fleet to an end.
+	fleetHeard bool
+
 	nets  map[overlay.UID]*network
 	byVNI map[overlay.VNI]*network
 	order []*network // c.nets by UID; nil when it must be made anew
@@ -162,7 +168,7 @@ type logState struct {
 // New makes a core that knows nothing yet.
 func New(cfg Config) *Core {
 	c := &Core{
-		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{}, behind: map[overlay.UID]bool{},
+		cfg: cfg, hosts: map[overlay.UID]*hostEntry{}, gateways: map[overlay.UID]*gatewayEntry{}, nets: map[overlay.UID]*network{}, byVNI: map[overlay.VNI]*network{}, behind: map[overlay.UID]bool{},
 		links: map[int32]hoststate.Link{}, needLinks: true, global: newRowSet(),
 		tapNet: map[int32]*network{}, nics: map[string]sourced{}, claims: map[uint64]claimRef{}, problems: map[string]Time{},
 	}

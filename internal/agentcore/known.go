@@ -14,6 +14,10 @@ func (c *Core) Known() []Items {
 		h := c.hosts[uid]
 		fleet.Items = append(fleet.Items, Item{h.rev, h.gone, h.rec})
 	}
+	for _, uid := range sortedUIDs(c.gateways) {
+		g := c.gateways[uid]
+		fleet.Items = append(fleet.Items, Item{g.rev, g.gone, g.rec})
+	}
 	for _, n := range c.sortedNets() {
 		if n.rec != nil {
 			fleet.Items = append(fleet.Items, Item{n.rev, n.gone, n.rec})

@@ -192,6 +192,8 @@ func (c *Core) item(it Item) {
 	switch r := it.Rec.(type) {
 	case *overlay.Host:
 		c.hostItem(r, it)
+	case *overlay.Gateway:
+		c.gatewayItem(r, it)
 	case *overlay.Network:
 		c.networkItem(r, it)
 	case *overlay.Port:
@@ -309,6 +311,7 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 	c.conform(n)
 	c.wanted(n, old == nil)
 	c.touch(n)
+	c.gatewaysAt++ // a leg's network may be told only now, or otherwise
 }
 
 // clear forgets what the log of a network said: it was deleted, is no longer

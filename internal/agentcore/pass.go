@@ -45,6 +45,10 @@ func (c *Core) logEnd(e End) {
 		}
 		l.named, l.complete, l.partial = nil, true, e.OnDemand
 	}
+	if n == nil {
+		c.fleetHeard = c.fleetHeard || c.session != 0
+		c.gatewaysAt++
+	}
 	if l.sent.Less(e.Sent) {
 		l.sent = e.Sent
 	}
@@ -90,6 +94,7 @@ func (c *Core) sweepFleet(l *logState, at overlay.Rev) {
 			c.hostItem(h.rec, Item{Rev: at, Gone: true})
 		}
 	}
+	c.sweepGateways(l, at)
 	for _, n := range c.sortedNets() {
 		if n.live() && !l.named[overlay.Key{Kind: overlay.KindNetwork, UID: n.uid}] && n.rev.Compare(at) <= 0 {
 			c.networkItem(n.rec, Item{Rev: at, Gone: true})

@@ -28,6 +28,8 @@ type AgentOptions struct {
 	// Libvirt is the socket of this host's libvirt daemon; empty: looked for;
 	// LibvirtOff: it is not asked.
 	Libvirt string
+	// NetnsPrefix begins the names of the network namespaces of gateways.
+	NetnsPrefix string
 }
 
 // LibvirtOff is the value of --libvirt-socket that means no libvirt.
@@ -102,6 +104,7 @@ func agentCommand(env *Env) *cobra.Command {
 	run.Flags().StringVar(&o.Dir, "dir", defaultDir+"/agent", "data directory")
 	run.Flags().StringVar(&o.Socket, "socket", defaultAgentSocket, "path of the UNIX socket")
 	run.Flags().StringArrayVar(&o.VTEP, "vtep", nil, "address of the tunnel end point (default: the one towards the manager)")
+	run.Flags().StringVar(&o.NetnsPrefix, "netns-prefix", "culvert-gw-", "what the names of gateways' network namespaces begin with")
 	run.Flags().StringVar(&o.Libvirt, "libvirt-socket", "", "UNIX socket of libvirt, or off (default: wherever one answers)")
 	c.AddCommand(run)
 	return c

@@ -89,6 +89,7 @@ func (s *labSession) upCommand() *cobra.Command {
 	c.Flags().IntVar(&t.Hosts, "hosts", 3, "number of hosts")
 	c.Flags().BoolVar(&empty, "empty", false, "hosts and manager only: no networks, no VMs")
 	c.Flags().BoolVar(&t.Flat, "flat", false, "hosts on one underlay segment instead of a routed one")
+	c.Flags().BoolVar(&t.Outside, "outside", false, "a network outside, to try gateways on: device out0 of each host, router 203.0.113.1 (node out)")
 	c.Flags().BoolVar(&t.Libvirt, "libvirt", false, "a libvirtd on every host, to try virsh with")
 	c.Flags().StringVar(&vms, "vms", "namespaces", "what the VMs are: namespaces, or qemu for real guests")
 	c.Flags().StringVar(&underlay, "underlay", "ipv4", "address family of the underlay")

@@ -38,7 +38,7 @@ var fences = []struct {
 	because string
 }{
 	{[]string{"github.com/vishvananda/netlink/", "github.com/mdlayher/netlink/", "github.com/google/nftables/", "golang.org/x/sys/unix"},
-		[]string{"internal/kernel/", "internal/bpf/", "internal/snoop/", "internal/lab/", "internal/netnstest/"},
+		[]string{"internal/kernel/", "internal/bpf/", "internal/snoop/", "internal/lab/", "internal/gateway/", "internal/netnstest/"},
 		"the kernel is touched in these rooms only"},
 	{[]string{"github.com/cilium/"}, []string{"internal/bpf/", "internal/kernel/"}, "programs are loaded in one place"},
 	{[]string{"go.etcd.io/"}, []string{"internal/store/etcd/"}, "the store's make is nobody else's business"},
@@ -47,7 +47,7 @@ var fences = []struct {
 }
 
 var (
-	agentSide   = []string{"internal/agent/", "internal/agentcore/", "internal/kernel/", "internal/bpf/", "internal/snoop/", "internal/libvirt/"}
+	agentSide   = []string{"internal/agent/", "internal/agentcore/", "internal/kernel/", "internal/gateway/", "internal/bpf/", "internal/snoop/", "internal/libvirt/"}
 	managerSide = []string{"internal/manager/", "internal/managercore/", "internal/store/", "internal/apiserver/", "internal/console/"}
 	lazyNames   = []string{"util", "utils", "common", "helpers", "helper", "types", "model", "models", "misc", "base", "shared"}
 )

@@ -38,7 +38,7 @@ func (l *Lab) joinCommand(token string, n Node) []string {
 // agentCommand names the host's own libvirt, if it ever comes: the guests of
 // the machine that the lab is on are on none of the lab's hosts.
 func (l *Lab) agentCommand(n Node) []string {
-	return l.culvert("agent", "run", "--dir", filepath.Join(l.nodeDir(n.Name), "agent"), "--vtep", n.Address.Addr().String(), "--socket", l.AgentSocket(n.Name), "--libvirt-socket", l.LibvirtSocket(n.Name))
+	return l.culvert("agent", "run", "--dir", filepath.Join(l.nodeDir(n.Name), "agent"), "--vtep", n.Address.Addr().String(), "--socket", l.AgentSocket(n.Name), "--libvirt-socket", l.LibvirtSocket(n.Name), "--netns-prefix", nsOfGateways(l.name, n.Name))
 }
 
 func managerAddress(m Node) string { return netip.AddrPortFrom(m.Address.Addr(), managerPort).String() }

@@ -35,7 +35,7 @@ func (l *Lab) FailHosts(ctx context.Context, at func(), hosts ...string) error {
 		at()
 	}
 	for _, h := range hosts {
-		if err := l.setCable(h, false); err != nil {
+		if err := l.setCables(s, h, false); err != nil {
 			return err
 		}
 	}
@@ -63,30 +63,39 @@ func (l *Lab) RecoverHost(ctx context.Context, host string) (changed bool, err e
 	if !ok {
 		return false, l.noNode(host)
 	}
-	if err := l.setCable(host, true); err != nil {
+	if err := l.setCables(s, host, true); err != nil {
 		return false, err
 	}
 	return l.ensureDaemon(s, n)
 }
 
-// setCable takes a node's underlay link down or up at the router's end, so
-// that nothing of the node's own is touched.
-func (l *Lab) setCable(node string, up bool) error {
-	router, err := openNS(NSOfNode(l.name, "rt"))
+// setCables takes a host's links down or up at their other ends, so that
+// nothing of the host's own is touched.
+func (l *Lab) setCables(s *state, host string, up bool) error {
+	if s.Topology.Outside {
+		if err := l.setCable(outsideNode, host, up); err != nil {
+			return err
+		}
+	}
+	return l.setCable("rt", host, up)
+}
+
+func (l *Lab) setCable(at, node string, up bool) error {
+	router, err := openNS(NSOfNode(l.name, at))
 	if err != nil {
 		return err
 	}
 	defer router.Close()
 	end, err := router.LinkByName(node)
 	if err != nil {
-		return fmt.Errorf("underlay link of %s: %w", node, err)
+		return fmt.Errorf("link of %s: %w", node, err)
 	}
 	set, word := router.LinkSetDown, "down"
 	if up {
 		set, word = router.LinkSetUp, "up"
 	}
 	if err := set(netlink.Link(end)); err != nil {
-		return fmt.Errorf("underlay link of %s %s: %w", node, word, err)
+		return fmt.Errorf("link of %s %s: %w", node, word, err)
 	}
 	return nil
 }

@@ -120,6 +120,9 @@ func firstLine(s string) string {
 // whole reports whether every namespace that the state names is there.
 func (l *Lab) whole(s *state) bool {
 	names := []string{NSOfNode(l.name, "rt")}
+	if s.Topology.Outside {
+		names = append(names, NSOfNode(l.name, outsideNode))
+	}
 	for _, n := range s.Topology.Nodes() {
 		names = append(names, NSOfNode(l.name, n.Name))
 	}

@@ -26,10 +26,11 @@ const DefaultUnderlayMTU = 1500
 // Topology says what a lab is built of, before any VM. Its zero values stand
 // for the defaults that Check puts in.
 type Topology struct {
-	Name        string `json:"name"`        // 1 to 20 of a-z0-9, beginning with a letter
-	Hosts       int    `json:"hosts"`       // 1 to MaxHosts
-	Flat        bool   `json:"flat"`        // one underlay segment instead of a router between subnets
-	UnderlayMTU int    `json:"underlayMTU"` // bytes, 1350 to 9000
+	Name        string `json:"name"`              // 1 to 20 of a-z0-9, beginning with a letter
+	Hosts       int    `json:"hosts"`             // 1 to MaxHosts
+	Flat        bool   `json:"flat"`              // one underlay segment instead of a router between subnets
+	Outside     bool   `json:"outside,omitempty"` // a network outside the overlay, with a router
+	UnderlayMTU int    `json:"underlayMTU"`       // bytes, 1350 to 9000
 	NoDaemons   bool   `json:"noDaemons,omitempty"`
 	Libvirt     bool   `json:"libvirt,omitempty"` // a libvirtd on every host
 	VMs         string `json:"vms,omitempty"`     // what the sample VMs are: VMsQemu, or empty for namespaces
@@ -50,7 +51,7 @@ type Node struct {
 // never have the name of another's ("cv-a-h1" against lab "a-h1").
 var labName = regexp.MustCompile(`^[a-z][a-z0-9]{0,19}$`)
 
-var nodeName = regexp.MustCompile(`^(h[1-9][0-9]?|m1|rt)$`)
+var nodeName = regexp.MustCompile(`^(h[1-9][0-9]?|m1|rt|out)$`)
 
 // CheckLabName accepts 1 to 20 of a-z0-9 that begin with a letter.
 func CheckLabName(s string) error {
@@ -128,6 +129,10 @@ func NSOfNode(lab, node string) string { return "cv-" + lab + "-" + node }
 // NSOfVM is the name of a VM's namespace.
 func NSOfVM(lab, vm string) string { return "cv-" + lab + "-vm-" + vm }
 
+// nsOfGateways is what the names of the namespaces of a host's gateways begin
+// with.
+func nsOfGateways(lab, host string) string { return "cv-" + lab + "-gw-" + host + "-" }
+
 // nsOfNIC is the name of the namespace that stands for a VM's NIC.
 func nsOfNIC(lab, vm string) string { return "cv-" + lab + "-nic-" + vm }
 
@@ -145,7 +150,7 @@ func labOfNS(ns string) (lab string, ok bool) {
 	if nodeName.MatchString(node) {
 		return lab, true
 	}
-	for _, kind := range []string{"vm-", "nic-"} {
+	for _, kind := range []string{"vm-", "nic-", "gw-"} {
 		if vm, ok := strings.CutPrefix(node, kind); ok && overlay.CheckName("vm", vm) == nil {
 			return lab, true
 		}

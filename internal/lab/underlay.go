@@ -41,9 +41,19 @@ func buildUnderlay(t Topology) error {
 			return err
 		}
 	}
+	if t.Outside {
+		if err := buildOutside(t.Name); err != nil {
+			return fmt.Errorf("outside: %w", err)
+		}
+	}
 	for _, n := range t.Nodes() {
 		if err := buildNode(t, n, router); err != nil {
 			return fmt.Errorf("node %s: %w", n.Name, err)
+		}
+		if t.Outside && n.Number > 0 {
+			if err := joinOutside(t.Name, n.Name); err != nil {
+				return fmt.Errorf("outside of %s: %w", n.Name, err)
+			}
 		}
 	}
 	return nil
