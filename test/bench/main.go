@@ -14,7 +14,7 @@
 //
 // It needs root: `make bench`, or
 //
-//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,boot,snoop,routed,demand,forged,death,migrate]
+//	go run ./test/bench -culvert bin/culvert [-samples 200] [-only appear,restart,memory,share,boot,snoop,routed,demand,forged,death,gateway,migrate]
 package main
 
 import (
@@ -83,8 +83,8 @@ func main() {
 	flag.IntVar(&o.endpoints, "endpoints", 10_000, "endpoints that are there already, where many are")
 	flag.IntVar(&o.restarts, "restarts", 11, "restarts of an agent")
 	flag.IntVar(&o.more, "more", 100, "endpoints that appear while it restarts")
-	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host")
-	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,routed,demand,forged,death,migrate; empty: all")
+	flag.IntVar(&o.deaths, "deaths", 20, "deaths of a host, and of one that has a gateway")
+	flag.StringVar(&o.only, "only", "", "some of appear,restart,memory,share,boot,snoop,routed,demand,forged,death,gateway,migrate; empty: all")
 	flag.IntVar(&o.hosts, "hosts", 0, "only the lab of so many hosts")
 	flag.IntVar(&o.moves, "moves", 50, "live migrations of each of two guests, and on a plain network")
 	flag.IntVar(&o.silent, "silent", 5, "moves of the silent guest on the plain network, up to 90 s each")
@@ -155,7 +155,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, f := range []struct {
 		name    string
 		measure func(context.Context, options, *printer) error
-	}{{"share", share}, {"boot", boot}, {"snoop", snoop}, {"routed", routed}, {"demand", demand}, {"forged", forged}, {"death", deaths}, {"migrate", migrate}} {
+	}{{"share", share}, {"boot", boot}, {"snoop", snoop}, {"routed", routed}, {"demand", demand}, {"forged", forged}, {"death", deaths}, {"gateway", takeovers}, {"migrate", migrate}} {
 		if !o.wants(f.name) {
 			continue
 		}

@@ -45,6 +45,11 @@ type rig struct {
 // newRig builds an empty lab, which goes with the test.
 func newRig(t *testing.T, hosts int) *rig {
 	t.Helper()
+	return newRigIn(t, lab.Topology{Hosts: hosts})
+}
+
+func newRigIn(t *testing.T, in lab.Topology) *rig {
+	t.Helper()
 	r := &rig{t: t, name: labName(serial.Add(1)), kernels: map[string]*kernel.Kernel{}, streams: map[string]int{}}
 	var err error
 	if r.lab, err = lab.New(r.name, lab.Config{Culvert: []string{program}}); err != nil {
@@ -54,10 +59,11 @@ func newRig(t *testing.T, hosts int) *rig {
 	t.Cleanup(cancel)
 	r.ctx = ctx
 	t.Cleanup(r.down)
-	if _, err := r.lab.Up(ctx, lab.Topology{Name: r.name, Hosts: hosts}, true); err != nil {
+	in.Name = r.name
+	if _, err := r.lab.Up(ctx, in, true); err != nil {
 		t.Fatalf("lab up: %v", err)
 	}
-	for i := range hosts {
+	for i := range in.Hosts {
 		r.openKernel(lab.HostName(i + 1))
 	}
 	return r
