@@ -43,7 +43,7 @@ func TestTwoOfOneAlias(t *testing.T) {
 	}
 	words := []string{"reach", "neigh", "fdb"}
 	rows := func(ip, dst string) []string {
-		return []string{"fdb 10 " + router + " dst 192.0.2.201 static,extern_learn,router", "reach 10 " + alias, "reach 10 " + ip, "neigh 10 " + ip + " lladdr " + alias + " permanent,culvert", "fdb 10 " + alias + " dst " + dst + " static,extern_learn"}
+		return []string{"fdb 10 " + router + " dst 192.0.2.201 static,extern_learn,router", "reach 10 " + alias, "reach 10 " + ip + " mtu 1450", "neigh 10 " + ip + " lladdr " + alias + " permanent,culvert", "fdb 10 " + alias + " dst " + dst + " static,extern_learn"}
 	}
 	first, second := "at h2 - "+sameN2+" 10.2.0.2", "at h2 - "+sameN3+" 10.3.0.3"
 	in2, in3 := rows("10.2.0.2", "192.0.2.202 vni 20"), rows("10.3.0.3", "192.0.2.202 vni 30")

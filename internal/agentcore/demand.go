@@ -39,7 +39,7 @@ const (
 // want is something that this host wants to know.
 type want struct {
 	overlay.Want
-	tap   bool // a device here names it, or it is behind one
+	tap   bool // a device here names it, it is behind one, or routes go by it
 	found bool // the kernel held it before anybody told of it, see recall
 	// open: guests caused it, and nobody is known to have it; port is the device,
 	// 0 if it is not known.
@@ -140,7 +140,29 @@ func (c *Core) structure(n *network) {
 			n.sayWant(w)
 		}
 	}
+	for _, x := range n.nextHops() {
+		w := c.wantOf(n, x)
+		c.closed(n, w)
+		w.tap = true
+		n.sayWant(w)
+	}
 	c.sweepBy(n, c.now)
+}
+
+// nextHops are the endpoints of the network that routes go by, its own and those
+// of networks that reach it: nobody asks for them, and packets go there.
+func (n *network) nextHops() (out []overlay.Want) {
+	for _, m := range append(slices.Clip(n.near), n) {
+		if !m.live() {
+			continue
+		}
+		for _, r := range m.rec.Routes {
+			if r.Network == n.uid {
+				out = append(out, overlay.Want{Network: n.uid, MAC: r.MAC})
+			}
+		}
+	}
+	return out
 }
 
 // wantsOf lists what one device wants: the port that it names, whoever may be

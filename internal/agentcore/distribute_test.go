@@ -411,3 +411,29 @@ func TestMembersOfANetworkThatIsRoutedHereMayRoute(t *testing.T) {
 		}
 	}
 }
+
+// TestNextHopsAreWanted: nobody asks for the endpoint that a route goes by, and
+// the route stands all the same: in its own network, and in one that reaches it.
+func TestNextHopsAreWanted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	hop := "hop=10.9.0.0/16,n2," + mac2
+	r.fleet("n1 10 domain reach=n2 "+hop+" 10.1.0.0/24", "n2 20 ondemand domain from=n1 "+hop+" 10.2.0.0/24")
+	s := newTeller(r, "n2")
+	s.members = []string{"h2"}
+	s.put("port p2 "+mac2+" ip=10.2.0.7", "at h2 p2 "+mac2+" 10.2.0.7", "port p3 "+mac3+" ip=10.2.0.8")
+	r.plug("n1", "p1")
+	r.connect()
+	s.hear()
+	r.log("n1", "port p1 "+mac1+" ip=10.1.0.5")
+	s.hear()
+	alias := overlay.Alias(netUID("n2"), mac(mac2)).String()
+	if got := r.dump(); !strings.Contains(got, "route 10 10.9.0.0/16 via "+alias) || !strings.Contains(got, "fdb 10 "+alias+" dst 192.0.2.202 vni 20") {
+		t.Errorf("a network that reaches it holds\n%s", got)
+	}
+	r.plug("n2", "p3")
+	s.hear()
+	if got := r.dump(); !strings.Contains(got, "route 20 10.9.0.0/16 via "+mac2) || !strings.Contains(got, "fdb 20 "+mac2+" dst 192.0.2.202 static") {
+		t.Errorf("its own network holds\n%s", got)
+	}
+}

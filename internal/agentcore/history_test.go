@@ -26,7 +26,7 @@ func (h *history) bridged() bool { return strings.Contains(h.net[0], "bridge=n2"
 // want is what n1's tables hold of n2, computed from the records alone.
 func (h *history) want() []string {
 	reach, from := strings.Contains(h.net[0], "reach=n2"), strings.Contains(h.net[0], "from=n2")
-	mtu := ""
+	mtu := " mtu 1450"
 	if strings.Contains(h.net[1], "mtu=1400") {
 		mtu = " mtu 1400"
 	}

@@ -309,6 +309,12 @@ func (c *Core) networkItem(r *overlay.Network, it Item) {
 		c.distribute(n)
 	}
 	c.conform(n)
+	n.look = true // routes may go by others
+	for _, uid := range r.Reach {
+		if o := c.nets[uid]; o != nil {
+			o.look = true
+		}
+	}
 	c.wanted(n, old == nil)
 	c.touch(n)
 	c.gatewaysAt++ // a leg's network may be told only now, or otherwise

@@ -117,6 +117,7 @@ func (c *Core) join(n *network) {
 		} else if !is && way != 0 {
 			o.near = slices.Insert(o.near, i, n)
 		}
+		o.look = true
 		c.crossAll(o)
 		c.subscribe(o)
 	}
@@ -249,9 +250,7 @@ func (c *Core) crossings(n *network, mac overlay.MAC, e *endpoint) (out []crossi
 		case way&wayReach != 0:
 			x.VTEP, x.Routes = at, o.hops[nextHop{n.uid, mac}]
 			x.Shadowed = o.outshone(alias, overlay.Key{Kind: overlay.KindEndpoint, UID: n.uid, MAC: mac})
-			if n.rec.MTU < o.rec.MTU {
-				x.MTU = n.rec.MTU
-			}
+			x.MTU = min(n.rec.MTU, o.rec.MTU)
 		}
 		if way&(wayFrom|wayBridge) == wayFrom {
 			x.Sends, x.Via = true, via

@@ -66,7 +66,7 @@ const routerRow = "fdb 10 " + router + " dst 192.0.2.201 static,extern_learn,rou
 func reached(vtep string, addrs ...string) (out []string) {
 	out = append(out, "reach 10 "+alias2)
 	for _, a := range addrs {
-		out = append(out, "neigh 10 "+a+" lladdr "+alias2+" permanent,culvert", "reach 10 "+a)
+		out = append(out, "neigh 10 "+a+" lladdr "+alias2+" permanent,culvert", "reach 10 "+a+" mtu 1450")
 	}
 	return append(out, "fdb 10 "+alias2+" dst "+vtep+" vni 20 static,extern_learn")
 }
@@ -99,7 +99,7 @@ func TestRoutesToAnotherNetwork(t *testing.T) {
 	r.wants(
 		"set routed 10 "+alias2+" via 192.0.2.202",
 		"set from 10 10.2.0.2 of "+alias2, "set from 10 fd00:2::2 of "+alias2,
-		"set reach 10 "+alias2, "set reach 10 10.2.0.2", "set reach 10 fd00:2::2",
+		"set reach 10 "+alias2, "set reach 10 10.2.0.2 mtu 1450", "set reach 10 fd00:2::2 mtu 1450",
 		"set fdb 10 "+alias2+" dst 192.0.2.202 vni 20 static,extern_learn",
 		"set neigh 10 10.2.0.2 lladdr "+alias2+" permanent,culvert",
 		"set neigh 10 fd00:2::2 lladdr "+alias2+" permanent,culvert",
@@ -228,7 +228,7 @@ func TestPoliciesOpenAndClose(t *testing.T) {
 		"del neigh 10 fd00:2::2 lladdr "+alias2+" permanent,culvert",
 		"del neigh 10 10.2.0.2 lladdr "+alias2+" permanent,culvert",
 		"del fdb 10 "+alias2+" dst 192.0.2.202 vni 20 static,extern_learn",
-		"del reach 10 fd00:2::2", "del reach 10 10.2.0.2", "del reach 10 "+alias2,
+		"del reach 10 fd00:2::2 mtu 1450", "del reach 10 10.2.0.2 mtu 1450", "del reach 10 "+alias2,
 		"del alias 10 "+alias1+" of "+mac1,
 		"del from 10 fd00:2::2 of "+alias2, "del from 10 10.2.0.2 of "+alias2,
 		"del routed 10 "+alias2+" via 192.0.2.202",
@@ -295,7 +295,7 @@ var routesGone = []string{
 	"del neigh 10 10.2.0.2 lladdr " + alias2 + " permanent,culvert",
 	"del neigh 10 fd00:2::2 lladdr " + alias2 + " permanent,culvert",
 	"del fdb 10 " + alias2 + " dst 192.0.2.202 vni 20 static,extern_learn",
-	"del reach 10 10.2.0.2", "del reach 10 fd00:2::2", "del reach 10 " + alias2,
+	"del reach 10 10.2.0.2 mtu 1450", "del reach 10 fd00:2::2 mtu 1450", "del reach 10 " + alias2,
 	"del from 10 10.2.0.2 of " + alias2, "del from 10 fd00:2::2 of " + alias2,
 	"del routed 10 " + alias2 + " via 192.0.2.202",
 }

@@ -66,10 +66,7 @@ func aliasRow(out map[hoststate.Key]hoststate.Val, n *overlay.Network, mac overl
 // acrossRows are what an endpoint of network o has in network n: it is sent to
 // at vtep, by way of the gateway alone.
 func acrossRows(out map[hoststate.Key]hoststate.Val, n, o *overlay.Network, mac overlay.MAC, vtep netip.Addr, addrs []netip.Addr) {
-	name, mtu := overlay.Alias(o.UID, mac), uint16(0)
-	if o.MTU < n.MTU {
-		mtu = o.MTU
-	}
+	name, mtu := overlay.Alias(o.UID, mac), min(n.MTU, o.MTU)
 	out[hoststate.Key{Table: hoststate.TableReach, VNI: n.VNI, MAC: name}] = hoststate.Val{}
 	out[hoststate.Key{Table: hoststate.TableFDB, VNI: n.VNI, MAC: name}] = hoststate.Val{Dst: vtep, VNI: o.VNI, Flags: entry}
 	for _, a := range addrs {

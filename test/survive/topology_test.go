@@ -18,8 +18,8 @@ import (
 // otherwise, and CULVERT_TOPOLOGY=N makes the one of that seed.
 const topologies = 12
 
-// TestRandomTopologies: in random worlds of networks, domains, policies and VMs
-// that come, go and move, exactly those VMs reach each other, by real packets,
+// TestRandomTopologies: in random worlds of networks, pushed and on demand,
+// domains, policies and VMs that come, go and move, exactly those VMs reach each other, by real packets,
 // that may: who may is worked out here from what was asked for, and from nothing
 // that Culvert says.
 func TestRandomTopologies(t *testing.T) {
@@ -111,6 +111,10 @@ func (w *topology) addNetwork(n topoNetwork) {
 	if n.domain != "" {
 		args = append(args, "--domain", n.domain)
 	}
+	if w.rnd.IntN(2) == 0 {
+		args = append(args, "--distribution", "on-demand")
+	}
+	w.log("network %s", strings.Join(args[2:], " "))
 	w.must(args...)
 	w.networks = append(w.networks, n)
 }
@@ -151,7 +155,11 @@ func (w *topology) addPolicy() {
 
 // change does something to the world.
 func (w *topology) change() {
-	switch i := w.rnd.IntN(len(w.vms)); w.rnd.IntN(5) {
+	switch i := w.rnd.IntN(len(w.vms)); w.rnd.IntN(6) {
+	case 5:
+		n, mode := w.networks[w.rnd.IntN(len(w.networks))], []string{"push", "on-demand"}[w.rnd.IntN(2)]
+		w.log("network %s/%s is %s", n.tenant, n.name, mode)
+		w.must("network", "set", n.tenant+"/"+n.name, "--distribution", mode)
 	case 0:
 		w.addVM(w.rnd.IntN(len(w.networks)))
 	case 1:
