@@ -36,5 +36,6 @@ const (
 	CodeHasRoutes    Code = "CV0149" // routes go by way of the port
 	CodeUnknown      Code = "CV0150" // whether it was done is not known: ask again
 	CodeNotDecider   Code = "CV0151" // no manager decides just now
+	CodeHostInUse    Code = "CV0152" // a network has endpoints on a host that it is not to select any more
 	CodeNotAllowed   Code = "CV0160" // the caller may not
 )

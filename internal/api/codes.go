@@ -114,6 +114,7 @@ var Codes = []Info{
 	{CodeHasRoutes, ExitRefused, "routes go by way of the port", "A port by way of which a route of its domain goes stays, with that address, and its network stays in the domain.", "Give the domain other routes first: culvert domain set DOMAIN --no-route"},
 	{CodeUnknown, ExitUnreachable, "outcome not known", "The manager lost its place or its store while it worked, so the change may have been made or not.", "Type the same command again: what is done already is reported as unchanged."},
 	{CodeNotDecider, ExitUnreachable, "no manager decides just now", "The managers are choosing who decides, or read their store. Nothing was changed.", "Type the same command again in a second: culvert status"},
+	{CodeHostInUse, ExitConflict, "host in use by the network", "A host with endpoints of a network is not taken off it: they would be cut off.", "See who is where: culvert endpoint list --network NETWORK"},
 	{CodeNotAllowed, ExitNotAllowed, "not allowed", "The caller's certificate has not the role that the call needs, or the caller on the socket is another user.", "Use the operator's configuration, or as root on the manager's machine: culvert token create --role operator"},
 	{CodePending, ExitPending, "not yet everywhere", "The change is accepted and durable, but some hosts do not hold it yet. They take it as soon as they can.", "See which: culvert host list"},
 

@@ -125,13 +125,9 @@ func (a *admission) foreignVTEPs(d *overlay.Doc) *api.Refusal {
 // narrows refuses what would take something away from ports that use it.
 func (a *admission) narrows(d *overlay.Doc, old *overlay.Network) *api.Refusal {
 	spec := d.Network
-	if len(spec.Hosts) > 0 {
-		for _, h := range a.hostNames() {
-			if old.SelectsHost(h) && !slices.Contains(spec.Hosts, h) {
-				return api.Refuse(api.CodeImmutable, title(d)+" was not changed", "spec.hosts no longer selects host "+h+", and a host cannot be taken off a network in this release",
-					"name all hosts that it has now, or create another network")
-			}
-		}
+	if in := a.stillOn(old, spec.Hosts); len(in) > 0 {
+		return api.Refuse(api.CodeHostInUse, title(d)+" was not changed", count(len(in), "endpoint of it is", "endpoints of it are")+" on hosts that spec.hosts would not select any more",
+			"move them to other hosts, or stop them, first: culvert endpoint list --network "+typed(old), in[:min(len(in), maxListed)]...)
 	}
 	for _, k := range a.sortedPorts(old.UID) {
 		rec, _ := a.get(k)
@@ -147,6 +143,27 @@ func (a *admission) narrows(d *overlay.Doc, old *overlay.Network) *api.Refusal {
 		}
 	}
 	return nil
+}
+
+// stillOn lists the endpoints of a network that are on hosts that it is not to
+// select any more, or are expected there.
+func (a *admission) stillOn(n *overlay.Network, hosts []string) (in []string) {
+	if len(hosts) == 0 {
+		return nil // all
+	}
+	for _, k := range sorted(a.c.ix.byNet[n.UID]) {
+		rec, ok := a.get(k)
+		if !ok {
+			continue
+		}
+		e := rec.(*overlay.Endpoint)
+		for _, uid := range append([]overlay.UID{e.Host}, e.Pre...) {
+			if h := a.c.host(uid); h != nil && n.SelectsHost(h.Name) && !slices.Contains(hosts, h.Name) {
+				in = append(in, e.MAC.String()+" on "+h.Name)
+			}
+		}
+	}
+	return in
 }
 
 // subnetOf is the index of the subnet in which a port may have ad, or -1.

@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"culvert/internal/api"
 	"culvert/internal/overlay"
 )
 
@@ -77,9 +78,12 @@ func TestWhoIsToldOfANetwork(t *testing.T) {
 				if x := r.c.View().Named(overlay.KindNetwork, overlay.UID{0xd}, name); x != nil {
 					d.Network.Hosts = slices.Clone(x.Rec.(*overlay.Network).Hosts)
 				}
-				if h := rapid.SampledFrom(hosts).Draw(rt, "host"); !slices.Contains(d.Network.Hosts, h) {
+				switch h := rapid.SampledFrom(hosts).Draw(rt, "host"); {
+				case !slices.Contains(d.Network.Hosts, h):
 					d.Network.Hosts = append(d.Network.Hosts, h)
 					slices.Sort(d.Network.Hosts)
+				case len(d.Network.Hosts) > 1:
+					d.Network.Hosts = slices.DeleteFunc(d.Network.Hosts, func(x string) bool { return x == h })
 				}
 				r.put(ModeApply, d)
 			case 3, 4:
@@ -195,5 +199,31 @@ func TestAChangeIsAwaitedOfWhoIsToldOfIt(t *testing.T) {
 	slices.Sort(names)
 	if !slices.Equal(names, []string{"h1", "h2"}) {
 		t.Errorf("the change is awaited of %v, want h1 and h2", names)
+	}
+}
+
+// TestAHostIsTakenOffANetwork: not while it has endpoints of it, or expects one.
+func TestAHostIsTakenOffANetwork(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h1, s1 := r.attach("h1")
+	h2, s2 := r.attach("h2")
+	on := func(hosts ...string) overlay.Doc {
+		d := network("blue", "10.0.0.0/24")
+		d.Network.Hosts = hosts
+		return d
+	}
+	p := r.portOf(r.must(ModeCreate, on("h1", "h2"), port("p1", "blue", "10.0.0.5")), 1)
+	r.claim(h2, s2, p, overlay.Rev{}, false)
+	if x := r.put(ModeSet, on("h1")); x.Refusal == nil || x.Refusal.Code() != api.CodeHostInUse || !slices.Equal(x.Refusal.PB().GetItems(), []string{p.MAC.String() + " on h2"}) {
+		t.Errorf("a host with an endpoint: %v", x.Refusal)
+	}
+	r.claim(h1, s1, p, r.rev(p), false)
+	r.expects(h2, s2, p, r.rev(p), false)
+	r.refused(api.CodeHostInUse, r.put(ModeSet, on("h1")))
+	r.expects(h2, s2, p, r.rev(p), true)
+	r.must(ModeSet, on("h1"))
+	if got := r.net("blue").Hosts; !slices.Equal(got, []string{"h1"}) {
+		t.Errorf("it selects %v", got)
 	}
 }
