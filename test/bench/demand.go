@@ -64,7 +64,8 @@ type asker struct {
 	vni                overlay.VNI
 	subnet             string // its first two bytes
 	guest              *machine
-	first, again       sample // ms until the answer came, of the first packet and of the next
+	met                []*machine // that it sent to: a namespace that goes holds the lock of all links
+	first, again       sample     // ms until the answer came, of the first packet and of the next
 	lost               int
 }
 
@@ -88,7 +89,11 @@ func firstPackets(ctx context.Context, o options, out *printer) (err error) {
 		if a.guest, err = w.born(ctx, a, 0, w.places[0]); err != nil {
 			return err
 		}
-		defer a.guest.close()
+		defer func() {
+			for _, m := range append(a.met, a.guest) {
+				err = errors.Join(err, m.close())
+			}
+		}()
 	}
 	n := min(firsts, max(11, o.samples*firsts/200))
 	for i := range n + 1 {
@@ -116,7 +121,8 @@ func firstPackets(ctx context.Context, o options, out *printer) (err error) {
 	return nil
 }
 
-// born makes a guest with a declared port and waits until it is up.
+// born makes a guest with a declared port and waits until it is up, and all hosts
+// hold what they hold of it.
 func (w *world) born(ctx context.Context, a *asker, i int, p *place) (*machine, error) {
 	e := endpoint{
 		Name: fmt.Sprintf("%s%d", a.name, i), MAC: overlay.MAC{0x52, 0x54, 0x46, byte(a.vni), byte(i >> 8), byte(i)},
@@ -134,10 +140,20 @@ func (w *world) born(ctx context.Context, a *asker, i int, p *place) (*machine, 
 	if err != nil {
 		return nil, err
 	}
+	up := ""
 	err = await(ctx, func() (bool, error) {
 		l, err := w.api.List(ctx, &culvertv1.ListRequest{Kind: "port", Tenant: api.DefaultTenant, Name: e.Name})
-		return err == nil && len(l.GetItems()) == 1 && l.GetItems()[0].GetPort().GetStatus().GetState() == "up", err
+		if err == nil && len(l.GetItems()) == 1 && l.GetItems()[0].GetPort().GetStatus().GetState() == "up" {
+			up = l.GetRevision()
+		}
+		return up != "", err
 	})
+	if err == nil {
+		err = await(ctx, func() (bool, error) {
+			r, err := w.api.Wait(ctx, &culvertv1.WaitRequest{Revision: up, TimeoutSeconds: 10})
+			return r.GetDone(), err
+		})
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("port %s is not up: %w", e.Name, err), m.close())
 	}
@@ -145,12 +161,12 @@ func (w *world) born(ctx context.Context, a *asker, i int, p *place) (*machine, 
 }
 
 // askFirst measures one first packet; the 0th warms up.
-func (w *world) askFirst(ctx context.Context, a *asker, i int) (err error) {
+func (w *world) askFirst(ctx context.Context, a *asker, i int) error {
 	to, err := w.born(ctx, a, i+1, w.places[1])
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, to.close()) }()
+	a.met = append(a.met, to)
 	first, again, err := twice(a.guest, to, nil)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -249,13 +265,13 @@ func firstByRetry(ctx context.Context, out *printer) (err error) {
 		if err := errors.Join(places[0].forget(ends[1], vtep(2)), ends[0].unlearn(ends[1].addr)); err != nil {
 			return err
 		}
-		heard, err := packetSocket(places[0].fd, missVXLAN, unix.ETH_P_ARP)
+		heard, err := packetSocket(places[0].fd, "missing", unix.ETH_P_ALL)
 		if err != nil {
 			return err
 		}
 		first, again, err := twice(ends[0], ends[1], func() error {
-			if _, err := unix.Read(heard, make([]byte, 64)); err != nil {
-				return fmt.Errorf("hear the question: %w", err)
+			if err := hearQuestion(heard); err != nil {
+				return err
 			}
 			return places[0].knows(ends[1], vtep(2))
 		})
@@ -266,6 +282,23 @@ func firstByRetry(ctx context.Context, out *printer) (err error) {
 		added = added.addTime(first - again)
 	}
 	return out.figure(newFigure("first packet, by the guest's retry", "ms", 2, 0, added, bound{}))
+}
+
+// hearQuestion waits for an ARP frame. Only who hears all sees what a bridge's
+// port receives.
+func hearQuestion(sock int) error {
+	if err := unix.SetsockoptTimeval(sock, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
+		return fmt.Errorf("hear the question: %w", err)
+	}
+	for b := make([]byte, 64); ; {
+		n, err := unix.Read(sock, b)
+		if err != nil {
+			return fmt.Errorf("hear the question: %w", err)
+		}
+		if n >= 14 && b[12] == 0x08 && b[13] == 0x06 {
+			return nil
+		}
+	}
 }
 
 const missVXLAN = "vxmiss"
@@ -292,7 +325,7 @@ func makeMissing(p *place, local netip.Addr) error {
 // missEntries are those by which a host reaches a guest elsewhere.
 func (p *place) missEntries(m *machine, at netip.Addr) (fdb, neigh *netlink.Neigh) {
 	dev := p.index(missVXLAN)
-	fdb = &netlink.Neigh{LinkIndex: dev, Family: unix.AF_BRIDGE, State: unix.NUD_NOARP, Flags: unix.NTF_SELF, IP: at.AsSlice(), HardwareAddr: hardware(m.mac)}
+	fdb = &netlink.Neigh{LinkIndex: dev, Family: unix.AF_BRIDGE, State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF, IP: at.AsSlice(), HardwareAddr: hardware(m.mac)}
 	neigh = &netlink.Neigh{LinkIndex: dev, Family: unix.AF_INET, State: unix.NUD_PERMANENT, IP: m.addr.AsSlice(), HardwareAddr: hardware(m.mac)}
 	return fdb, neigh
 }
