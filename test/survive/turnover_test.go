@@ -109,6 +109,9 @@ func crowdRows(all []member, host int) []string {
 			for _, a := range m.ips {
 				rows = append(rows, fmt.Sprintf("own %s at %s", a, m.dev))
 			}
+			for _, a := range []string{"10.1.0.1", "2001:db8:1::1", overlay.EUI64LinkLocal(overlay.ServerMAC).String()} { // the hosts'
+				rows = append(rows, fmt.Sprintf("own %s at %s", a, m.dev))
+			}
 			continue
 		}
 		rows = append(rows, fmt.Sprintf("bridge %s away", m.mac), fmt.Sprintf("fdb %s %s", m.mac, at), fmt.Sprintf("source %s %s", m.mac, at))

@@ -18,6 +18,7 @@ import (
 
 	"culvert/internal/api/culvertv1"
 	"culvert/internal/lab"
+	"culvert/internal/overlay"
 )
 
 // fleet is a lab of three hosts with VMs in one network, and where they are:
@@ -80,8 +81,15 @@ func (f *fleet) rows(host string) []string {
 		mac := fmt.Sprintf("%d %s", v.VNI, v.MAC)
 		if v.Host == host {
 			rows = append(rows, "master "+mac+" dev here static,sticky", "port here mac "+v.MAC)
+			hosts := map[netip.Addr]bool{} // that hosts have towards it: the gateways are the first of their subnets
 			for _, a := range v.Addresses {
 				rows = append(rows, "own here "+a.Addr().String())
+				if hosts[a.Masked().Addr().Next()] = true; a.Addr().Is6() {
+					hosts[overlay.EUI64LinkLocal(overlay.ServerMAC)] = true
+				}
+			}
+			for a := range hosts { // order-free: sorted below
+				rows = append(rows, "own here "+a.String()+" router")
 			}
 			continue
 		}
