@@ -63,7 +63,8 @@ type topology struct {
 
 type topoNetwork struct {
 	tenant, name, domain string
-	octet                int // of its subnets
+	octet                int  // of its subnets
+	demand               bool // it is told on demand
 }
 
 type topoPolicy struct {
@@ -85,10 +86,10 @@ func newTopology(t *testing.T, seed uint64) *topology {
 	for _, d := range []struct{ tenant, name string }{{"default", "east"}, {"other", "west"}} {
 		w.must("domain", "create", d.tenant+"/"+d.name)
 		for i := range 2 + w.rnd.IntN(2) {
-			w.addNetwork(topoNetwork{d.tenant, fmt.Sprintf("n%d", i+1), d.name, i + 1})
+			w.addNetwork(topoNetwork{d.tenant, fmt.Sprintf("n%d", i+1), d.name, i + 1, false})
 		}
 	}
-	w.addNetwork(topoNetwork{"default", "lone", "", 9})
+	w.addNetwork(topoNetwork{"default", "lone", "", 9, false})
 	for i := range w.networks {
 		w.addVM(i)
 	}
@@ -111,7 +112,7 @@ func (w *topology) addNetwork(n topoNetwork) {
 	if n.domain != "" {
 		args = append(args, "--domain", n.domain)
 	}
-	if w.rnd.IntN(2) == 0 {
+	if n.demand = w.rnd.IntN(2) == 0; n.demand {
 		args = append(args, "--distribution", "on-demand")
 	}
 	w.log("network %s", strings.Join(args[2:], " "))
@@ -157,7 +158,8 @@ func (w *topology) addPolicy() {
 func (w *topology) change() {
 	switch i := w.rnd.IntN(len(w.vms)); w.rnd.IntN(6) {
 	case 5:
-		n, mode := w.networks[w.rnd.IntN(len(w.networks))], []string{"push", "on-demand"}[w.rnd.IntN(2)]
+		n, mode := &w.networks[w.rnd.IntN(len(w.networks))], []string{"push", "on-demand"}[w.rnd.IntN(2)]
+		n.demand = mode == "on-demand"
 		w.log("network %s/%s is %s", n.tenant, n.name, mode)
 		w.must("network", "set", n.tenant+"/"+n.name, "--distribution", mode)
 	case 0:
@@ -206,8 +208,8 @@ func (w *topology) opens(from, to int) bool {
 }
 
 // check compares who reaches whom with who may: a ping has to get there and back.
-// Between networks on demand the first packet each way is what has the other end
-// asked for, and is lost.
+// To another network that is told on demand the first packet is what has the other
+// end asked for, and is lost, each way: there more than two are sent.
 func (w *topology) check(when string) {
 	w.t.Helper()
 	w.await(20*time.Second, "all hosts are exact", func() error { _, err := w.run("status"); return err })
@@ -220,9 +222,14 @@ func (w *topology) check(when string) {
 
 func (w *topology) checkFrom(from topoVM, when string) {
 	// Tenants may have the same addresses: who has one and may be reached answers.
-	want := map[string]bool{}
+	want, pings := map[string]bool{}, map[string]int{}
 	for _, to := range w.vms {
 		if to.name != from.name {
+			n := 2
+			if to.network != from.network && (w.networks[to.network].demand || w.networks[from.network].demand) {
+				n = 5
+			}
+			pings[to.v4], pings[to.v6] = max(n, pings[to.v4]), max(n, pings[to.v6])
 			both := w.opens(from.network, to.network) && w.opens(to.network, from.network)
 			want[to.v4], want[to.v6] = want[to.v4] || both, want[to.v6] || both
 		}
@@ -231,7 +238,7 @@ func (w *topology) checkFrom(from topoVM, when string) {
 	delete(want, from.v6)
 	var script strings.Builder
 	for a := range want {
-		fmt.Fprintf(&script, "ping -q -n -c 5 -i 0.3 -W 1 %s >/dev/null 2>&1 && echo %s &\n", a, a)
+		fmt.Fprintf(&script, "ping -q -n -c %d -i 0.3 -W 1 %s >/dev/null 2>&1 && echo %s &\n", pings[a], a, a)
 	}
 	out, err := w.in(from.name, "sh", "-c", script.String()+"wait")
 	if err != nil {
