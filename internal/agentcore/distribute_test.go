@@ -219,6 +219,33 @@ func TestAJournalThatIsWrittenAnewAmidAPass(t *testing.T) {
 	}
 }
 
+// TestTheSumsOfAJournal: those of what was told on demand are not compared, for
+// what was given up between is not in it; all others are, and in a session all.
+func TestTheSumsOfAJournal(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"", "ondemand"} {
+		r, _ := quiet(t, mode)
+		known := r.c.Known()
+		r.blind()
+		for _, it := range known {
+			r.c.Step(r.now, it)
+		}
+		n := r.c.nets[netUID("n1")]
+		end := End{Network: n.uid, Sent: n.log.sent, OnDemand: mode != ""}
+		for i, want := range []bool{mode == "", true} { // replaying, then in a session
+			if i == 1 {
+				r.c.Step(r.now, Connected{Session: 7})
+			}
+			before := r.c.Stats().SumWrong
+			r.c.Step(r.now, Items{Ends: []End{end}})
+			if got := r.c.Stats().SumWrong != before; got != want || n.log.wantFull != want {
+				t.Errorf("%q, step %d: the sum is wrong %t, all is wanted %t; want %t", mode, i, got, n.log.wantFull, want)
+			}
+		}
+		r.c.stats.SumWrong = 0 // as it was to be
+	}
+}
+
 // TestEachSessionIsToldAllWants: to a manager that knows none.
 func TestEachSessionIsToldAllWants(t *testing.T) {
 	t.Parallel()

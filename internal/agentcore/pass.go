@@ -45,45 +45,54 @@ func (c *Core) logEnd(e End) {
 		}
 		l.named, l.complete, l.partial = nil, true, e.OnDemand
 	}
-	if n == nil {
-		c.fleetHeard = c.fleetHeard || c.session != 0
-		c.gatewaysAt++
-	}
 	if l.sent.Less(e.Sent) {
 		l.sent = e.Sent
 	}
 	if n == nil || l.partial == n.onDemand() { // else it is wanted anew in the other mode
 		delete(c.behind, e.Network)
 	}
-	if n != nil {
-		c.owesLess(n)
+	if n == nil {
+		c.fleetEnded(e.Full)
+	} else {
+		c.netEnded(n, e, was)
 	}
-	if n != nil {
-		c.ended(n, was)
-		if l.sum != e.Sum {
-			c.stats.SumWrong++
-			l.wantFull, l.named = true, nil
-			n.told = false
-			c.behind[n.uid] = true
-			return
-		}
-		if e.Full { // what was left alone until now may be looked at
-			n.needRead, n.heard = n.tablesRead || len(n.taps) > 0, false
-			for _, idx := range sortedTaps(n.taps) {
-				if t := n.taps[idx]; t.pending && t.state == hoststate.StateForwarding {
-					c.tapUp(n, t)
-				}
-				c.weigh(n, n.taps[idx])
-			}
-			c.touch(n)
-		}
-		return
-	}
-	if e.Full {
+}
+
+// fleetEnded goes on after a pass over the fleet's log.
+func (c *Core) fleetEnded(full bool) {
+	c.fleetHeard = c.fleetHeard || c.session != 0
+	c.gatewaysAt++
+	if full {
 		for _, n := range c.sortedNets() {
 			c.touch(n)
 		}
 		c.wantLinks()
+	}
+}
+
+// netEnded goes on after a pass over a network's log. was: it was told on demand
+// before. A journal says not what was asked for and given up, and so the sums of
+// what was told on demand mean nothing in it: each session tells that whole.
+func (c *Core) netEnded(n *network, e End, was bool) {
+	l := &n.log
+	c.owesLess(n)
+	c.ended(n, was)
+	if l.sum != e.Sum && (c.session != 0 || !e.OnDemand) {
+		c.stats.SumWrong++
+		l.wantFull, l.named = true, nil
+		n.told = false
+		c.behind[n.uid] = true
+		return
+	}
+	if e.Full { // what was left alone until now may be looked at
+		n.needRead, n.heard = n.tablesRead || len(n.taps) > 0, false
+		for _, idx := range sortedTaps(n.taps) {
+			if t := n.taps[idx]; t.pending && t.state == hoststate.StateForwarding {
+				c.tapUp(n, t)
+			}
+			c.weigh(n, n.taps[idx])
+		}
+		c.touch(n)
 	}
 }
 
