@@ -63,15 +63,17 @@ func (c *Core) membersTold(changes []overlay.Member) {
 	}
 }
 
-// allMembers takes it that those told since a pass began are all. Who they are
-// is kept while another mode comes into force.
+// allMembers takes it that those told since a pass began are all: another mode
+// may have come into force since, and taken them away. Who they are is kept while
+// another mode comes into force.
 func (c *Core) allMembers(n *network) {
-	if n.gather == nil || !n.log.partial {
-		n.gather = nil
+	told := n.gather
+	n.gather = nil
+	if told == nil || !n.log.partial {
 		return
 	}
-	maps.DeleteFunc(n.members, func(h overlay.UID, _ bool) bool { return !n.gather[h] })
-	n.gather = nil
+	maps.DeleteFunc(told, func(_ overlay.UID, is bool) bool { return !is })
+	n.members = told
 	c.relist(n)
 }
 

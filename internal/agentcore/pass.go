@@ -76,6 +76,9 @@ func (c *Core) fleetEnded(full bool) {
 func (c *Core) netEnded(n *network, e End, was bool) {
 	l := &n.log
 	c.owesLess(n)
+	if e.Full {
+		c.allMembers(n)
+	}
 	c.ended(n, was)
 	if l.sum != e.Sum && (c.session != 0 || !e.OnDemand) {
 		c.stats.SumWrong++
@@ -146,7 +149,6 @@ func sortedUIDs[V any](m map[overlay.UID]V) []overlay.UID {
 // ended goes on with what waited for the end of a pass. was: the log was told on
 // demand before it.
 func (c *Core) ended(n *network, was bool) {
-	c.allMembers(n)
 	if !n.wanting() {
 		n.forgetWants()
 	}
