@@ -74,6 +74,7 @@ type Core struct {
 	quaran   []overlay.UID // tombstones of networks whose VNI is held, in order of deletion
 	deferred []hostClaim
 	pruning  map[overlay.UID]bool // networks whose tombstones are being thrown away
+	floor    overlay.Rev          // of the fleet's log, in the store or on its way there
 	stats    Stats
 
 	pulses             map[overlay.UID]*pulse
@@ -312,6 +313,8 @@ func (c *Core) adopt(r StoredRecord) {
 		l := c.fleet
 		if !rec.Network.IsZero() {
 			l = c.net(rec.Network)
+		} else if c.floor.Less(rec.Rev) {
+			c.floor = rec.Rev
 		}
 		if l.Floor.Less(rec.Rev) {
 			l.Floor = rec.Rev

@@ -398,4 +398,9 @@ func TestADeletedNetworksVNIWaitsForEveryHost(t *testing.T) {
 			t.Errorf("the store still has %v", k)
 		}
 	}
+	floor := r.c.View().Fleet.Floor
+	r.load() // and the next manager tells all to who heard only of what was before
+	if got := r.c.View().Fleet.Floor; floor.IsZero() || got != floor {
+		t.Errorf("the fleet's log has floor %v after a load, and had %v", got, floor)
+	}
 }

@@ -151,21 +151,15 @@ func (c *Core) candidatesOf(rev overlay.Rev) (names []string) {
 	return names
 }
 
-// forgetGateways deletes the tombstones of gateways. Whoever has not heard of
-// one is below the log's floor, and is told everything anew.
+// forgetGateways deletes the tombstones of gateways.
 func (c *Core) forgetGateways() {
 	t := c.begin()
-	var floor overlay.Rev
 	for it := range c.fleet.Keys() {
 		if w := c.rows[it.Key]; it.Key.Kind == overlay.KindGateway && w != nil && w.gone && w.busy == 0 {
-			t.purge(it.Key)
-			if floor.Less(it.Rev) {
-				floor = it.Rev
-			}
+			c.purgeFleet(t, it.Key)
 		}
 	}
 	if !t.empty() {
-		t.put(&overlay.Floor{Rev: floor})
 		t.commit(nil, nil)
 	}
 }

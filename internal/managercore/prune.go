@@ -38,6 +38,17 @@ func (c *Core) prune(network overlay.UID) {
 	t.commit(func(overlay.Rev) { delete(c.pruning, network) }, nil)
 }
 
+// purgeFleet throws away a tombstone of the fleet's log, and commits the log's
+// floor with that: an agent that has not heard of it, or that lost what it knew
+// and heard an older store, is told everything anew, by later managers too.
+func (c *Core) purgeFleet(t *tx, k Key) {
+	t.purge(k)
+	if it := c.fleet.Get(k); it != nil && c.floor.Less(it.Rev) {
+		c.floor = it.Rev
+		t.put(&overlay.Floor{Rev: it.Rev})
+	}
+}
+
 // unreadKind reports whether no agent reads records of the kind: nobody needs
 // their tombstones.
 func unreadKind(k overlay.Kind) bool {

@@ -219,7 +219,7 @@ func (c *Core) freeQuarantine() {
 			continue
 		}
 		t := c.begin()
-		t.purge(k)
+		c.purgeFleet(t, k)
 		t.purge(Key{Kind: overlay.KindFloor, UID: uid})
 		t.commit(nil, nil)
 		c.stats.Released++
