@@ -24,35 +24,48 @@ type lookup struct {
 	membersAt overlay.Rev
 }
 
-type atHost struct {
-	host overlay.UID
-	it   *Item
+// keyed is an item under one of the things that lead to it.
+type keyed[K comparing[K]] struct {
+	by K
+	it *Item
 }
 
-func (a atHost) compare(b atHost) int {
-	if c := a.host.Compare(b.host); c != 0 {
+type comparing[K any] interface {
+	comparable
+	Compare(K) int
+}
+
+type (
+	atHost = keyed[overlay.UID]
+	atAddr = keyed[netip.Addr]
+)
+
+func (a keyed[K]) compare(b keyed[K]) int {
+	if c := a.by.Compare(b.by); c != 0 {
 		return c
 	}
 	return a.it.Key.Compare(b.it.Key)
 }
 
-type atAddr struct {
-	addr netip.Addr
-	it   *Item
+func newKeyed[K comparing[K]]() *btree.BTreeG[keyed[K]] {
+	return btree.NewBTreeGOptions(func(a, b keyed[K]) bool { return a.compare(b) < 0 }, btree.Options{NoLocks: true})
 }
 
-func (a atAddr) compare(b atAddr) int {
-	if c := a.addr.Compare(b.addr); c != 0 {
-		return c
-	}
-	return a.it.Key.Compare(b.it.Key)
+// under yields what is under k, by key.
+func under[K comparing[K]](t *btree.BTreeG[keyed[K]], k K, yield func(*Item)) {
+	t.Ascend(keyed[K]{k, &Item{}}, func(a keyed[K]) bool {
+		if a.by == k {
+			yield(a.it)
+		}
+		return a.by == k
+	})
 }
 
 func newLookup() *lookup {
 	opts := btree.Options{NoLocks: true}
 	return &lookup{
-		hosts: btree.NewBTreeGOptions(func(a, b atHost) bool { return a.compare(b) < 0 }, opts),
-		addrs: btree.NewBTreeGOptions(func(a, b atAddr) bool { return a.compare(b) < 0 }, opts),
+		hosts: newKeyed[overlay.UID](),
+		addrs: newKeyed[netip.Addr](),
 		macs: btree.NewBTreeGOptions(func(a, b *Item) bool {
 			m, n := a.Rec.(*overlay.Port).MAC, b.Rec.(*overlay.Port).MAC
 			if m != n {
@@ -204,12 +217,7 @@ func (x *lookup) fill(l *Log, at overlay.Rev) {
 
 // ofHost yields the endpoints that a host is to know unasked, by MAC.
 func (x *lookup) ofHost(host overlay.UID, yield func(*Item)) {
-	x.hosts.Ascend(atHost{host, &Item{}}, func(at atHost) bool {
-		if at.host == host {
-			yield(at.it)
-		}
-		return at.host == host
-	})
+	under(x.hosts, host, yield)
 }
 
 // meets yields what w names of the log.
@@ -223,12 +231,7 @@ func (l *Log) meets(w overlay.Want, yield func(*Item)) {
 	}
 	switch {
 	case w.Address.IsValid():
-		l.found.addrs.Ascend(atAddr{w.Address, &Item{}}, func(at atAddr) bool {
-			if at.addr == w.Address {
-				yield(at.it)
-			}
-			return at.addr == w.Address
-		})
+		under(l.found.addrs, w.Address, yield)
 	case w.Name != "":
 		l.found.names.Ascend(&Item{Rec: &overlay.Port{Meta: overlay.Meta{Name: w.Name}}}, port)
 	default:
