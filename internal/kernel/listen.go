@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"context"
-	"time"
 
 	"culvert/internal/hoststate"
 )
@@ -12,21 +11,11 @@ import (
 // listened, during a restart for instance, is handed out first, as far as the
 // ring held it. f must not call Close.
 func (k *Kernel) Listen(ctx context.Context, f func(hoststate.Heard)) error {
-	for pause := reopenMin; ctx.Err() == nil; pause = min(2*pause, reopenMax) {
+	return k.again(ctx, "frames", func() error {
 		set, err := k.programs()
-		if err == nil {
-			err = set.Listen(ctx, f)
+		if err != nil {
+			return err
 		}
-		if ctx.Err() != nil {
-			break
-		}
-		k.log.Warn("frames interrupted, listening anew", "err", err, "in", pause)
-		t := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		}
-		t.Stop()
-	}
-	return ctx.Err()
+		return set.Listen(ctx, f)
+	})
 }

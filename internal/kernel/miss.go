@@ -42,20 +42,7 @@ func (k *Kernel) MissesLost() (over, overflows uint64) {
 // only while such a network is served spares the host the misses of all others.
 // f must not call Close.
 func (k *Kernel) Misses(ctx context.Context, f func(hoststate.Miss)) error {
-	for pause := reopenMin; ctx.Err() == nil; pause = min(2*pause, reopenMax) {
-		err := k.missesOnce(ctx, f)
-		if ctx.Err() != nil {
-			break
-		}
-		k.log.Warn("misses interrupted, listening anew", "err", err, "in", pause)
-		t := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		}
-		t.Stop()
-	}
-	return ctx.Err()
+	return k.again(ctx, "misses", func() error { return k.missesOnce(ctx, f) })
 }
 
 // missesOnce runs until the socket fails or ctx ends. A socket that overflowed

@@ -36,21 +36,33 @@ const (
 // Own writes ring where the kernel cannot tell the writer (both FDBs), and do
 // not where it can (neighbours, set elements). ring must not call Close.
 func (k *Kernel) Watch(ctx context.Context, ring func(hoststate.Doorbell)) error {
+	return k.again(ctx, "kernel events", func() error {
+		err := k.watchOnce(ctx, ring)
+		if errors.Is(err, unix.ENOBUFS) && ctx.Err() == nil {
+			k.log.Info("kernel events overflowed, listening anew")
+			return nil
+		}
+		return err
+	})
+}
+
+// again calls listen until ctx ends, and then returns ctx.Err(). After an error
+// it waits first, longer each time unless what it called lasted.
+func (k *Kernel) again(ctx context.Context, what string, listen func() error) error {
 	pause := reopenMin
 	for ctx.Err() == nil {
 		opened := time.Now()
-		err := k.watchOnce(ctx, ring)
+		err := listen()
 		if ctx.Err() != nil {
 			break
 		}
 		if time.Since(opened) > reopenMax {
 			pause = reopenMin
 		}
-		if errors.Is(err, unix.ENOBUFS) {
-			k.log.Info("kernel events overflowed, listening anew")
+		if err == nil {
 			continue
 		}
-		k.log.Warn("kernel events interrupted, listening anew", "err", err, "in", pause)
+		k.log.Warn("interrupted, listening anew", "to", what, "err", err, "in", pause)
 		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
