@@ -246,6 +246,29 @@ func TestTheSumsOfAJournal(t *testing.T) {
 	}
 }
 
+// TestMembersAreThoseOfThePass: though the tables left the mode of the pass
+// before in the midst of it, and though a part of that one ended in it.
+func TestMembersAreThoseOfThePass(t *testing.T) {
+	t.Parallel()
+	r, s := quiet(t, "ondemand")
+	before := r.dump()
+	pass := Items{Begins: []overlay.UID{netUID("n1")}, Members: []overlay.Member{{Network: netUID("n1"), Host: hostUID("h2")}}}
+	for _, it := range s.told {
+		pass.Items = append(pass.Items, it)
+	}
+	r.c.Step(r.now, pass)
+	r.c.nets[netUID("n1")].members = nil
+	var part, end Items
+	s.end(&part, false)
+	r.c.Step(r.now, part)
+	s.end(&end, true)
+	end.Members = []overlay.Member{{Network: netUID("n1"), Host: hostUID("h3")}}
+	r.step(end)
+	if got := r.dump(); got != before {
+		t.Errorf("the kernel holds\n%s\nand held\n%s", got, before)
+	}
+}
+
 // TestEachSessionIsToldAllWants: to a manager that knows none.
 func TestEachSessionIsToldAllWants(t *testing.T) {
 	t.Parallel()
